@@ -1,0 +1,45 @@
+"""Random keys that belong to an example's place in the global batch.
+
+Every random number drawn for an example (noise, re-initialisation, augmentation) comes from a key folded with that
+example's global index. The same example therefore sees the same random numbers on one device and on many.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def for_examples(key: Array, count: int, first: int | Array = 0) -> Array:
+    """Keys of the examples `first, …, first + count - 1` of a global batch.
+
+    Args:
+      key: one PRNG key, the same on every device.
+      count: examples on this device.
+      first: global index of this device's first example.
+
+    Returns:
+      [count] keys.
+    """
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
+
+
+def of_batch(key: Array, batch_size: int) -> Array:
+    """One key per example, from either one key or an array of keys that already is one per example.
+
+    Args:
+      key: a PRNG key (typed or a legacy uint32 pair), or [batch_size] typed keys.
+
+    Returns:
+      [batch_size] typed keys; a single key is folded with the example's index, as by `for_examples(key, batch_size)`.
+
+    Raises:
+      ValueError: `key` is an array of keys whose shape is not [batch_size].
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.shape == ():
+        return for_examples(key, batch_size)
+    if key.shape != (batch_size,):
+        raise ValueError(f"key must be one PRNG key or one per example, [{batch_size}], not of shape {key.shape}")
+    return key
