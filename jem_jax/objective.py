@@ -79,14 +79,16 @@ def joint_loss(logits: Logits, labels: Array, weights: Weights) -> tuple[Array, 
     }
     loss = weights.p_y_given_x * terms["cross_entropy"]
     if weights.needs_negatives:
-        assert logits.data is not None and logits.negatives is not None
+        if logits.data is None or logits.negatives is None:
+            raise ValueError("these weights need logits of data and of negatives")
         data, negatives = energy.log_density(logits.data), energy.log_density(logits.negatives)
         loss += weights.p_x * contrast(data, negatives)
         if weights.energy_l2:
             loss += weights.energy_l2 * (jnp.mean(data**2) + jnp.mean(negatives**2))
         terms |= {"log_px_data": jnp.mean(data), "log_px_samples": jnp.mean(negatives)}
     if weights.needs_conditional_negatives:
-        assert logits.conditional_negatives is not None
+        if logits.conditional_negatives is None:
+            raise ValueError("these weights need logits of conditional negatives")
         terms["contrast_xy"] = contrast(
             energy.joint_log_density(logits.labelled, labels),
             energy.joint_log_density(logits.conditional_negatives, labels),

@@ -84,7 +84,7 @@ def draw(key: Array, buffer: Array, fresh: Array, *, reinit_prob: float, labels:
     return Draw(jnp.where(again.reshape(-1, *(1,) * (fresh.ndim - 1)), fresh.astype(buffer.dtype), kept), slots)
 
 
-def write(buffer: Array, slots: Array, x: Array, *, labels: Array | None = None) -> Array:
+def write(buffer: Array, slots: Array, x: Array, *, labels: Array | None = None, discard: Array | None = None) -> Array:
     """The buffer with the chains' ends put into the slots they were drawn from.
 
     Args:
@@ -92,13 +92,16 @@ def write(buffer: Array, slots: Array, x: Array, *, labels: Array | None = None)
       slots: [B] distinct, as `draw` gave them.
       x: [B, ...].
       labels: as in `draw`.
+      discard: [] bool; where true the buffer stays as it was, at the cost of a gather rather than a copy.
 
     Returns:
       [S, C, ...].
     """
-    return buffer.at[slots, _classes(buffer, labels)].set(
-        x.astype(buffer.dtype), indices_are_sorted=True, unique_indices=True
-    )
+    classes = _classes(buffer, labels)
+    x = x.astype(buffer.dtype)
+    if discard is not None:
+        x = jnp.where(discard, buffer[slots, classes], x)
+    return buffer.at[slots, classes].set(x, indices_are_sorted=True, unique_indices=True)
 
 
 def _slots(example_keys: Array, num_slots: int, batch_size: int) -> Array:

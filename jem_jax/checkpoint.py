@@ -1,0 +1,225 @@
+"""Checkpoints: Orbax writes them, a SHA-256 manifest says that what is read back is what was written.
+
+Orbax commits a checkpoint atomically but does not notice a byte that changed afterwards. A manifest of every file's
+hash is therefore written after the commit and checked before a restore; a checkpoint without one was never finished.
+
+The tree that is kept holds plain host arrays and the replay buffer whole [S, C, H, W, channels], so that any number of
+devices or processes can read it.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jem_jax.errors import UserError
+
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint that was read back."""
+
+    step: int
+    tree: Any
+    note: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run in one directory, each under its step; saved in the background.
+
+    Args:
+      directory: made if missing.
+      keep: how many of the last are kept.
+      writes: whether this process writes manifests (the first one does).
+    """
+
+    def __init__(self, directory: Path, keep: int, writes: bool = True) -> None:
+        self._directory, self._writes = directory, writes
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._finishing: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, step: int, tree: Any, note: dict[str, Any]) -> None:
+        """Starts to save; the arrays may be donated or overwritten afterwards.
+
+        Args:
+          step: the checkpoint's name.
+          tree: nested dicts of arrays.
+          note: JSON beside it.
+
+        Raises:
+          UserError: this save, or the one before, could not be written.
+        """
+        self.finish()
+        if step in self._manager.all_steps():
+            return
+        arguments = ocp.args.Composite(tree=ocp.args.StandardSave(tree), note=ocp.args.JsonSave(note))
+        try:
+            self._manager.save(step, args=arguments, force=True)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._finishing = threading.Thread(target=self._finish, args=(step,), name="checkpoint-manifest")
+        self._finishing.start()
+
+    def finish(self) -> None:
+        """Waits until what was saved is whole.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        if self._finishing is not None:
+            self._finishing.join()
+            self._finishing = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        """Finishes, and frees Orbax's threads."""
+        try:
+            self.finish()
+        finally:
+            self._manager.close()
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether all processes are to stop at this step, since one of them was told to (SIGTERM)."""
+        return bool(self._manager.reached_preemption(step))
+
+    def _finish(self, step: int) -> None:
+        try:
+            self._manager.wait_until_finished()
+            if self._writes:
+                _write_manifest(self._directory / str(step))
+        except BaseException as error:
+            self._error = error
+
+    def _failed(self, error: BaseException) -> UserError:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return UserError(f"no checkpoint could be written to {self._directory} ({reason}); earlier ones are kept")
+
+
+def restore(directory: Path, template: Any, step: int | None = None) -> Restored:
+    """Reads a checkpoint back as host arrays, after its manifest was checked.
+
+    Args:
+      directory: of the run's checkpoints.
+      template: a tree of the expected structure, of arrays or `ShapeDtypeStruct`s.
+      step: which; the newest finished one by default.
+
+    Raises:
+      UserError: there is none, it is damaged, or it holds another structure (a foreign checkpoint).
+    """
+    finished = steps(directory)
+    if not finished:
+        raise UserError(f"{directory} holds no finished checkpoint")
+    step = finished[-1] if step is None else step
+    path = directory / str(step)
+    fault = damage(path)
+    if fault:
+        raise UserError(f"checkpoint {path} is damaged: {fault}")
+    wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)
+    arguments = ocp.args.Composite(tree=ocp.args.StandardRestore(wanted), note=ocp.args.JsonRestore())
+    try:
+        with ocp.CheckpointManager(
+            directory.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)
+        ) as manager:
+            found = manager.restore(step, args=arguments)
+    except Exception as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"checkpoint {path} is not one of this run's network and buffer: {line}") from error
+    _check_shapes(path, wanted, found["tree"])
+    return Restored(step, found["tree"], found["note"])
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps of the finished checkpoints, in order."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and (path / _MANIFEST).exists())
+
+
+def unfinished(directory: Path) -> list[Path]:
+    """Checkpoints without a manifest: a run was cut off while it wrote them."""
+    if not directory.is_dir():
+        return []
+    return [path for path in directory.iterdir() if path.name.isdigit() and not (path / _MANIFEST).exists()]
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        expected = dict(manifest["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"its {_MANIFEST} cannot be read"
+    present = {str(file.relative_to(path)): file for file in _files(path)}
+    for name in sorted(expected.keys() | present.keys()):
+        if name not in present:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} does not belong to it"
+        if _sha256(present[name]) != expected[name]:
+            return f"{name} is not what was written"
+    return None
+
+
+def to_tree(state: Any) -> Any:
+    """A pytree of NamedTuples as nested dicts of host arrays, its PRNG keys as their uint32 data."""
+    return flax.serialization.to_state_dict(jax.tree.map(np.asarray, jax.device_get(_unwrapped(state))))
+
+
+def from_tree(template: Any, tree: Any) -> Any:
+    """The inverse of `to_tree`, into the structure of `template`."""
+    state = flax.serialization.from_state_dict(_unwrapped(template), tree)
+    return jax.tree.map(
+        lambda like, leaf: jax.random.wrap_key_data(leaf) if _is_key(like) else np.asarray(leaf), template, state
+    )
+
+
+def template_of(state: Any) -> Any:
+    """The tree that `to_tree` would give, as shapes alone."""
+    shapes = jax.eval_shape(_unwrapped, state)
+    return flax.serialization.to_state_dict(shapes)
+
+
+def _unwrapped(state: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _check_shapes(path: Path, wanted: Any, found: Any) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(wanted)
+    for (place, expected), leaf in zip(leaves, jax.tree.leaves(found), strict=True):
+        if expected.shape != leaf.shape:
+            name = jax.tree_util.keystr(place, simple=True, separator="/")
+            raise UserError(f"checkpoint {path} holds {name} of shape {leaf.shape}; this run's is {expected.shape}")
+
+
+def _files(path: Path) -> Iterator[Path]:
+    return (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != _MANIFEST)
+
+
+def _write_manifest(path: Path) -> None:
+    hashes = {str(file.relative_to(path)): _sha256(file) for file in _files(path)}
+    partial = path.parent / f".{path.name}.{_MANIFEST}"
+    partial.write_text(json.dumps({"sha256": hashes}, indent=1), encoding="utf-8")
+    partial.replace(path / _MANIFEST)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

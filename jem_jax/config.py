@@ -1,0 +1,243 @@
+"""Every setting there is: its default, its range and its meaning, in one place.
+
+`default()` gives an `ml_collections.ConfigDict` for config files and flags to override; `validate` turns such a
+ConfigDict into frozen dataclasses, or says in one line which key is wrong and what would be right. Functions of this
+package take the dataclasses.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_collections
+
+from jem_jax.errors import UserError
+from jem_jax.wide_resnet import NORMS
+
+
+def _setting(
+    default: Any,
+    meaning: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field with its range: low <= value <= high, value > above, or one of choices."""
+    metadata = {"meaning": meaning, "low": low, "above": above, "high": high, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learned from."""
+
+    name: str = _setting("digits", "data set")
+    pad: int = _setting(1, "augmentation: pad by so many pixels, then crop at random", low=0, high=64)
+    pad_mode: str = _setting("constant", "what is padded; constant is -1", choices=("constant", "reflect"))
+    flip: bool = _setting(False, "augmentation: mirror half of the images left to right")
+    input_noise: float = _setting(0.03, "standard deviation of Gaussian noise on training images", low=0, high=10)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network: a wide residual network, or any Flax module that gives logits."""
+
+    factory: str = _setting("", "package.module:function, called with num_classes, that returns a Flax module")
+    depth: int = _setting(10, "6n + 4", low=10, high=1000)
+    width: int = _setting(1, "widening factor", low=1, high=64)
+    norm: str = _setting("none", "norm layer", choices=NORMS)
+    dropout: float = _setting(0.0, "probability of dropping a unit while training", low=0, high=0.99)
+    dtype: str = _setting("float32", "precision of the network's computation", choices=("float32", "bfloat16"))
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """SGLD and the replay buffer."""
+
+    num_steps: int = _setting(20, "SGLD steps of an iteration, K", low=1, high=100_000)
+    step_size: float = _setting(1.0, "factor of the score in a step", above=0, high=1e6)
+    noise_std: float = _setting(0.01, "standard deviation of a step's noise", low=0, high=100)
+    reinit_prob: float = _setting(0.05, "probability that a chain starts afresh", low=0, high=1)
+    buffer_size: int = _setting(10_000, "chains in the replay buffer, all classes together", low=1, high=10**9)
+    grad_clip: float = _setting(0.0, "clip the score to ± this, element by element; 0: not at all", low=0, high=1e6)
+    clip_x: bool = _setting(False, "clip x to [-1, 1] after every step")
+    class_conditional: bool = _setting(False, "chains for p(x) draw a class and follow its logit")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights of the joint loss."""
+
+    p_x: float = _setting(1.0, "weight of log p(x); 0 with p_xy 0: a plain classifier", low=0, high=1e6)
+    p_y_given_x: float = _setting(1.0, "weight of log p(y | x), the cross-entropy", low=0, high=1e6)
+    p_xy: float = _setting(0.0, "weight of log p(x, y), the other factorisation", low=0, high=1e6)
+    energy_l2: float = _setting(0.0, "weight of the mean squared energies of data and samples", low=0, high=1e6)
+    share_batch: bool = _setting(False, "the labelled batch is the p(x) batch: one forward pass less")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """optax: the update rule and its schedule."""
+
+    name: str = _setting("adam", "update rule", choices=("adam", "sgd"))
+    learning_rate: float = _setting(1e-4, "after warm-up, before decay", above=0, high=100)
+    beta1: float = _setting(0.9, "Adam's decay of the first moment", low=0, high=0.999999)
+    beta2: float = _setting(0.999, "Adam's decay of the second moment", low=0, high=0.9999999)
+    momentum: float = _setting(0.9, "of sgd", low=0, high=0.999999)
+    weight_decay: float = _setting(0.0, "L2 penalty's gradient, added before the rule as PyTorch does", low=0, high=10)
+    warmup_steps: int = _setting(0, "linear from 0 over so many iterations", low=0, high=10**9)
+    decay_epochs: tuple[float, ...] = _setting((), "the learning rate is multiplied at these epochs", above=0)
+    decay_factor: float = _setting(0.3, "by this", above=0, high=1)
+    ema_decay: float = _setting(0.0, "decay of averaged parameters for evaluation; 0: none", low=0, high=0.9999999)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long, on what, and what is kept."""
+
+    batch_size: int = _setting(64, "images of each branch in an iteration, all devices together", low=1, high=10**6)
+    epochs: int = _setting(40, "passes over the training images", low=1, high=10**6)
+    cpu_devices: int = _setting(
+        0, "JAX devices on a CPU; 0: as many of 4, 2, 1 as cores and sizes allow", low=0, high=256
+    )
+    baseline: bool = _setting(True, "train a plain classifier of the same shape beside it")
+    log_every: int = _setting(20, "iterations between two lines of metrics.jsonl", low=1, high=10**9)
+    validate_every: int = _setting(2, "epochs between two validations", low=1, high=10**6)
+    sample_every: int = _setting(10, "epochs between two pictures of the buffer", low=1, high=10**6)
+    checkpoint_every: int = _setting(2, "epochs between two checkpoints", low=1, high=10**6)
+    keep_checkpoints: int = _setting(2, "how many of the last checkpoints are kept", low=2, high=1000)
+    max_log_density: float = _setting(
+        1e6, "an iteration whose |log p~| passes this is undone and ends the run", above=0
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the report measures."""
+
+    batch_size: int = _setting(500, "images at a time", low=1, high=10**6)
+    ece_bins: int = _setting(15, "equal-width bins of the expected calibration error", low=1, high=1000)
+    num_samples: int = _setting(100, "samples that are drawn", low=1, high=10**6)
+    sample_steps: int = _setting(1000, "SGLD steps of a chain that starts afresh", low=1, high=10**7)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    data: Data = dataclasses.field(default_factory=Data)
+    model: Model = dataclasses.field(default_factory=Model)
+    sampler: Sampler = dataclasses.field(default_factory=Sampler)
+    objective: Objective = dataclasses.field(default_factory=Objective)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    training: Training = dataclasses.field(default_factory=Training)
+    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    seed: int = _setting(0, "of everything random", low=0, high=2**31 - 1)
+
+
+def default() -> ml_collections.ConfigDict:
+    """The defaults, for a config file to override: `config = default(); config.sampler.num_steps = 40`."""
+    return ml_collections.ConfigDict(as_dict(Config()))
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The settings as nested dicts of plain values."""
+    return dataclasses.asdict(config)
+
+
+def validate(settings: Mapping[str, Any]) -> Config:
+    """Frozen, validated settings.
+
+    Args:
+      settings: a ConfigDict or nested mapping; what it leaves out keeps its default.
+
+    Raises:
+      UserError: an unknown key, a wrong type, a value out of range, or settings that contradict each other.
+    """
+    config = _build(Config, settings, "")
+    objective, model = config.objective, config.model
+    if not model.factory and (model.depth - 4) % 6:
+        raise UserError(f"config.model.depth must be 6n + 4 (10, 16, 22, 28, …), not {model.depth}")
+    if not (objective.p_x or objective.p_y_given_x or objective.p_xy):
+        raise UserError("config.objective: every weight is 0; set p_x, p_y_given_x or p_xy above 0")
+    if config.sampler.buffer_size < config.training.batch_size and (objective.p_x or objective.p_xy):
+        raise UserError(
+            f"config.sampler.buffer_size {config.sampler.buffer_size} is smaller than config.training.batch_size "
+            f"{config.training.batch_size}; it must be at least as large"
+        )
+    return config
+
+
+def describe() -> Iterator[str]:
+    """One line for each setting: key, default, range, meaning."""
+    for name, value, metadata in _leaves(Config()):
+        limits = f" ({_range(metadata)})" if _range(metadata) else ""
+        yield f"  --config.{name}={value}\n      {metadata['meaning']}{limits}"
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value, field.metadata
+
+
+def _build(kind: type, settings: Any, prefix: str) -> Any:
+    if not isinstance(settings, Mapping | ml_collections.ConfigDict):
+        raise UserError(f"config{prefix and '.' + prefix.rstrip('.')} must be a group of settings, not {settings!r}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    values = {}
+    for name in settings:
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), fields, n=1)
+            hint = f"did you mean config.{prefix}{near[0]}?" if near else f"there are: {', '.join(fields)}"
+            raise UserError(f"config.{prefix}{name} is not a setting; {hint}")
+        field = fields[name]
+        if dataclasses.is_dataclass(field.type):
+            assert isinstance(field.type, type)
+            values[name] = _build(field.type, settings[name], f"{prefix}{name}.")
+        else:
+            values[name] = _value(f"config.{prefix}{name}", settings[name], field)
+    return kind(**values)
+
+
+def _value(key: str, value: Any, field: dataclasses.Field) -> Any:
+    default, metadata = field.default, field.metadata
+    if isinstance(default, tuple):
+        if not isinstance(value, tuple | list) or not all(_is_number(item) for item in value):
+            raise UserError(f"{key} must be a tuple of numbers such as (20, 30), not {value!r}")
+        value = tuple(float(item) for item in value)
+        numbers = value
+    elif isinstance(default, float) and _is_number(value):
+        value = float(value)
+        numbers = (value,)
+    elif type(value) is not type(default):
+        raise UserError(f"{key} must be of type {type(default).__name__}, not {value!r}")
+    else:
+        numbers = (value,) if isinstance(default, int) and not isinstance(default, bool) else ()
+    low, above, high, choices = (metadata[name] for name in ("low", "above", "high", "choices"))
+    for number in numbers:
+        within = (low is None or number >= low) and (above is None or number > above)
+        if not (math.isfinite(number) and within and (high is None or number <= high)):
+            raise UserError(f"{key} must be {_range(metadata)}, not {number!r}")
+    if choices and value not in choices:
+        raise UserError(f"{key} must be one of {', '.join(choices)}; not {value!r}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _range(metadata: Mapping[str, Any]) -> str:
+    low, above, high = metadata["low"], metadata["above"], metadata["high"]
+    parts = [f"at least {low:g}"] if low is not None else [f"above {above:g}"] if above is not None else []
+    parts += [f"at most {high:g}"] if high is not None else []
+    return " and ".join(parts) or " | ".join(metadata["choices"])

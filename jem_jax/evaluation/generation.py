@@ -1,0 +1,58 @@
+"""Samples of the model: chains that start from noise, and the replay buffer's."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jem_jax import energy, keys, parallel, replay_buffer, sgld
+from jem_jax.network import Network, Variables
+
+Array = jax.Array
+
+
+def sampler(network: Network, *, conditional: bool, **settings: Any) -> Callable[..., np.ndarray]:
+    """A sampler of chains that start from U(-1, 1).
+
+    Args:
+      network: gives the logits.
+      conditional: follow ∇_x f(x)[y] of a given class rather than ∇_x log p~(x).
+      **settings: keyword arguments of `sgld.chain`.
+
+    Returns:
+      (variables, key, classes [N] int32, image_shape, batch_size) -> samples [N, H, W, C] float32, unclipped.
+      An example's chain depends on the key and its place among the N alone.
+    """
+
+    def run(variables: Variables, examples: tuple[Array, Array, Array]) -> Array:
+        chain_keys, classes, start = examples
+        logits_fn = lambda x: network.logits(variables, x)  # noqa: E731
+        density = energy.conditional(logits_fn, classes) if conditional else energy.marginal(logits_fn)
+        return sgld.chain(jax.random.wrap_key_data(chain_keys), density, start, **settings)
+
+    mapped = parallel.over_examples(run)
+
+    def sample(
+        variables: Variables, key: Array, classes: np.ndarray, image_shape: tuple[int, ...], batch_size: int
+    ) -> np.ndarray:
+        start_key, chain_key = jax.random.split(key)
+        start = replay_buffer.uniform(start_key, len(classes), image_shape)
+        chain_keys = jax.random.key_data(keys.for_examples(chain_key, len(classes)))
+        return mapped(variables, (chain_keys, classes, start), batch_size)
+
+    return sample
+
+
+def by_class(images: np.ndarray, logits: np.ndarray, per_class: int) -> list[np.ndarray]:
+    """For each class, the first `per_class` images whose largest logit is that class's, in the order given.
+
+    Args:
+      images: [N, ...].
+      logits: [N, K].
+
+    Returns:
+      K arrays of at most `per_class` images; fewer where the model made fewer.
+    """
+    predicted = logits.argmax(axis=-1)
+    return [images[predicted == label][:per_class] for label in range(logits.shape[-1])]

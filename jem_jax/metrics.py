@@ -1,0 +1,107 @@
+"""Where numbers go while a run trains: metrics.jsonl, TensorBoard, and a line that a person watches."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+TIME_FIELDS = ("seconds", "iterations_per_second")
+_SECONDS_BETWEEN_LINES = 15.0
+_SHOWN = {"loss": "loss", "accuracy": "acc", "log_px_data": "log p data", "log_px_samples": "log p samples"}
+
+
+class Recorder:
+    """Writes a run's metrics; a process other than the first writes nothing.
+
+    Args:
+      directory: gets metrics.jsonl and tensorboard/.
+      title: stands before the progress bar.
+      first_step: iterations already done; lines of metrics.jsonl past it are cut.
+      total_steps: of the whole run.
+      writes: whether this process writes at all.
+    """
+
+    def __init__(self, directory: Path, title: str, first_step: int, total_steps: int, writes: bool = True) -> None:
+        self._writes = writes
+        self._title, self._total, self._step = title, total_steps, first_step
+        self._started = self._logged = self._printed = time.monotonic()
+        if not writes:
+            return
+        path = directory / "metrics.jsonl"
+        cut(path, first_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
+        # Without a terminal a bar would fill a log file; plain lines now and then do better there.
+        self._bar = tqdm(
+            total=total_steps, initial=first_step, desc=title, unit="it", disable=None, dynamic_ncols=True, leave=True
+        )
+
+    def progress(self, step: int, values: dict[str, float]) -> None:
+        """A line of training metrics at an iteration, and the bar moved on to it."""
+        now = time.monotonic()
+        rate = (step - self._step) / max(now - self._logged, 1e-9)
+        self._step, self._logged = step, now
+        if self._writes:
+            shown = ", ".join(f"{short} {values[name]:.3g}" for name, short in _SHOWN.items() if name in values)
+            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.update(step - self._bar.n)
+            if self._bar.disable and now - self._printed > _SECONDS_BETWEEN_LINES:
+                self._printed = now
+                left = duration((self._total - step) / rate)
+                print(f"{self._title} {step}/{self._total}: {shown}, {rate:.3g} it/s, {left} left", flush=True)
+        self.record(step, {**values, "iterations_per_second": rate})
+
+    def record(self, step: int, values: dict[str, Any]) -> None:
+        """A line of metrics.jsonl; its numbers go to TensorBoard too."""
+        if not self._writes:
+            return
+        line = {"step": step, **values, "seconds": round(time.monotonic() - self._started, 3)}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+
+    def say(self, text: str) -> None:
+        """A line to the person, above the bar."""
+        if self._writes:
+            tqdm.write(text, file=sys.stdout)
+
+    def close(self) -> None:
+        """Ends the bar and closes the files."""
+        if self._writes:
+            self._bar.close()
+            self._file.close()
+            self._board.close()
+
+
+def cut(path: Path, last_step: int) -> None:
+    """Drops the lines of a metrics.jsonl that lie past an iteration, and an unfinished last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            break
+    if last_step == 0:
+        kept = []
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)
+
+
+def duration(seconds: float) -> str:
+    """A time span as a person says it: 45 s, 3 min 20 s, 5 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

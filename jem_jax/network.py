@@ -1,0 +1,122 @@
+"""A Flax module seen as functions of (variables, x): all that the rest of the package knows of a network."""
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jem_jax.config import Model
+from jem_jax.errors import UserError
+from jem_jax.wide_resnet import WideResNet
+
+Array = jax.Array
+Variables = dict[str, Any]
+
+
+class Network:
+    """Pure functions of one Flax module that maps images [B, H, W, C] to logits [B, K].
+
+    Its `__call__` may take `train`; a module without it is the same in training and evaluation.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._takes_train = "train" in inspect.signature(type(module).__call__).parameters
+
+    def init(self, key: Array, x: Array) -> Variables:
+        """Variables: "params", and other collections such as "batch_stats".
+
+        Args:
+          x: [B, H, W, C]; layers that start from statistics (act norm) take them from this batch.
+        """
+        return dict(self.module.init(key, x))
+
+    def logits(self, variables: Variables, x: Array) -> Array:
+        """Logits [B, K] in evaluation mode."""
+        return jnp.asarray(self.module.apply(variables, x))
+
+    def train_logits(self, variables: Variables, batches: Sequence[Array], key: Array) -> tuple[list[Array], Variables]:
+        """Logits of each batch in training mode, and the collections that training updates.
+
+        One forward pass takes all batches, unless the network keeps statistics of a batch: then each has its own, in
+        order, as in the official code.
+        """
+        state = {name: value for name, value in variables.items() if name != "params"}
+        if not state:
+            sizes = [len(batch) for batch in batches]
+            together, _ = self._train(variables, jnp.concatenate(batches), key)
+            ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+            return [together[end - size : end] for size, end in zip(sizes, ends, strict=True)], {}
+        logits = []
+        for i, batch in enumerate(batches):
+            one, state = self._train({**state, "params": variables["params"]}, batch, jax.random.fold_in(key, i))
+            logits.append(one)
+        return logits, state
+
+    def _train(self, variables: Variables, x: Array, key: Array) -> tuple[Array, Variables]:
+        collections = [name for name in variables if name != "params"]
+        kwargs: dict[str, Any] = {"train": True} if self._takes_train else {}
+        logits, state = self.module.apply(variables, x, rngs={"dropout": key}, mutable=collections, **kwargs)
+        return logits, dict(state)
+
+
+def build(model: Model, num_classes: int) -> Network:
+    """The network that the settings name: a WRN, or what `model.factory` returns for `num_classes`.
+
+    Raises:
+      UserError: the factory cannot be imported, or returns no Flax module.
+    """
+    if model.factory:
+        return Network(_from_factory(model.factory, num_classes))
+    return Network(
+        WideResNet(
+            num_classes=num_classes,
+            depth=model.depth,
+            width=model.width,
+            norm=model.norm,
+            dropout=model.dropout,
+            dtype=jnp.dtype(model.dtype),
+        )
+    )
+
+
+def check(network: Network, image_shape: tuple[int, ...], num_classes: int) -> None:
+    """Traces the network on one image's shape.
+
+    Raises:
+      UserError: it does not take such images, or does not give [B, num_classes] logits.
+    """
+    x = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    try:
+        logits = jax.eval_shape(lambda x: network.module.init_with_output(jax.random.key(0), x)[0], x)
+    except Exception as error:
+        raise UserError(f"config.model does not take images of {_times(image_shape)}: {_first_line(error)}") from error
+    if getattr(logits, "shape", None) != (2, num_classes):
+        raise UserError(f"config.model must give logits [B, {num_classes}], not {getattr(logits, 'shape', logits)}")
+
+
+def _from_factory(path: str, num_classes: int) -> nn.Module:
+    module_name, _, function_name = path.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+        module = function(num_classes=num_classes)
+    except Exception as error:
+        raise UserError(
+            f"config.model.factory {path!r} must be package.module:function, called as function(num_classes=…): "
+            f"{_first_line(error)}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise UserError(f"config.model.factory {path!r} must return a flax.linen.Module, not {type(module).__name__}")
+    return module
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))

@@ -1,0 +1,288 @@
+"""One training iteration as one compiled program: batches, chains, loss, update and write-back (paper, algorithm 1).
+
+The step runs on every device over its own part of the batch and of the replay buffer. Nothing goes to the host, and
+devices meet once, in the mean of gradients, batch statistics and metrics. An iteration that is not finite, or whose
+log densities run away, is undone by the step itself: parameters, optimiser and buffer stay what they were.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jem_jax import energy, keys, objective, parallel, replay_buffer, sgld
+from jem_jax.augment import augment
+from jem_jax.config import Config
+from jem_jax.datasets.splits import to_float
+from jem_jax.network import Network, Variables
+
+Array = jax.Array
+
+
+class Window(NamedTuple):
+    """Metrics summed on the device since the last line of the log, so that logging alone reads them."""
+
+    sums: dict[str, Array]
+    """of float32 [] each"""
+    steps: Array
+    """int32 []: iterations in the sums"""
+    bad_step: Array
+    """int32 []: the first iteration that was undone, or -1"""
+
+
+class TrainState(NamedTuple):
+    """All that an iteration starts from, but for the replay buffer."""
+
+    step: Array
+    """int32 []: iterations done"""
+    params: Any
+    model_state: Variables
+    """the network's other collections: batch statistics"""
+    opt_state: Any
+    ema: Any
+    """averaged parameters, or None"""
+    key: Array
+    """the run's PRNG key; never changes, an iteration folds its number in"""
+    window: Window
+
+    @property
+    def evaluation_variables(self) -> Variables:
+        """What the network is evaluated with: the averaged parameters where there are any."""
+        return {**self.model_state, "params": self.params if self.ema is None else self.ema}
+
+
+class TrainingData(NamedTuple):
+    """What batches are gathered from, on every device."""
+
+    images: Array
+    """uint8 [N, H, W, C]"""
+    labels: Array
+    """int32 [N]"""
+    order: Array
+    """int32 [steps · batch]: this epoch's order of the p(x) stream"""
+    labelled_order: Array
+    """int32 [steps · batch]: that of the labelled stream"""
+
+
+class _Keys(NamedTuple):
+    """One key for each use in an iteration, the same on all devices."""
+
+    augment: Array
+    augment_labelled: Array
+    classes: Array
+    marginal: Array
+    conditional: Array
+    dropout: Array
+
+
+class _Negatives(NamedTuple):
+    """Ends of chains, and where they are to be written."""
+
+    x: Array
+    slots: Array
+    labels: Array | None
+
+
+def weights(config: Config) -> objective.Weights:
+    """The objective's weights from the settings."""
+    settings = config.objective
+    return objective.Weights(settings.p_x, settings.p_y_given_x, settings.p_xy, settings.energy_l2)
+
+
+def buffer_classes(config: Config, num_classes: int) -> int:
+    """The buffer's class axis: 1 unless some chain is class-conditional."""
+    conditional = config.sampler.class_conditional or weights(config).needs_conditional_negatives
+    return num_classes if conditional else 1
+
+
+def init_state(
+    config: Config, network: Network, optimizer: optax.GradientTransformation, key: Array, batch: Array
+) -> TrainState:
+    """The state before the first iteration.
+
+    Args:
+      key: the run's PRNG key.
+      batch: [B, H, W, C], the first global batch of data, from which act norm starts.
+    """
+    variables = network.init(jax.random.fold_in(key, 2**31 - 1), batch)
+    params = variables.pop("params")
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        model_state=variables,
+        opt_state=optimizer.init(params),
+        ema=params if config.optimizer.ema_decay else None,
+        key=key,
+        window=_empty_window(weights(config)),
+    )
+
+
+def sgld_settings(config: Config) -> dict[str, Any]:
+    """The keyword arguments of `sgld.chain` but for the number of steps."""
+    sampler = config.sampler
+    return {
+        "step_size": sampler.step_size,
+        "noise_std": sampler.noise_std,
+        "grad_clip": sampler.grad_clip or None,
+        "bounds": (-1.0, 1.0) if sampler.clip_x else None,
+    }
+
+
+def build(
+    config: Config, network: Network, optimizer: optax.GradientTransformation, num_classes: int
+) -> Callable[[TrainState, Array | None, TrainingData], tuple[TrainState, Array | None]]:
+    """The training step, mapped over devices; the buffer [devices, S, C, H, W, channels] is donated.
+
+    Returns:
+      (state, buffer, data) -> (state, buffer). The buffer is None where the objective needs no negatives.
+    """
+    terms = weights(config)
+    local_batch = config.training.batch_size // parallel.count()
+
+    def step(state: TrainState, buffer: Array | None, data: TrainingData) -> tuple[TrainState, Array | None]:
+        step_keys = _Keys(*jax.random.split(jax.random.fold_in(state.key, state.step), len(_Keys._fields)))
+        first = parallel.index() * local_batch
+        variables = {**state.model_state, "params": state.params}
+        own = lambda key: keys.for_examples(key, local_batch, first)  # noqa: E731
+
+        labelled, labels = _batch(config, data, data.labelled_order, state.step, first, own(step_keys.augment_labelled))
+        marginal, conditional, buffer = _sample(config, network, variables, buffer, labels, num_classes, step_keys, own)
+        inputs = {"labelled": labelled}
+        if marginal is not None:
+            inputs["negatives"] = marginal.x
+            if not config.objective.share_batch:
+                inputs["data"], _ = _batch(config, data, data.order, state.step, first, own(step_keys.augment))
+        if conditional is not None:
+            inputs["conditional_negatives"] = conditional.x
+
+        def loss(params: Any) -> tuple[Array, tuple[dict[str, Array], Variables]]:
+            dropout_key = jax.random.fold_in(step_keys.dropout, parallel.index())
+            logits, model_state = network.train_logits(
+                {**variables, "params": params}, list(inputs.values()), dropout_key
+            )
+            named = dict(zip(inputs, logits, strict=True))
+            named.setdefault("data", named["labelled"])
+            value, metrics = objective.joint_loss(objective.Logits(**named), labels, terms)
+            return value, (metrics, model_state)
+
+        gradients, (metrics, model_state) = jax.grad(loss, has_aux=True)(state.params)
+        unfit = _unfit(gradients, model_state, metrics, config.training.max_log_density)
+        gradients, model_state, metrics, unfit = parallel.mean((gradients, model_state, metrics, unfit))
+        undo = unfit > 0
+        for negatives in (marginal, conditional):
+            if negatives is not None:
+                assert buffer is not None
+                buffer = replay_buffer.write(
+                    buffer, negatives.slots, negatives.x, labels=negatives.labels, discard=undo
+                )
+        return _updated(config, optimizer, state, gradients, model_state, metrics, undo), buffer
+
+    return parallel.per_device(step, in_axes=(None, 0, None), out_axes=(None, 0), donate_argnums=(1,))
+
+
+def _batch(
+    config: Config, data: TrainingData, order: Array, step: Array, first: Array, example_keys: Array
+) -> tuple[Array, Array]:
+    """This device's augmented images [b, H, W, C] and labels [b] of an iteration."""
+    batch_size = config.training.batch_size
+    start = step % (order.shape[0] // batch_size) * batch_size + first
+    rows = jax.lax.dynamic_slice(order, (start,), (example_keys.shape[0],))
+    settings = config.data
+    images = jax.vmap(
+        lambda key, image: augment(
+            key,
+            image,
+            pad=settings.pad,
+            pad_mode=settings.pad_mode,
+            flip=settings.flip,
+            noise_std=settings.input_noise,
+        )
+    )(example_keys, to_float(data.images[rows]))
+    return images, data.labels[rows]
+
+
+def _sample(
+    config: Config,
+    network: Network,
+    variables: Variables,
+    buffer: Array | None,
+    labels: Array,
+    num_classes: int,
+    step_keys: _Keys,
+    own: Callable[[Array], Array],
+) -> tuple[_Negatives | None, _Negatives | None, Array | None]:
+    """Negatives of p(x) and of p(x | labels), as far as the objective needs them."""
+    terms = weights(config)
+    logits_fn = lambda x: network.logits(variables, x)  # noqa: E731
+
+    def run(key: Array, log_density: energy.LogDensity, classes: Array | None) -> _Negatives:
+        assert buffer is not None
+        draw_keys, fresh_keys, chain_keys = (own(k) for k in jax.random.split(key, 3))
+        fresh = replay_buffer.uniform(fresh_keys, fresh_keys.shape[0], buffer.shape[2:])
+        start = replay_buffer.draw(draw_keys, buffer, fresh, reinit_prob=config.sampler.reinit_prob, labels=classes)
+        x = sgld.chain(chain_keys, log_density, start.x, num_steps=config.sampler.num_steps, **sgld_settings(config))
+        return _Negatives(jax.lax.stop_gradient(x), start.slots, classes)
+
+    marginal = conditional = None
+    if terms.needs_negatives:
+        if buffer is not None and buffer.shape[1] > 1:
+            classes = jax.vmap(lambda k: jax.random.randint(k, (), 0, num_classes))(own(step_keys.classes))
+        else:
+            classes = None
+        if config.sampler.class_conditional and classes is not None:
+            density = energy.conditional(logits_fn, classes)
+        else:
+            density = energy.marginal(logits_fn)
+        marginal = run(step_keys.marginal, density, classes)
+    if terms.needs_conditional_negatives:
+        conditional = run(step_keys.conditional, energy.conditional(logits_fn, labels), labels)
+    return marginal, conditional, buffer
+
+
+def _unfit(gradients: Any, model_state: Any, metrics: dict[str, Array], max_log_density: float) -> Array:
+    """1.0 where this device's part of the iteration must not enter the state, else 0.0."""
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, model_state, metrics))]
+    bounded = metrics["log_px_max"] <= max_log_density
+    return 1.0 - jnp.all(jnp.stack([*finite, bounded])).astype(jnp.float32)
+
+
+def _updated(
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    gradients: Any,
+    model_state: Variables,
+    metrics: dict[str, Array],
+    undo: Array,
+) -> TrainState:
+    """The state after the iteration, or the old one with only its count moved on where `undo`."""
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = config.optimizer.ema_decay
+    ema = optax.incremental_update(params, state.ema, 1 - decay) if decay else None
+    old = (state.params, state.model_state, state.opt_state, state.ema)
+    new = (params, model_state, opt_state, ema)
+    params, model_state, opt_state, ema = jax.tree.map(lambda old, new: jnp.where(undo, old, new), old, new)
+    window = _extended(state.window, state.step, metrics, undo, config.training.log_every)
+    return TrainState(state.step + 1, params, model_state, opt_state, ema, state.key, window)
+
+
+def _extended(window: Window, step: Array, metrics: dict[str, Array], undo: Array, log_every: int) -> Window:
+    fresh = step % log_every == 0
+    sums = {name: jnp.where(fresh, 0, total) + metrics[name] for name, total in window.sums.items()}
+    return Window(
+        sums=sums,
+        steps=jnp.where(fresh, 0, window.steps) + 1,
+        bad_step=jnp.where((window.bad_step < 0) & undo, step, window.bad_step),
+    )
+
+
+def _empty_window(terms: objective.Weights) -> Window:
+    def metrics() -> dict[str, Array]:
+        one = jnp.zeros((1, 2))
+        return objective.joint_loss(objective.Logits(one, one, one, one), jnp.zeros(1, jnp.int32), terms)[1]
+
+    sums = {name: jnp.float32(0) for name in jax.eval_shape(metrics)}
+    return Window(sums, jnp.int32(0), jnp.int32(-1))

@@ -1,0 +1,164 @@
+"""A run's directory: whose it is, what is in it, and that only one program works in it at a time."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jem_jax import config as configuration
+from jem_jax.config import Config
+from jem_jax.errors import UserError
+
+RUN_FILE = "run.json"
+CHECKPOINTS, BEST, BASELINE, SAMPLES, REPORT, SET_ASIDE = (
+    "checkpoints", "best", "baseline", "samples", "report", "set_aside",
+)  # fmt: skip
+_LOCK = ".lock"
+_OURS = (CHECKPOINTS, BEST, BASELINE, SAMPLES, REPORT, SET_ASIDE, RUN_FILE, "metrics.jsonl", "tensorboard")
+_COMPARED = ("data", "model", "sampler", "objective", "optimizer", "seed")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a later program must know of a run besides its checkpoints."""
+
+    config: Config
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    devices: int
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+
+def read_facts(path: Path) -> RunFacts:
+    """The facts of the run in a workdir.
+
+    Raises:
+      UserError: there is no run, or its run.json is damaged.
+    """
+    file = path / RUN_FILE
+    if not file.exists():
+        raise UserError(f"{path} holds no run (there is no {RUN_FILE}); train one first, or name it with --workdir")
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        return RunFacts(
+            config=configuration.validate(facts["config"]),
+            image_shape=tuple(facts["image_shape"]),
+            class_names=tuple(facts["class_names"]),
+            devices=int(facts["devices"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({error}); restore it, or start anew with --overwrite") from error
+
+
+def write_facts(path: Path, facts: RunFacts) -> None:
+    """Writes run.json whole or not at all."""
+    text = json.dumps(
+        {
+            "config": configuration.as_dict(facts.config),
+            "image_shape": facts.image_shape,
+            "class_names": facts.class_names,
+            "devices": facts.devices,
+        },
+        indent=1,
+    )
+    write_text(path / RUN_FILE, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, and makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the workdir, which is made if missing, for this program alone.
+
+    Raises:
+      UserError: it cannot be written, or another program holds it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / _LOCK).open("a")
+    except OSError as error:
+        raise UserError(f"workdir {path} cannot be written: {error.strerror}; name another with --workdir") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"workdir {path} is in use by another run; wait for it, or name another with --workdir"
+            ) from error
+        yield
+
+
+def prepare(path: Path, config: Config, overwrite: bool) -> None:
+    """Makes sure that a run of these settings may work in a workdir.
+
+    Raises:
+      UserError: it holds a run of other settings, or files that are not a run's.
+    """
+    if overwrite:
+        _clear(path)
+    foreign = sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK)
+    if not foreign:
+        return
+    if RUN_FILE not in foreign:
+        raise UserError(
+            f"workdir {path} holds {foreign[0]!r} but no run ({RUN_FILE} is missing); name an empty one with --workdir"
+        )
+    differences = list(_differences(read_facts(path).config, config))
+    if differences:
+        raise UserError(
+            f"workdir {path} holds a run of other settings: {'; '.join(differences)}. "
+            "Name another with --workdir, or start anew with --overwrite"
+        )
+
+
+def set_aside(path: Path, root: Path) -> Path:
+    """Moves something that is not whole to where it is out of the way but not lost."""
+    target = root / SET_ASIDE / f"{path.parent.name}-{path.name}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        shutil.rmtree(target)
+    path.rename(target)
+    return target
+
+
+def _differences(there: Config, here: Config) -> Iterator[str]:
+    old, new = _compared(there), _compared(here)
+    for name in old:
+        if old[name] != new[name]:
+            yield f"{name} is {old[name]!r} there, {new[name]!r} here"
+
+
+def _compared(config: Config) -> dict[str, Any]:
+    values = {}
+    everything = configuration.as_dict(config)
+    for group in _COMPARED:
+        settings = everything[group]
+        if isinstance(settings, dict):
+            values |= {f"{group}.{name}": value for name, value in settings.items()}
+        else:
+            values[group] = settings
+    return values | {"training.batch_size": config.training.batch_size}
+
+
+def _clear(path: Path) -> None:
+    for name in _OURS:
+        entry = path / name
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)

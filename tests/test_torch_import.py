@@ -1,0 +1,893 @@
+"""The network, the densities, the chain and the loss are those of the official PyTorch code, and so are its files.
+
+Most tests compare with stored arrays (tests/data/README.md) and need no torch.
+"""
+
+import functools
+import importlib.util
+import pickle
+import sys
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jem_jax import energy, objective, replay_buffer, sgld, torch_import
+from jem_jax.wide_resnet import NORMS, WideResNet
+
+DATA = Path(__file__).parent / "data"
+CHECKPOINT = DATA / "reference" / "official_checkpoint_wrn_10_1.pt"
+REFERENCES = {"wrn_10_1": "none", "wrn_10_1_batch": "batch", "wrn_16_1_layer": "layer"}
+WITH_TRAINING = ("wrn_10_1", "wrn_16_1_layer")
+
+
+def nhwc(x):
+    return np.asarray(x).transpose(0, 2, 3, 1)
+
+
+def nchw(x):
+    return np.asarray(x).transpose(0, 3, 1, 2)
+
+
+def assert_close(actual, expected, tolerance):
+    """Agreement relative to the largest entry."""
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+@functools.cache
+def reference(name):
+    with np.load(DATA / "reference" / f"official_{name}.npz") as arrays:
+        return dict(arrays)
+
+
+@functools.cache
+def copy():
+    with np.load(DATA / "torch_copy.npz") as arrays:
+        return dict(arrays)
+
+
+def section(arrays, prefix):
+    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+
+
+def official_state(name="wrn_10_1"):
+    return section(reference(name), "state/")
+
+
+@functools.cache
+def imported(name, norm=None):
+    norm = norm or REFERENCES[name]
+    state = official_state(name)
+    return torch_import.model_from_state_dict(state, norm), torch_import.variables_from_state_dict(state, norm)
+
+
+def in_float64(model, variables):
+    """To be called, and the result used, where 64-bit types are enabled."""
+    return model.clone(dtype=jnp.float64), jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
+
+
+# The official network in evaluation mode.
+
+
+@functools.cache
+def evaluation(name):
+    """What the stored arrays of this file should be, in their own layout."""
+    model, variables = imported(name)
+
+    @jax.jit
+    def everything(x, y):
+        def logits(x):
+            return model.apply(variables, x)
+
+        marginal, conditional = energy.marginal(logits), energy.conditional(logits, y)
+        return {
+            "logits": logits(x),
+            "features": model.apply(variables, x, features=True),
+            "log_px": marginal(x),
+            "log_pxy": conditional(x),
+            "grad_log_px": energy.score(marginal, x),
+            "grad_log_pxy": energy.score(conditional, x),
+        }
+
+    results = everything(nhwc(reference(name)["x"]), reference(name)["y"])
+    return {key: nchw(value) if value.ndim == 4 else value for key, value in results.items()}
+
+
+@pytest.mark.parametrize("what", ["features", "logits", "log_px", "log_pxy", "grad_log_px", "grad_log_pxy"])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_evaluation_agrees_with_the_official_network(name, what):
+    assert_close(evaluation(name)[what], reference(name)[what], 1e-5)
+
+
+@pytest.mark.parametrize("clipped", [False, True], ids=["plain", "clipped"])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_float32_chain_agrees_with_the_official_chain(name, clipped):
+    model, variables = imported(name)
+    settings = {"grad_clip": 1.0, "bounds": (-1.0, 1.0)} if clipped else {}
+    sampler = sgld.make_sampler(
+        lambda variables, x: energy.log_density(model.apply(variables, x)),
+        num_steps=5,
+        step_size=1.0,
+        noise_std=0.0,
+        **settings,
+    )
+    end = sampler(variables, jax.random.key(0), nhwc(reference(name)["x"]))
+    key = "chain_5_steps_clipped_no_noise" if clipped else "chain_5_steps_step_size_1_no_noise"
+    # Rounding flips kinks of the leaky ReLU, in PyTorch against itself too. The float64 chains below are exact.
+    assert_close(nchw(end), reference(name)[key], 2e-3)
+
+
+# The official loss.
+
+
+def jem_loss(model, variables, x_p, x_q, x_lab, y, **mode):
+    """The loss and whatever the three passes updated, the batches passing one after the other as officially."""
+    logits = []
+    for x in (x_p, x_q, x_lab):
+        out, updates = model.apply(variables, x, mutable=["batch_stats"], **mode)
+        variables = {**variables, **updates}
+        logits.append(out)
+    parts = objective.Logits(data=logits[0], negatives=logits[1], labelled=logits[2])
+    loss, terms = objective.joint_loss(parts, y, objective.Weights())
+    return loss, (terms, variables)
+
+
+@functools.cache
+def one_step(name):
+    """(loss, terms, gradients, parameters after Adam), the trees under official names."""
+    model, variables = imported(name)
+    train = section(reference(name), "train/")
+    batches = [nhwc(train[key]) for key in ("x_p", "x_q", "x_lab")]
+
+    @jax.jit
+    def step(params):
+        loss = lambda params: jem_loss(model, {"params": params}, *batches, train["y_lab"])  # noqa: E731
+        (value, (terms, _)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        adam = optax.adam(1e-4)
+        updates, _ = adam.update(gradients, adam.init(params), params)
+        return value, terms, gradients, optax.apply_updates(params, updates)
+
+    loss, terms, *trees = step(variables["params"])
+    gradients, after = (torch_import.state_dict_from_variables(model, {"params": tree}) for tree in trees)
+    return loss, terms, gradients, after
+
+
+@pytest.mark.parametrize("name", WITH_TRAINING)
+def test_loss_agrees_with_the_official_loss(name):
+    train = section(reference(name), "train/")
+    loss, terms, _, _ = one_step(name)
+    assert loss == pytest.approx(train["loss"], rel=1e-5)
+    assert terms["cross_entropy"] == pytest.approx(train["loss_ce"], rel=1e-5)
+    assert terms["log_px_data"] == pytest.approx(train["f_p"], rel=1e-5)
+    assert terms["log_px_samples"] == pytest.approx(train["f_q"], rel=1e-5)
+    contrast = terms["log_px_samples"] - terms["log_px_data"]
+    assert contrast == pytest.approx(train["loss_px"], abs=1e-5 * abs(train["f_q"]))
+
+
+@pytest.mark.parametrize("name", WITH_TRAINING)
+def test_every_parameter_gradient_agrees_with_the_official_one(name):
+    expected = section(reference(name), "train/grad/")
+    gradients = one_step(name)[2]
+    unused = {"f.linear.weight", "f.linear.bias", "energy_output.weight", "energy_output.bias"}
+    assert expected.keys() == gradients.keys() - unused
+    for key, gradient in expected.items():
+        assert_close(gradients[key], gradient, 1e-4)
+
+
+@pytest.mark.parametrize("name", WITH_TRAINING)
+def test_adam_steps_agree_with_the_official_step(name):
+    before, expected = official_state(name), section(reference(name), "train/after_adam_1e-4/")
+    after, gradients = one_step(name)[3], section(reference(name), "train/grad/")
+    for key, value in expected.items():
+        # Adam's first step is ±1e-4 by the gradient's sign, so where the gradient is rounding alone so is the step.
+        clear = np.abs(gradients[key]) > 1e-4 * np.abs(gradients[key]).max()
+        moved, expected_move = after[key] - before[key], value - before[key]
+        np.testing.assert_allclose(moved[clear], expected_move[clear], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(after[key], value, rtol=0, atol=2.1e-4)
+        assert clear.mean() > 0.9
+
+
+# In float64, against the PyTorch copy: the same to rounding, chains of any length included.
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "steps"),
+    [
+        ("wrn_10_1", "chain", (5, 20)),
+        ("wrn_10_1", "chain_clipped", (5,)),
+        ("wrn_10_1", "chain_conditional", (5,)),
+        ("wrn_10_1_batch", "chain", (5,)),
+        ("wrn_16_1_layer", "chain", (5,)),
+    ],
+)
+def test_float64_chains_are_those_of_pytorch(name, kind, steps):
+    suffix = kind.removeprefix("chain")
+    expected = [copy()[f"{name}/{REFERENCES[name]}/chain_{count}{suffix}"] for count in steps]
+    images = len(expected[0])
+    with jax.enable_x64(True):
+        model, variables = in_float64(*imported(name))
+        x = jnp.asarray(nhwc(reference(name)["x"][:images]), jnp.float64)
+        y = reference(name)["y"][:images]
+        logits = functools.partial(model.apply, variables)
+        states = jax.jit(
+            functools.partial(
+                sgld.trajectory,
+                log_density=energy.conditional(logits, y) if suffix == "_conditional" else energy.marginal(logits),
+                num_steps=steps[-1],
+                every=5,
+                step_size=1.0,
+                noise_std=0.0,
+                grad_clip=1.0 if suffix == "_clipped" else None,
+                bounds=(-1.0, 1.0) if suffix == "_clipped" else None,
+            )
+        )(jax.random.key(0), x=x)
+    for count, value in zip(steps, expected, strict=True):
+        assert states.dtype == np.float64
+        assert_close(nchw(states[count // 5]), value, 1e-12)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_stored_float64_chains_are_those_of_the_official_float32_code(name):
+    for stored, official in (
+        ("chain_5", "chain_5_steps_step_size_1_no_noise"),
+        ("chain_5_clipped", "chain_5_steps_clipped_no_noise"),
+    ):
+        value = copy()[f"{name}/{REFERENCES[name]}/{stored}"]
+        assert_close(value, reference(name)[official][: len(value)], 2e-3)
+
+
+@functools.cache
+def training(name, norm):
+    """The quantities of `reference_torch.training` under its names, by this package, in float64."""
+    with jax.enable_x64(True):
+        if norm == "act":
+            # The file's own network has no norm; the layers start from the first batch, inside a given network.
+            model = WideResNet(10, depth=10, width=1, norm="act", dtype=jnp.float64)
+            _, variables = in_float64(model, imported(name)[1])
+        else:
+            model, variables = in_float64(*imported(name, norm))
+        count = len(copy()[f"{name}/{norm}/logits"])
+        x = jnp.asarray(nhwc(reference(name)["x"][:count]), jnp.float64)
+        y = reference(name)["y"][:count]
+        results = {}
+        if norm == "act":
+            start = jax.jit(lambda x: model.apply(variables, x, mutable=["params"], rngs={"params": jax.random.key(0)}))
+            _, variables = start(x)
+
+        @jax.jit
+        def everything(variables):
+            def loss(params):
+                batches = (x, -x, x[:, :, ::-1])
+                value, (_, after) = jem_loss(model, {**variables, "params": params}, *batches, y, train=True)
+                return value, after
+
+            (value, after), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+            logits = functools.partial(model.apply, after)
+            evaluated = {
+                "logits": logits(x),
+                "features": logits(x, features=True),
+                "grad_log_px": energy.score(energy.marginal(logits), x).transpose(0, 3, 1, 2),
+            }
+            return value, after, gradients, evaluated
+
+        loss, after, gradients, evaluated = everything(variables)
+        results |= {"loss": loss, **evaluated}
+        for prefix, tree in (("grad/", {**after, "params": gradients}), ("after/", after), ("start/", variables)):
+            exported = in_official_names(model, tree)
+            results |= {f"{prefix}{key}": value for key, value in exported.items()}
+        return jax.tree.map(np.asarray, results)
+
+
+def in_official_names(model, variables):
+    """As `state_dict_from_variables`, which rounds to float32, does for names and layouts."""
+    architecture = torch_import._Architecture(model.depth, model.width, 3, model.num_classes, model.norm)
+    flat = {tuple(part.key for part in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    return {
+        name: torch_import._to_official(np.asarray(flat[official.path]), official.layout)
+        for name, official in torch_import._official_arrays(architecture).items()
+        if official.path
+    }
+
+
+@pytest.mark.parametrize("part", ["loss", "grad/", "after/", "start/", "logits", "features", "grad_log_px"])
+@pytest.mark.parametrize(
+    ("name", "norm"), [("wrn_10_1_batch", "batch"), ("wrn_10_1", "act"), ("wrn_16_1_layer", "instance")]
+)
+def test_training_mode_is_that_of_pytorch(name, norm, part):
+    """Instance norm, the act norm's start, and batch norm's running statistics after three batches, with gradients."""
+    expected = {
+        key: value for key, value in section(copy(), f"{name}/{norm}/").items() if key == part or part in key[:6]
+    }
+    expected = {key: value for key, value in expected.items() if not key.startswith("chain")}
+    if (part, norm) in {("after/", "act"), ("after/", "instance"), ("start/", "batch"), ("start/", "instance")}:
+        assert not expected
+        return
+    assert expected
+    for key, value in expected.items():
+        assert_close(training(name, norm)[key], value, 1e-10)
+
+
+# What the names and shapes of a state dict tell.
+
+
+def random_network(norm, *, depth=10, width=1, channels=3, num_classes=10):
+    model = WideResNet(num_classes, depth=depth, width=width, norm=norm)
+    x = jax.random.uniform(jax.random.key(1), (2, 8, 8, channels), minval=-1.0)
+    return model, jax.jit(model.init)(jax.random.key(0), x), x
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("wrn_10_1", WideResNet(10, depth=10, width=1, norm="none")),
+        ("wrn_10_1_batch", WideResNet(10, depth=10, width=1, norm="batch")),
+        ("wrn_16_1_layer", WideResNet(10, depth=16, width=1, norm="layer")),
+    ],
+)
+def test_architecture_is_read_off_the_state_dict(name, expected):
+    norm = "layer" if expected.norm == "layer" else None
+    assert torch_import.model_from_state_dict(official_state(name), norm) == expected
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_any_network_survives_the_way_there_and_back(norm):
+    model, variables, x = random_network(norm, depth=16, width=2, channels=1, num_classes=7)
+    state = torch_import.state_dict_from_variables(model, variables)
+    given = norm if norm in ("layer", "instance") else None
+    assert torch_import.model_from_state_dict(state, given) == model
+    again = torch_import.variables_from_state_dict(state, given)
+    jax.tree.map(np.testing.assert_array_equal, again, dict(variables))
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_export_gives_back_the_official_arrays_and_names(name):
+    state = official_state(name)
+    exported = torch_import.state_dict_from_variables(*imported(name))
+    assert list(exported) == list(state)
+    for key, value in state.items():
+        assert exported[key].shape == value.shape
+        assert exported[key].dtype == value.dtype
+        if key.startswith(("f.linear", "energy_output")) or key.endswith("num_batches_tracked"):
+            assert not exported[key].any()
+        else:
+            np.testing.assert_array_equal(exported[key], value)
+
+
+def test_export_fills_the_unused_layers_as_the_official_code_shapes_them():
+    model, variables, _ = random_network("act", num_classes=100)
+    state = torch_import.state_dict_from_variables(model, variables)
+    assert state["class_output.weight"].shape == (100, 64)
+    assert state["f.linear.weight"].shape == (10, 64)  # whatever the number of classes
+    assert state["f.bn1.loc"].shape == (1, 64, 1, 1)
+    assert state["f.bn1.initialized"] == 1
+    assert state["f.bn1.initialized"].dtype == np.uint8
+
+
+def variant(kind, state):
+    """The same weights as a successor's code would save them."""
+    if kind == "module.":
+        return {f"module.{key}": value for key, value in state.items()}
+    state = {key: value for key, value in state.items() if not key.startswith("f.linear")}
+    if kind == "SADA-JEM":
+        return state
+    lists = {"f.layer1.": 0, "f.layer2.": 1, "f.layer3.": 2, "f.bn1.": 3}
+    repeats = {}
+    for key, value in state.items():
+        if key.startswith("f.conv1."):
+            repeats[key.replace("f.conv1", "f.layer_one")] = value
+        for start, index in lists.items():
+            if key.startswith(start):
+                repeats[f"f.other_layers.{index}.{key.removeprefix(start)}"] = value
+    return {**state, **repeats}
+
+
+@pytest.mark.parametrize("kind", ["module.", "SADA-JEM", "JEM++"])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_variants_of_the_state_dict_give_the_same_network(name, kind):
+    model, variables = imported(name)
+    state, norm = variant(kind, official_state(name)), REFERENCES[name]
+    assert torch_import.model_from_state_dict(state, norm) == model
+    jax.tree.map(np.testing.assert_array_equal, torch_import.variables_from_state_dict(state, norm), variables)
+
+
+@pytest.mark.parametrize("norm", ["layer", "instance"])
+def test_norms_that_look_alike_must_be_given(norm):
+    state = official_state("wrn_16_1_layer")
+    with pytest.raises(ValueError, match=r'f\.bn1\.bias fits layer.*norm="layer" or norm="instance"'):
+        torch_import.model_from_state_dict(state)
+    assert torch_import.model_from_state_dict(state, norm).norm == norm
+
+
+def test_other_precisions_and_integer_widths_are_accepted():
+    state = {key: value.astype(np.float64) for key, value in official_state().items()}
+    variables = torch_import.variables_from_state_dict(state)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    jax.tree.map(np.testing.assert_array_equal, variables, imported("wrn_10_1")[1])
+
+
+# What is wrong with a state dict.
+
+
+def without(*names):
+    return lambda state: {key: value for key, value in state.items() if key not in names}
+
+
+def put(**changes):
+    return lambda state: {**state, **{name.replace("__", "."): value for name, value in changes.items()}}
+
+
+def changed(name, change):
+    return lambda state: {**state, name: change(state[name].copy())}
+
+
+def spoilt(value):
+    def spoil(array):
+        array.flat[1] = value
+        return array
+
+    return spoil
+
+
+BAD_STATES = {
+    "empty": (lambda _: {}, "got an empty one"),
+    "a list": (lambda _: [1], "expected a state dict, array names to arrays; got a list"),
+    "no array": (put(f__conv1__bias="text"), "f.conv1.bias is a str: expected a NumPy array"),
+    "odd key": (lambda state: {**state, 3: state["f.conv1.bias"]}, "a key of the state dict is 3"),
+    "missing stem": (without("f.conv1.weight"), r"missing f.conv1.weight: expected an array \[16, channels, 3, 3\]"),
+    "missing head": (without("class_output.weight"), r"missing class_output.weight: .*\[classes, 64·width\]"),
+    "missing bias": (
+        without("f.layer2.0.conv1.bias"),
+        r"missing f.layer2.0.conv1.bias: expected an array \[32\] in a WRN-10-1 without norm",
+    ),
+    "missing first": (without("f.layer1.0.conv1.weight"), r"missing f.layer1.0.conv1.weight: .*\[16, 16, 3, 3\]"),
+    "missing shortcut": (without("f.layer3.0.shortcut.0.weight"), r"missing f.layer3.0.shortcut.0.weight: .*64, 32"),
+    "missing energy": (without("energy_output.bias"), r"missing energy_output.bias: expected an array \[1\]"),
+    "half of linear": (without("f.linear.bias"), r"missing f.linear.bias: expected an array \[10\]"),
+    "extra": (
+        put(f__layer4__0__conv1__bias=np.zeros(128)),
+        "unexpected f.layer4.0.conv1.bias: a WRN-10-1 without norm",
+    ),
+    "extra block": (put(f__layer3__1__conv1__bias=np.zeros(64)), "unexpected f.layer3.1.conv1.bias: a WRN-10-1"),
+    "block skipped": (
+        lambda state: {key.replace("layer2.0", "layer2.5"): value for key, value in state.items()},
+        "missing f.layer2.0.conv1.weight",
+    ),
+    "half a prefix": (put(module__f__conv1__bias=np.zeros(16)), "unexpected module.f.conv1.bias"),
+    "stem": (
+        changed("f.conv1.weight", lambda a: a[:, :, 0]),
+        r"f.conv1.weight is \[16, 3, 3\]: expected \[16, channels",
+    ),
+    "kernel size": (
+        changed("f.conv1.weight", lambda a: a[:, :, :1]),
+        r"f.conv1.weight is \[16, 3, 1, 3\]: expected \[",
+    ),
+    "one width": (
+        changed("f.layer1.0.conv1.weight", lambda a: np.tile(a, (2, 1, 1, 1))),
+        r"f.layer1.0.conv1.weight is \[32, 16, 3, 3\]: expected \[16, 16, 3, 3\]",
+    ),
+    "transposed": (
+        changed("class_output.weight", lambda a: a.T),
+        r"class_output.weight is \[64, 10\]: expected \[64, 64\]",
+    ),
+    "bias": (changed("class_output.bias", lambda a: a[:9]), r"class_output.bias is \[9\]: expected \[10\]"),
+    "scalar": (changed("f.layer1.0.conv1.bias", lambda a: a[0]), r"f.layer1.0.conv1.bias is \[\]: expected \[16\]"),
+    "linear": (changed("f.linear.weight", lambda a: a[:, 1:]), r"f.linear.weight is \[10, 63\]: expected \[10, 64\]"),
+    "NaN": (changed("f.layer3.0.conv2.weight", spoilt(np.nan)), "f.layer3.0.conv2.weight: 1 of 36864 numbers are NaN"),
+    "infinite": (
+        changed("class_output.bias", spoilt(np.inf)),
+        "class_output.bias: 1 of 10 numbers are NaN or infinite",
+    ),
+    "too large": (
+        changed("class_output.bias", lambda a: spoilt(1e300)(a.astype(np.float64))),
+        "class_output.bias: 1 of 10 numbers are NaN or infinite",
+    ),
+    "integers": (changed("f.conv1.bias", lambda a: a.astype(np.int32)), "f.conv1.bias is of int32: expected float32"),
+    "text": (changed("f.conv1.bias", lambda a: a.astype(str)), "f.conv1.bias is of <U32: expected float32"),
+    "another network": (
+        lambda _: {"conv1.weight": np.zeros((64, 3, 7, 7)), "bn1.weight": np.zeros(64), "fc.bias": np.zeros(10)},
+        "missing f.conv1.weight: .* found conv1.weight, bn1.weight, fc.bias",
+    ),
+    "no stages": (
+        lambda state: {key: value for key, value in state.items() if "layer" not in key},
+        r"missing f.layer1.0.conv1.weight: expected an array \[16·width",
+    ),
+    "narrow": (
+        lambda state: {key: value[:8] if ".conv" in key and "layer" in key else value for key, value in state.items()},
+        r"f.layer1.0.conv1.weight is \[8, 16, 3, 3\]: expected 16, 32, 64 × width",
+    ),
+    "unequal repeat": (
+        lambda state: changed("f.other_layers.1.0.conv1.bias", spoilt(5.0))(variant("JEM++", state)),
+        "f.other_layers.1.0.conv1.bias differs from f.layer2.0.conv1.bias: expected a copy",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_STATES)
+def test_wrong_state_dict_is_named_in_one_line(case):
+    spoil, message = BAD_STATES[case]
+    state = spoil(official_state())
+    for function in (torch_import.variables_from_state_dict, torch_import.model_from_state_dict):
+        with pytest.raises(ValueError, match=message) as error:
+            function(state)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            without("f.bn1.running_mean"),
+            r"missing f.bn1.running_mean: expected an array \[64\] in a WRN-10-1 with batch",
+        ),
+        (without("f.layer1.0.bn1.weight"), "missing f.layer1.0.bn1.weight"),
+        (changed("f.bn1.running_var", spoilt(-1.0)), "f.bn1.running_var holds a negative number"),
+        (changed("f.bn1.num_batches_tracked", lambda a: a + 0.5), "num_batches_tracked is of float64: expected int64"),
+        (put(f__bn1__loc=np.zeros((1, 64, 1, 1))), "unexpected f.bn1.loc: a WRN-10-1 with batch norm"),
+    ],
+)
+def test_wrong_batch_norm_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        torch_import.variables_from_state_dict(change(official_state("wrn_10_1_batch")))
+
+
+def test_act_norm_that_never_started_is_named():
+    model, variables, _ = random_network("act")
+    state = torch_import.state_dict_from_variables(model, variables)
+    state["f.layer2.0.bn2.initialized"] = np.zeros((), np.uint8)
+    with pytest.raises(ValueError, match=r"f\.layer2\.0\.bn2\.initialized is 0: expected 1"):
+        torch_import.variables_from_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "message"),
+    [
+        ("wrn_10_1", "batch", r"norm='batch' does not fit the state dict: without f.bn1 it can only be norm none"),
+        (
+            "wrn_10_1_batch",
+            "layer",
+            r"norm='layer' does not fit .*running_mean|num_batches_tracked tells of norm batch",
+        ),
+        ("wrn_16_1_layer", "act", r"norm='act' does not fit .*bias tells of norm layer or instance"),
+        ("wrn_16_1_layer", "group", r"norm must be one of none, batch, .*, not 'group'"),
+    ],
+)
+def test_norm_that_does_not_fit_is_refused(name, norm, message):
+    with pytest.raises(ValueError, match=message):
+        torch_import.variables_from_state_dict(official_state(name), norm)
+
+
+def edited(variables, path, change):
+    """The variables with one leaf replaced, or removed where `change` gives None."""
+    head, *rest = path.split("/")
+    node = dict(variables)
+    value = edited(node.get(head, {}), "/".join(rest), change) if rest else change(node.get(head))
+    if value is None:
+        del node[head]
+    else:
+        node[head] = value
+    return node
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "message"),
+    [
+        ("params/classes/bias", lambda _: None, r"missing params/classes/bias: expected an array \[10\] in a WRN-10-1"),
+        ("params/extra/bias", lambda _: np.zeros(3), "unexpected params/extra/bias: a WRN-10-1 with batch norm"),
+        (
+            "params/conv1/kernel",
+            lambda a: a[None],
+            r"params/conv1/kernel is \[1, 3, 3, 3, 16\]: expected \[3, 3, 3, 16\]",
+        ),
+        ("params/conv1/bias", lambda a: a * np.nan, "params/conv1/bias: 16 of 16 numbers are NaN or infinite"),
+        ("params/conv1/bias", lambda a: np.zeros(16, int), "params/conv1/bias is of int64: expected float32"),
+        ("batch_stats/norm/norm/mean", lambda _: None, "missing batch_stats/norm/norm/mean"),
+    ],
+)
+def test_wrong_variables_are_named_on_export(path, change, message):
+    model, variables = imported("wrn_10_1_batch")
+    with pytest.raises(ValueError, match=message):
+        torch_import.state_dict_from_variables(model, edited(variables, path, change))
+
+
+def test_only_a_wide_resnet_can_be_exported():
+    with pytest.raises(ValueError, match="no Dense: expected a WideResNet"):
+        torch_import.state_dict_from_variables(__import__("flax").linen.Dense(3), {"params": {}})
+    with pytest.raises(ValueError, match="variables are a list"):
+        torch_import.state_dict_from_variables(imported("wrn_10_1")[0], [])
+
+
+# The replay buffer.
+
+
+def test_official_buffer_becomes_slots_and_classes():
+    classes, slots = 3, 4
+    official = np.arange(classes * slots * 2 * 5 * 6, dtype=np.float64).reshape(classes * slots, 2, 5, 6)
+    buffer = torch_import.buffer_from_official(official, classes)
+    assert buffer.shape == (slots, classes, 5, 6, 2)
+    assert buffer.dtype == np.float32
+    for label in range(classes):  # the official sampler finds class y from row y·N/classes on
+        for slot in range(slots):
+            np.testing.assert_array_equal(buffer[slot, label].transpose(2, 0, 1), official[label * slots + slot])
+    np.testing.assert_array_equal(torch_import.buffer_to_official(buffer), official)
+    plain = torch_import.buffer_from_official(official)
+    assert plain.shape == (classes * slots, 1, 5, 6, 2)
+    np.testing.assert_array_equal(torch_import.buffer_to_official(plain), official)
+
+
+def test_imported_buffer_is_one_that_chains_can_be_drawn_from():
+    official = np.random.default_rng(0).uniform(-1, 1, (20, 3, 8, 8)).astype(np.float32)
+    buffer = jnp.asarray(torch_import.buffer_from_official(official, 10))
+    labels = jnp.array([7, 2])
+    x, slots = replay_buffer.draw(jax.random.key(0), buffer, jnp.zeros((2, 8, 8, 3)), reinit_prob=0.0, labels=labels)
+    rows = np.asarray(labels) * 2 + np.asarray(slots)
+    np.testing.assert_array_equal(nchw(x), official[rows])
+
+
+@pytest.mark.parametrize(
+    ("array", "classes", "message"),
+    [
+        (np.zeros((4, 3, 8)), 1, r"replay_buffer is \[4, 3, 8\]: expected \[images, channels, H, W\]"),
+        (np.zeros((0, 3, 8, 8)), 1, r"replay_buffer is \[0, 3, 8, 8\]: expected"),
+        (np.zeros((10, 3, 8, 8)), 3, "replay_buffer holds 10 images: expected a multiple of the 3 classes"),
+        (np.full((1, 1, 2, 2), np.nan), 1, "replay_buffer: 4 of 4 numbers are NaN or infinite"),
+        (np.zeros((1, 1, 2, 2), np.uint8), 1, "replay_buffer is of uint8: expected float32"),
+    ],
+)
+def test_wrong_buffer_is_named(array, classes, message):
+    with pytest.raises(ValueError, match=message):
+        torch_import.buffer_from_official(array, classes)
+
+
+def test_wrong_buffer_is_named_on_export():
+    with pytest.raises(ValueError, match=r"the buffer is \[4, 8, 8, 3\]: expected \[slots, classes, H, W, channels\]"):
+        torch_import.buffer_to_official(np.zeros((4, 8, 8, 3)))
+
+
+# Files. Without torch they say what to install.
+
+
+def test_missing_torch_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r'pip install "jem_jax\[torch\]"'):
+        torch_import.read_checkpoint(CHECKPOINT)
+    with pytest.raises(ImportError, match=r'pip install "jem_jax\[torch\]"'):
+        torch_import.write_checkpoint(tmp_path / "a.pt", official_state())
+
+
+def test_old_torch_is_not_trusted_with_foreign_files(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", type(sys)("torch"))
+    sys.modules["torch"].__version__ = "2.5.1"
+    with pytest.raises(ImportError, match=r"torch 2\.5\.1 does not read foreign files safely"):
+        torch_import.read_checkpoint(CHECKPOINT)
+
+
+def test_missing_file_is_named(tmp_path):
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(ValueError, match="is not a file: expected a checkpoint"):
+            torch_import.read_checkpoint(path)
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture
+def torch_copy(torch):
+    """The module beside this one, whichever way pytest imports tests."""
+    spec = importlib.util.spec_from_file_location("reference_torch", Path(__file__).with_name("reference_torch.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.torch
+def test_official_checkpoint_is_read(torch):
+    state, images = torch_import.read_checkpoint(CHECKPOINT)
+    assert state.keys() == official_state().keys()
+    for key, value in official_state().items():
+        np.testing.assert_array_equal(state[key], value)
+    assert images.shape == (20, 3, 32, 32)
+    for class_conditional, shape in ((False, (20, 1, 32, 32, 3)), (True, (2, 10, 32, 32, 3))):
+        model, variables, buffer = torch_import.load(CHECKPOINT, class_conditional=class_conditional)
+        assert model == imported("wrn_10_1")[0]
+        jax.tree.map(np.testing.assert_array_equal, variables, imported("wrn_10_1")[1])
+        assert buffer.shape == shape
+        np.testing.assert_array_equal(buffer[1, 0], images[1].transpose(1, 2, 0))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before torch 1.6"])
+def test_bare_state_dicts_of_either_format_are_read(torch, tmp_path, legacy):
+    state = {key: torch.nn.Parameter(torch.tensor(value)) for key, value in official_state().items()}
+    path = tmp_path / "bare.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    read, images = torch_import.read_checkpoint(path)
+    assert images is None
+    assert torch_import.load(path).buffer is None
+    for key, value in official_state().items():
+        np.testing.assert_array_equal(read[key], value)
+
+
+@pytest.mark.torch
+def test_half_precision_is_read_as_float32(torch, tmp_path):
+    path = tmp_path / "half.pt"
+    torch.save({"model_state_dict": {"a": torch.ones(2, dtype=torch.bfloat16)}, "replay_buffer": torch.zeros(0)}, path)
+    state, images = torch_import.read_checkpoint(path)
+    assert state["a"].dtype == np.float32
+    assert images is None
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("with_buffer", [False, True])
+def test_written_checkpoint_is_read_back(torch, tmp_path, with_buffer):
+    state = torch_import.state_dict_from_variables(*imported("wrn_10_1_batch"))
+    images = np.random.default_rng(0).normal(size=(6, 3, 8, 8)).astype(np.float32) if with_buffer else None
+    path = tmp_path / "official.pt"
+    path.write_bytes(b"an older file")
+    torch_import.write_checkpoint(path, state, images)
+    read, buffer = torch_import.read_checkpoint(path)
+    assert list(read) == list(state)
+    for key, value in state.items():
+        assert read[key].dtype == value.dtype
+        np.testing.assert_array_equal(read[key], value)
+    np.testing.assert_array_equal(buffer, images)
+    assert len(torch.load(path)["replay_buffer"]) == (6 if with_buffer else 0)
+    assert [file.name for file in tmp_path.iterdir()] == ["official.pt"]
+
+
+@pytest.mark.torch
+def test_failed_write_leaves_the_older_file(torch, tmp_path, monkeypatch):
+    path = tmp_path / "official.pt"
+    path.write_bytes(b"an older file")
+
+    def full_disk(content, file):
+        Path(file).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        torch_import.write_checkpoint(path, official_state())
+    assert path.read_bytes() == b"an older file"
+    assert [file.name for file in tmp_path.iterdir()] == ["official.pt"]
+    with pytest.raises(ValueError, match="is not a folder"):
+        torch_import.write_checkpoint(tmp_path / "none" / "official.pt", official_state())
+    with pytest.raises(ValueError, match="a is of <U1: expected float32"):
+        torch_import.write_checkpoint(path, {"a": np.array("b")})
+
+
+class Trap:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("how", ["torch.save", "torch.save before 1.6", "pickle", "inside the buffer"])
+def test_code_in_a_file_is_never_run(torch, tmp_path, how):
+    sprung, path = tmp_path / "sprung", tmp_path / "trap.pt"
+    if how == "pickle":
+        path.write_bytes(pickle.dumps({"model_state_dict": Trap(sprung)}))
+    else:
+        content = {"model_state_dict": {"f.conv1.bias": torch.zeros(16)}, "replay_buffer": Trap(sprung)}
+        if how != "inside the buffer":
+            content["model_state_dict"]["f.conv1.weight"] = Trap(sprung)
+        torch.save(content, path, _use_new_zipfile_serialization="before" not in how)
+    for read in (torch_import.read_checkpoint, torch_import.load):
+        with pytest.raises(
+            ValueError, match=r"trap.pt is not a checkpoint.*holds \w*\.open, and nothing but tensors"
+        ) as error:
+            read(path)
+        assert "\n" not in str(error.value)
+    assert not sprung.exists()
+    if how != "pickle":
+        torch.load(path, weights_only=False)
+        assert sprung.exists()  # the trap does work
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("fraction", [0.0, 0.0001, 0.01, 0.5, 0.9, 0.999])
+def test_truncated_file_is_named(torch, tmp_path, fraction):
+    path = tmp_path / "short.pt"
+    content = CHECKPOINT.read_bytes()
+    path.write_bytes(content[: int(fraction * len(content))])
+    with pytest.raises(ValueError, match=r"short\.pt is (empty|not a checkpoint of tensors.*damaged)") as error:
+        torch_import.read_checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("content", [b"not a checkpoint", b"\x80", bytes(1000), b"PK\x03\x04 and nothing"])
+def test_foreign_file_is_named(torch, tmp_path, content):
+    path = tmp_path / "foreign.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"foreign\.pt is not a checkpoint of tensors as torch.save writes it"):
+        torch_import.read_checkpoint(path)
+
+
+@pytest.mark.torch
+def test_other_zip_and_array_files_are_named(torch, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("data.txt", "text")
+    np.savez(tmp_path / "b.npz", a=np.zeros(3))
+    for name in ("a.zip", "b.npz"):
+        with pytest.raises(ValueError, match="is not a checkpoint of tensors"):
+            torch_import.read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds a list: expected a state dict"),
+        ({}, "holds an empty state dict"),
+        ({"model_state_dict": None}, "model_state_dict is a NoneType: expected a dict of tensors"),
+        ({"model_state_dict": {}}, "holds an empty state dict"),
+        ({"model_state_dict": {"a": 3}}, "a is a int: expected a tensor"),
+        ({"epoch": 3}, "epoch is a int: expected a tensor"),
+        ({"model_state_dict": {"a": "tensor"}, "replay_buffer": [1]}, "replay_buffer is a list: expected a tensor"),
+        ({"model_state_dict": {"a": "sparse"}}, "a is not an ordinary tensor"),
+        ({"model_state_dict": {"a": "tensor"}}, "missing f.conv1.weight: .*; found a$"),
+    ],
+)
+def test_other_contents_are_named(torch, tmp_path, content, message):
+    path = tmp_path / "other.pt"
+    tensors = {"tensor": torch.zeros(2), "sparse": torch.eye(2).to_sparse()}
+    if isinstance(content, dict) and isinstance(content.get("model_state_dict"), dict):
+        weights = {key: tensors.get(value, value) for key, value in content["model_state_dict"].items()}
+        content = {**content, "model_state_dict": weights}
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"other\.pt:? .*{message}") as error:
+        torch_import.load(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.torch
+def test_buffer_of_other_channels_is_named(torch, tmp_path):
+    path = tmp_path / "grey.pt"
+    torch_import.write_checkpoint(path, official_state(), np.zeros((4, 1, 32, 32), np.float32))
+    with pytest.raises(ValueError, match=r"replay_buffer is \[4, 1, 32, 32\]: expected \[N, 3, H, W\]"):
+        torch_import.load(path)
+
+
+# The PyTorch copy itself.
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_copy_is_a_copy_of_the_official_network(torch_copy, name):
+    state, x, y = torch_copy.official(name)
+    network = torch_copy.load(state, depth=16 if "16" in name else 10, norm=REFERENCES[name])
+    assert list(network.state_dict()) == list(state)
+    assert_close(network(x).detach().numpy(), reference(name)["logits"], 1e-5)
+    assert_close(network.f(x).detach().numpy(), reference(name)["features"], 1e-5)
+    assert_close(torch_copy.score(network, x).numpy(), reference(name)["grad_log_px"], 1e-5)
+    assert_close(torch_copy.score(network, x, y).numpy(), reference(name)["grad_log_pxy"], 1e-5)
+
+
+@pytest.mark.torch
+def test_the_stored_arrays_are_those_the_copy_gives(torch_copy):
+    arrays = torch_copy.arrays()
+    assert arrays.keys() == copy().keys() - {"meta"}
+    for key, value in arrays.items():
+        assert_close(copy()[key], value, 1e-10)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("norm", NORMS)
+def test_exports_load_strictly_and_give_the_same_logits(torch, torch_copy, norm):
+    model, variables, x = random_network(norm, depth=16, width=2, num_classes=100)
+    state = torch_import.state_dict_from_variables(model, variables)
+    network = torch_copy.load(state, depth=16, width=2, num_classes=100, norm=norm)
+    assert list(state) == list(network.state_dict())
+    logits = network(torch.tensor(nchw(x)).double()).detach().numpy()
+    assert_close(jax.jit(model.apply)(variables, x), logits, 1e-5)
