@@ -1,0 +1,1 @@
+"""One file a result that someone wants: overrides of the defaults."""

@@ -1,6 +1,6 @@
 """A JEM on scikit-learn's 8×8 digits: no download, some minutes on two cores.
 
-    python -m jem_jax.main --config=configs/digits.py
+python -m jem_jax.main --config=configs/digits.py
 """
 
 import ml_collections

@@ -181,7 +181,7 @@ def to_tree(state: Any) -> Any:
 
 def from_tree(template: Any, tree: Any) -> Any:
     """The inverse of `to_tree`, into the structure of `template`."""
-    state = flax.serialization.from_state_dict(_unwrapped(template), tree)
+    state = flax.serialization.from_state_dict(jax.eval_shape(_unwrapped, template), tree)
     return jax.tree.map(
         lambda like, leaf: jax.random.wrap_key_data(leaf) if _is_key(like) else np.asarray(leaf), template, state
     )

@@ -102,9 +102,7 @@ class Training:
 
     batch_size: int = _setting(64, "images of each branch in an iteration, all devices together", low=1, high=10**6)
     epochs: int = _setting(40, "passes over the training images", low=1, high=10**6)
-    cpu_devices: int = _setting(
-        0, "JAX devices on a CPU; 0: as many of 4, 2, 1 as cores and sizes allow", low=0, high=256
-    )
+    cpu_devices: int = _setting(0, "devices of a CPU; 0: the most of 4, 2, 1 that fit cores and sizes", low=0, high=256)
     baseline: bool = _setting(True, "train a plain classifier of the same shape beside it")
     log_every: int = _setting(20, "iterations between two lines of metrics.jsonl", low=1, high=10**9)
     validate_every: int = _setting(2, "epochs between two validations", low=1, high=10**6)
@@ -112,7 +110,7 @@ class Training:
     checkpoint_every: int = _setting(2, "epochs between two checkpoints", low=1, high=10**6)
     keep_checkpoints: int = _setting(2, "how many of the last checkpoints are kept", low=2, high=1000)
     max_log_density: float = _setting(
-        1e6, "an iteration whose |log p~| passes this is undone and ends the run", above=0
+        1e6, "an iteration whose |log p~| passes this is undone, and the run ends", above=0
     )
 
 

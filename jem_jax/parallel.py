@@ -5,17 +5,116 @@ alike (parameters, optimiser state, images) is a plain pytree mapped with axis N
 carries a leading axis of this process's devices. Devices meet in one `mean` of the step.
 """
 
-from collections.abc import Callable
+import functools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jem_jax.errors import UserError
+
 Array = jax.Array
 T = TypeVar("T")
 
 AXIS = "devices"
+_START_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How this process finds the others; the defaults say that there are none."""
+
+    coordinator_address: str | None = None
+    """host:port of process 0"""
+    num_processes: int | None = None
+    process_id: int | None = None
+    automatic: bool = False
+    """JAX finds the others: Cloud TPU, Slurm, Kubernetes"""
+
+
+def start(cluster: Cluster, cpu_devices: int, require_devices: int) -> None:
+    """Starts JAX: the only place where process-wide settings are made, before anything computes.
+
+    Args:
+      cluster: the other processes, if any; all start or none does.
+      cpu_devices: how many devices a CPU is to be; the environment's JAX_NUM_CPU_DEVICES or XLA_FLAGS come first.
+      require_devices: how many there must be at least, of all processes together.
+
+    Raises:
+      UserError: the other processes cannot be reached, the platform that was asked for is not there, or there are
+        too few devices.
+    """
+    _use_compilation_cache()
+    if not _cpu_devices_from_environment():
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
+    _join(cluster)
+    try:
+        found = jax.device_count()
+    except RuntimeError as error:
+        wanted = jax.config.read("jax_platforms")
+        reason = _first_line(error)
+        raise UserError(f"no device of platform {wanted!r} (JAX_PLATFORMS) could be started: {reason}") from error
+    if found < require_devices:
+        raise UserError(f"--require_devices={require_devices}, but there are {describe()}")
+
+
+def _join(cluster: Cluster) -> None:
+    explicit = (cluster.coordinator_address, cluster.num_processes, cluster.process_id)
+    given = [value is not None for value in explicit]
+    if not cluster.automatic and not any(given):
+        return
+    if any(given) and not all(given):
+        raise UserError("--coordinator_address, --num_processes and --process_id go together; give all three")
+    if all(given) and not 0 <= (cluster.process_id or 0) < (cluster.num_processes or 0):
+        raise UserError(f"--process_id must be from 0 to {(cluster.num_processes or 0) - 1}, not {cluster.process_id}")
+    try:
+        jax.distributed.initialize(*explicit, initialization_timeout=_START_SECONDS)
+    except Exception as error:
+        where = cluster.coordinator_address or "those that the cluster's environment names"
+        raise UserError(f"the other processes ({where}) could not be reached: {_first_line(error)}") from error
+
+
+def choose_cpu_devices(sizes: Sequence[int], num_processes: int = 1) -> int:
+    """The largest of 4, 2, 1 that the usable cores allow and that divides all sizes (0 divides by anything)."""
+    cores = _usable_cores()
+    fitting = (n for n in (4, 2) if n <= cores and all(size % (n * num_processes) == 0 for size in sizes))
+    return next(fitting, 1)
+
+
+def cpu_devices() -> int:
+    """How many devices the CPU was made into; 0 on an accelerator."""
+    return jax.local_device_count() if jax.default_backend() == "cpu" else 0
+
+
+def _usable_cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cores
+
+
+def _cpu_devices_from_environment() -> bool:
+    return "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in os.environ.get(
+        "XLA_FLAGS", ""
+    )
+
+
+def _use_compilation_cache() -> None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jem_jax" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def count() -> int:
@@ -65,10 +164,19 @@ def per_device(
     step: Callable[..., Any], *, in_axes: Any, out_axes: Any, donate_argnums: tuple[int, ...] = ()
 ) -> Callable[..., Any]:
     """`step` on every device of every process; an axis is None (alike everywhere) or 0 (cut by device)."""
-    return jax.pmap(step, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=donate_argnums)
+    # pmap wants at least one argument that is cut, and a plain classifier has none.
+    places = shard(np.arange(jax.device_count(), dtype=np.int32))
+    mapped = jax.pmap(
+        lambda _, *args: step(*args),
+        axis_name=AXIS,
+        in_axes=(0, *in_axes),
+        out_axes=out_axes,
+        donate_argnums=tuple(number + 1 for number in donate_argnums),
+    )
+    return functools.partial(mapped, places)
 
 
-def replicate(tree: T) -> T:
+def replicate(tree: Any) -> Any:
     """The pytree on every device of this process, put there once so that no step has to."""
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
 

@@ -1,5 +1,6 @@
 """Training: everything that an iteration needs, and the loop."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -51,6 +52,13 @@ class Trained:
     buffer: np.ndarray | None
     """[S, C, H, W, channels]"""
     steps: int
+    seconds: float
+    """of training, interrupted parts added up"""
+
+    @property
+    def has_negatives(self) -> bool:
+        """Whether there was a density to learn, or a classifier alone."""
+        return self.buffer is not None
 
 
 @dataclass
@@ -69,11 +77,17 @@ class _Training:
     checkpoints: Checkpoints
     best: Checkpoints
     best_accuracy: float
+    seconds_before: float
+    started: float
     logits: Callable[..., np.ndarray]
 
     @property
     def steps_per_epoch(self) -> int:
         return self.batches.steps_per_epoch
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
 
 
 def train(config: Config, dataset: Dataset, directory: Path, title: str, interrupts: Interrupts) -> Trained:
@@ -119,6 +133,12 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
         training.best.close()
 
 
+def classifier_config(config: Config) -> Config:
+    """The same settings for a plain classifier: cross-entropy alone."""
+    weights = dataclasses.replace(config.objective, p_x=0.0, p_y_given_x=1.0, p_xy=0.0, energy_l2=0.0)
+    return dataclasses.replace(config, objective=weights)
+
+
 def template(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> tuple[TrainState, Any]:
     """Shapes of a run's state and whole buffer (None where there is none), without computing anything."""
     net = network.build(config.model, num_classes)
@@ -141,14 +161,15 @@ def _set_up(config: Config, dataset: Dataset, directory: Path) -> _Training:
     rule = optimizer.build(config.optimizer, batches.steps_per_epoch)
     writes = parallel.is_first()
     restored = _restore(config, dataset, directory)
+    note = {"best_accuracy": -1.0, "seconds": 0.0}
+    buffer: np.ndarray | Array | None
     if restored is None:
         key = jax.random.key(config.seed)
         batch = jnp.asarray(to_float(dataset.train.images[batches.first_rows()]))
         state = jax.jit(lambda key, x: train_step.init_state(config, net, rule, key, x))(key, batch)
         buffer = _fresh_buffer(config, dataset, jax.random.fold_in(key, 2**31 - 2))
-        best_accuracy = -1.0
     else:
-        state, buffer, best_accuracy = restored
+        state, buffer, note = restored
     logits = parallel.over_examples(lambda variables, images: net.logits(variables, to_float(images)))
     return _Training(
         config=config,
@@ -162,7 +183,9 @@ def _set_up(config: Config, dataset: Dataset, directory: Path) -> _Training:
         buffer=None if buffer is None else parallel.shard(buffer),
         checkpoints=Checkpoints(directory / workdir.CHECKPOINTS, config.training.keep_checkpoints, writes),
         best=Checkpoints(directory / workdir.BEST, 1, writes),
-        best_accuracy=best_accuracy,
+        best_accuracy=note["best_accuracy"],
+        seconds_before=note["seconds"],
+        started=time.monotonic(),
         logits=logits,
     )
 
@@ -194,6 +217,11 @@ def _indivisible(name: str, value: int, divisor: int, of: str) -> str:
     return f"{name} {value} is not divisible by {divisor} ({of}); the nearest that works: {nearest}"
 
 
+def buffer_slots(config: Config, num_classes: int) -> int:
+    """Slots of the replay buffer; 0 where the objective needs no negatives."""
+    return _buffer_size(config, num_classes)[0]
+
+
 def _buffer_size(config: Config, num_classes: int) -> tuple[int, int]:
     """Slots and class axis; no slots where the objective needs no negatives."""
     terms = train_step.weights(config)
@@ -212,15 +240,17 @@ def _fresh_buffer(config: Config, dataset: Dataset, key: Array) -> Array | None:
     )(key)
 
 
-def _restore(config: Config, dataset: Dataset, directory: Path) -> tuple[TrainState, np.ndarray | None, float] | None:
+def _restore(
+    config: Config, dataset: Dataset, directory: Path
+) -> tuple[TrainState, np.ndarray | None, dict[str, float]] | None:
     """The newest whole checkpoint; what is not whole is moved aside and named."""
     folder = directory / workdir.CHECKPOINTS
     step = usable_step(folder, directory)
     if step is None:
         return None
     state, buffer = template(config, dataset.image_shape, dataset.num_classes)
-    found = checkpoint.restore(folder, _tree(checkpoint.template_of(state), buffer), step)
-    return checkpoint.from_tree(state, found.tree["state"]), found.tree.get("buffer"), found.note["best_accuracy"]
+    found = checkpoint.restore(folder, tree(checkpoint.template_of(state), buffer), step)
+    return checkpoint.from_tree(state, found.tree["state"]), found.tree.get("buffer"), found.note
 
 
 def usable_step(folder: Path, root: Path) -> int | None:
@@ -251,7 +281,8 @@ def usable_step(folder: Path, root: Path) -> int | None:
     return max((step for step in finished if step not in faults), default=None)
 
 
-def _tree(state: Any, buffer: Any) -> dict[str, Any]:
+def tree(state: Any, buffer: Any) -> dict[str, Any]:
+    """What a checkpoint holds."""
     return {"state": state} if buffer is None else {"state": state, "buffer": buffer}
 
 
@@ -324,8 +355,8 @@ def _validate(training: _Training, recorder: Recorder, step: int) -> None:
     recorder.record(step, {"validation_accuracy": accuracy, "validation_nll": nll})
     if accuracy > training.best_accuracy:
         training.best_accuracy = accuracy
-        tree = {"state": checkpoint.to_tree(training.state)}
-        training.best.save(step, tree, {"validation_accuracy": accuracy})
+        best = tree(checkpoint.to_tree(training.state), None)
+        training.best.save(step, best, {"validation_accuracy": accuracy})
 
 
 def _draw_buffer(training: _Training, step: int) -> None:
@@ -340,14 +371,14 @@ def _draw_buffer(training: _Training, step: int) -> None:
 
 def _save(training: _Training, step: int) -> None:
     buffer = None if training.buffer is None else parallel.whole(training.buffer)
-    tree = _tree(checkpoint.to_tree(training.state), buffer)
-    training.checkpoints.save(step, tree, {"best_accuracy": training.best_accuracy})
+    whole = tree(checkpoint.to_tree(training.state), buffer)
+    training.checkpoints.save(step, whole, {"best_accuracy": training.best_accuracy, "seconds": training.seconds})
 
 
 def _trained(training: _Training) -> Trained:
     variables = jax.device_get(training.state.evaluation_variables)
     buffer = None if training.buffer is None else parallel.gather(training.buffer)
-    return Trained(training.network, variables, buffer, int(training.state.step))
+    return Trained(training.network, variables, buffer, int(training.state.step), training.seconds)
 
 
 class _Batches:

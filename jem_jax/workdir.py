@@ -30,12 +30,18 @@ class RunFacts:
     config: Config
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
-    devices: int
+    cpu_devices: int
+    """how many devices the CPU was made into; 0 on an accelerator"""
 
     @property
     def num_classes(self) -> int:
         """K."""
         return len(self.class_names)
+
+
+def find_facts(path: Path) -> RunFacts | None:
+    """The facts of the run in a workdir, or None where there is no run. Errors are those of `read_facts`."""
+    return read_facts(path) if (path / RUN_FILE).exists() else None
 
 
 def read_facts(path: Path) -> RunFacts:
@@ -53,7 +59,7 @@ def read_facts(path: Path) -> RunFacts:
             config=configuration.validate(facts["config"]),
             image_shape=tuple(facts["image_shape"]),
             class_names=tuple(facts["class_names"]),
-            devices=int(facts["devices"]),
+            cpu_devices=int(facts["cpu_devices"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}); restore it, or start anew with --overwrite") from error
@@ -66,7 +72,7 @@ def write_facts(path: Path, facts: RunFacts) -> None:
             "config": configuration.as_dict(facts.config),
             "image_shape": facts.image_shape,
             "class_names": facts.class_names,
-            "devices": facts.devices,
+            "cpu_devices": facts.cpu_devices,
         },
         indent=1,
     )
@@ -82,12 +88,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def held(path: Path, writes: bool = True) -> Iterator[None]:
     """Holds the workdir, which is made if missing, for this program alone.
+
+    Args:
+      writes: whether this is the one process of its run that does; others hold nothing.
 
     Raises:
       UserError: it cannot be written, or another program holds it.
     """
+    if not writes:
+        yield
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / _LOCK).open("a")
@@ -103,12 +115,14 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def prepare(path: Path, config: Config, overwrite: bool) -> None:
+def prepare(path: Path, config: Config, overwrite: bool, writes: bool = True) -> None:
     """Makes sure that a run of these settings may work in a workdir.
 
     Raises:
       UserError: it holds a run of other settings, or files that are not a run's.
     """
+    if not writes:
+        return
     if overwrite:
         _clear(path)
     foreign = sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK)
@@ -144,7 +158,7 @@ def _differences(there: Config, here: Config) -> Iterator[str]:
 
 
 def _compared(config: Config) -> dict[str, Any]:
-    values = {}
+    values: dict[str, Any] = {}
     everything = configuration.as_dict(config)
     for group in _COMPARED:
         settings = everything[group]

@@ -1,0 +1,107 @@
+"""The command: flags -> one call; errors -> one line.
+
+python -m jem_jax.main --config=configs/digits.py
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from jem_jax import config as configuration
+from jem_jax import config_files
+from jem_jax.errors import UserError
+
+_MODES = ("train", "evaluate", "sample")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the flags")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status.
+
+    0: done. 2: something given was wrong, said in one line. 130 or 143: stopped by Ctrl-C or SIGTERM, all saved.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    try:
+        return _run(arguments)
+    except (UserError, OSError) as error:
+        if debug:
+            raise
+        print(f"jem-jax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def entry_point() -> None:
+    """The console script `jem-jax`."""
+    sys.exit(main())
+
+
+def _run(arguments: Sequence[str]) -> int:
+    flags, overrides = _parse(arguments)
+    config = config_files.read(flags.config, overrides)
+    _quiet_libraries()
+    # JAX and all that needs it come only now, so that a wrong flag is said at once.
+    from jem_jax import parallel, run
+
+    path = Path(flags.workdir or f"runs/{Path(flags.config).stem}")
+    cluster = parallel.Cluster(flags.coordinator_address, flags.num_processes, flags.process_id, flags.distributed)
+    return run.run(flags.mode, config, path, flags.overwrite, cluster, flags.require_devices)
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    parser = _parser()
+    flags, rest = parser.parse_known_args(arguments)
+    overrides = []
+    for argument in rest:
+        name, equals, text = argument.removeprefix("--config.").partition("=")
+        if not argument.startswith("--config."):
+            parser.error(f"unknown argument {argument!r}")
+        if not equals:
+            parser.error(f"{argument} needs a value: {argument}=VALUE")
+        overrides.append((name, text))
+    return flags, overrides
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="jem-jax",
+        description="Trains a joint energy-based model, evaluates it, or samples from it.",
+        epilog="settings, with their defaults:\n" + "\n".join(configuration.describe()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help=f"a config file, or one of: {_names()}")
+    add("--mode", choices=_MODES, default="train", help="train (or go on with) a run, evaluate it, or draw samples")
+    add("--workdir", metavar="DIR", help="where the run lives; default: runs/<config name>")
+    add("--overwrite", action="store_true", help="start anew, deleting the run that the workdir holds")
+    add("--require_devices", type=int, default=1, metavar="N", help="refuse to start with fewer devices in all")
+    add("--distributed", action="store_true", help="one of several processes, on a TPU pod, Slurm or Kubernetes")
+    add("--coordinator_address", metavar="HOST:PORT", help="of the first process, where JAX cannot find it itself")
+    add("--num_processes", type=int, metavar="N", help="with --coordinator_address")
+    add("--process_id", type=int, metavar="I", help="with --coordinator_address, from 0")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _names() -> str:
+    return ", ".join(sorted(config_files.packaged()))
+
+
+def _quiet_libraries() -> None:
+    """Keeps libraries' logs of ordinary work off the screen; JAX_LOG_LEVEL-like wishes of the user stand."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -1,0 +1,124 @@
+"""A whole run: start the devices, hold the workdir, train, evaluate, report."""
+
+import signal
+import time
+from pathlib import Path
+
+from jem_jax import datasets, loading, parallel, report, train, workdir
+from jem_jax.config import Config
+from jem_jax.datasets import Dataset
+from jem_jax.errors import UserError
+from jem_jax.interrupts import Interrupted, Interrupts
+from jem_jax.metrics import duration
+from jem_jax.parallel import Cluster
+from jem_jax.train import Trained
+from jem_jax.workdir import RunFacts
+
+__all__ = ["Cluster", "run"]
+
+
+def run(mode: str, config: Config, path: Path, overwrite: bool, cluster: Cluster, require_devices: int) -> int:
+    """Runs a mode in a workdir and returns the exit status.
+
+    Args:
+      mode: "train", "evaluate" or "sample".
+      path: the workdir.
+      overwrite: delete the run that the workdir holds first; only for "train".
+      cluster: how this process finds the others.
+      require_devices: refuse to start with fewer.
+
+    Raises:
+      UserError: in one line, what is wrong and what would be right.
+    """
+    if overwrite and mode != "train":
+        raise UserError(f"--overwrite starts a run anew; it does not go with --mode={mode}")
+    known = None if overwrite else workdir.find_facts(path)
+    if mode != "train" and known is None:
+        raise UserError(f"{path} holds no run to {mode}; train one first, or name its folder with --workdir")
+    dataset = datasets.load(config.data.name)
+    parallel.start(cluster, _cpu_devices(config, dataset, known, cluster), require_devices)
+    with workdir.held(path, parallel.is_first()):
+        workdir.prepare(path, config, overwrite, parallel.is_first())
+        parallel.wait("workdir")
+        facts = RunFacts(config, dataset.image_shape, dataset.class_names, parallel.cpu_devices())
+        if mode == "train":
+            return _train(facts, dataset, path)
+        if mode == "evaluate":
+            return _evaluate(facts, dataset, path)
+        return _sample(facts, path)
+
+
+def _cpu_devices(config: Config, dataset: Dataset, known: RunFacts | None, cluster: Cluster) -> int:
+    """Devices to make of a CPU: as asked for, as the run had before, or as many as cores and sizes allow."""
+    if config.training.cpu_devices:
+        return config.training.cpu_devices
+    if known is not None and known.cpu_devices:
+        return known.cpu_devices
+    slots = train.buffer_slots(config, dataset.num_classes)
+    return parallel.choose_cpu_devices((config.training.batch_size, slots), cluster.num_processes or 1)
+
+
+def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
+    if parallel.is_first():
+        workdir.write_facts(path, facts)
+    seconds: dict[str, float] = {}
+    with Interrupts() as interrupts:
+        try:
+            trained = train.train(facts.config, dataset, path, "JEM", interrupts)
+            seconds["training"] = trained.seconds
+            if facts.config.training.baseline and trained.has_negatives:
+                seconds["baseline"] = _train_baseline(facts, dataset, path, interrupts).seconds
+        except Interrupted as stop:
+            _say(f"{stop}; saved in {path}. The same command goes on from there")
+            return 128 + (interrupts.signal or signal.SIGTERM)
+        if not parallel.is_first():
+            return 0
+        old = report.read(path)
+        if old is not None and report.is_current(old, facts, trained.steps):
+            _say(f"{path} holds a finished run of {trained.steps} iterations; its report:")
+            return _show(old)
+        return _write_report(facts, dataset, path, seconds)
+
+
+def _train_baseline(facts: RunFacts, dataset: Dataset, path: Path, interrupts: Interrupts) -> Trained:
+    config = train.classifier_config(facts.config)
+    return train.train(config, dataset, path / workdir.BASELINE, "classifier", interrupts)
+
+
+def _evaluate(facts: RunFacts, dataset: Dataset, path: Path) -> int:
+    if not parallel.is_first():
+        return 0
+    old = report.read(path)
+    return _write_report(facts, dataset, path, old.values["run"]["seconds"] if old else {})
+
+
+def _write_report(facts: RunFacts, dataset: Dataset, path: Path, seconds: dict[str, float]) -> int:
+    _say(f"evaluating on {len(dataset.test)} test images and drawing samples …")
+    return _show(report.write(path, facts, dataset, seconds))
+
+
+def _show(shown: report.Report) -> int:
+    print(f"\n{report.table(shown)}\n", flush=True)
+    if shown.values["run"]["seconds"]:
+        _say(f"time: {report.seconds_in_words(shown)}")
+    _say("look at:")
+    for file in (*shown.pictures, shown.path):
+        _say(f"  {file}")
+    return 0
+
+
+def _sample(facts: RunFacts, path: Path) -> int:
+    if not parallel.is_first():
+        return 0
+    started = time.monotonic()
+    model = loading.read_model(path, facts)
+    _say(f"drawing {facts.config.evaluation.num_samples} samples in {facts.config.evaluation.sample_steps} steps …")
+    _, files = report.draw_samples(path / workdir.SAMPLES, model, facts)
+    _say(f"took {duration(time.monotonic() - started)}; look at:")
+    for file in files:
+        _say(f"  {file}")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
