@@ -45,7 +45,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int, writes: bool = True) -> None:
         self._directory, self._writes = directory, writes
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
         self._finishing: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -147,6 +147,32 @@ def steps(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and (path / _MANIFEST).exists())
+
+
+def newest_whole(directory: Path) -> tuple[int | None, dict[Path, str]]:
+    """The step of the newest whole checkpoint, and what is wrong with every one that is unfinished or newer.
+
+    Returns:
+      The step, None where no checkpoint was ever finished, and {path: fault}.
+
+    Raises:
+      UserError: there are finished checkpoints, and all of them are damaged.
+    """
+    faults = dict.fromkeys(unfinished(directory), "it was never finished")
+    finished = steps(directory)
+    for step in reversed(finished):
+        path = directory / str(step)
+        fault = damage(path)
+        if fault is None:
+            return step, faults
+        faults[path] = fault
+    if finished:
+        path = directory / str(finished[-1])
+        raise UserError(
+            f"checkpoint {path} is damaged ({faults[path]}) and no whole one is left; restore it from a copy, or start "
+            "anew with --overwrite"
+        )
+    return None, faults
 
 
 def unfinished(directory: Path) -> list[Path]:

@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         return _run(arguments)
+    except KeyboardInterrupt:
+        print("jem-jax: stopped; the same command goes on", file=sys.stderr)
+        return 130
     except (UserError, OSError) as error:
         if debug:
             raise

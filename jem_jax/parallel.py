@@ -201,15 +201,6 @@ def whole(array: Array) -> Array:
     return jax.jit(_merge)(array)
 
 
-def gather(array: Array) -> np.ndarray:
-    """The inverse of `shard`, as a host array [N, ...] on every process."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        return np.asarray(multihost_utils.process_allgather(whole(array), tiled=True))
-    return np.asarray(whole(array))
-
-
 def _merge(array: Array) -> Array:
     return array.reshape(-1, *array.shape[2:])
 

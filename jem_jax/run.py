@@ -4,7 +4,7 @@ import signal
 import time
 from pathlib import Path
 
-from jem_jax import datasets, loading, parallel, report, train, workdir
+from jem_jax import datasets, loading, parallel, report, sizes, train, train_step, workdir
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.errors import UserError
@@ -54,30 +54,34 @@ def _cpu_devices(config: Config, dataset: Dataset, known: RunFacts | None, clust
         return config.training.cpu_devices
     if known is not None and known.cpu_devices:
         return known.cpu_devices
-    slots = train.buffer_slots(config, dataset.num_classes)
+    slots, _ = sizes.buffer_size(config, dataset.num_classes)
     return parallel.choose_cpu_devices((config.training.batch_size, slots), cluster.num_processes or 1)
 
 
 def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
     if parallel.is_first():
         workdir.write_facts(path, facts)
-    seconds: dict[str, float] = {}
-    with Interrupts() as interrupts:
-        try:
+    try:
+        with Interrupts() as interrupts:
             trained = train.train(facts.config, dataset, path, "JEM", interrupts)
-            seconds["training"] = trained.seconds
-            if facts.config.training.baseline and trained.has_negatives:
+            seconds = {"training": trained.seconds}
+            if _has_baseline(facts.config):
                 seconds["baseline"] = _train_baseline(facts, dataset, path, interrupts).seconds
-        except Interrupted as stop:
-            _say(f"{stop}; saved in {path}. The same command goes on from there")
-            return 128 + (interrupts.signal or signal.SIGTERM)
-        if not parallel.is_first():
-            return 0
-        old = report.read(path)
-        if old is not None and report.is_current(old, facts, trained.steps):
-            _say(f"{path} holds a finished run of {trained.steps} iterations; its report:")
-            return _show(old)
-        return _write_report(facts, dataset, path, seconds)
+    except Interrupted as stop:
+        _say(f"{stop}; saved in {path}. The same command goes on from there")
+        return 128 + (interrupts.signal or signal.SIGTERM)
+    if not parallel.is_first():
+        return 0
+    old = report.read(path)
+    if old is not None and report.is_current(old, facts, trained.steps):
+        _say(f"{path} holds a finished run of {trained.steps} iterations; its report:")
+        return _show(old)
+    return _write_report(facts, dataset, path, seconds)
+
+
+def _has_baseline(config: Config) -> bool:
+    terms = train_step.weights(config)
+    return config.training.baseline and (terms.needs_negatives or terms.needs_conditional_negatives)
 
 
 def _train_baseline(facts: RunFacts, dataset: Dataset, path: Path, interrupts: Interrupts) -> Trained:

@@ -17,6 +17,7 @@ import functools
 import os
 import pickle
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -574,7 +575,8 @@ def _read(path: Path) -> Any:
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty: expected a checkpoint of the official code")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch documents none of the many errors that damaged and foreign files raise.
         reason = "it is damaged or of another kind"

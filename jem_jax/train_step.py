@@ -66,6 +66,10 @@ class TrainingData(NamedTuple):
     """int32 [steps · batch]: that of the labelled stream"""
 
 
+Step = Callable[[TrainState, Array | None, TrainingData], tuple[TrainState, Array | None]]
+"""An iteration: (state, buffer, data) -> (state, buffer); the buffer is None where no negatives are needed"""
+
+
 class _Keys(NamedTuple):
     """One key for each use in an iteration, the same on all devices."""
 
@@ -130,14 +134,8 @@ def sgld_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def build(
-    config: Config, network: Network, optimizer: optax.GradientTransformation, num_classes: int
-) -> Callable[[TrainState, Array | None, TrainingData], tuple[TrainState, Array | None]]:
-    """The training step, mapped over devices; the buffer [devices, S, C, H, W, channels] is donated.
-
-    Returns:
-      (state, buffer, data) -> (state, buffer). The buffer is None where the objective needs no negatives.
-    """
+def build(config: Config, network: Network, optimizer: optax.GradientTransformation, num_classes: int) -> Step:
+    """The training step, mapped over devices; the buffer [devices, S, C, H, W, channels] is donated."""
     terms = weights(config)
     local_batch = config.training.batch_size // parallel.count()
 

@@ -1,0 +1,56 @@
+"""What a training will cost, said before it starts."""
+
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+from jem_jax import train_step
+from jem_jax.config import Config
+from jem_jax.network import Network, Variables
+from jem_jax.train_step import Step, TrainingData, TrainState
+
+Array = jax.Array
+
+_TIMED_ITERATIONS = 5
+
+
+def seconds_per_iteration(
+    step: Step, state: TrainState, buffer: Array | None, data: TrainingData
+) -> tuple[float, float]:
+    """Seconds to compile the step, and the median of five warm iterations, whose results are thrown away."""
+    started = time.monotonic()
+    # The step takes its buffer over, and the run's own must stay what it is.
+    buffer = None if buffer is None else jax.jit(jnp.copy)(buffer)
+    state, buffer = jax.block_until_ready(step(state, buffer, data))
+    compiled = time.monotonic() - started
+    times = []
+    for _ in range(_TIMED_ITERATIONS):
+        started = time.monotonic()
+        state, buffer = jax.block_until_ready(step(state, buffer, data))
+        times.append(time.monotonic() - started)
+    return compiled, statistics.median(times)
+
+
+def flops_per_iteration(
+    config: Config, network: Network, variables: Variables, image_shape: tuple[int, int, int]
+) -> float:
+    """Arithmetic of an iteration on all devices, in FLOP (a multiply-add is two).
+
+    A chain step is a forward pass and an input gradient, two passes' worth; a batch in the loss has a weight gradient
+    besides, three.
+    """
+    batch = config.training.batch_size
+    x = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+    cost = jax.jit(network.logits).lower(variables, x).cost_analysis()
+    forward = float((cost or {}).get("flops", 0.0))
+    terms = train_step.weights(config)
+    chains = int(terms.needs_negatives) + int(terms.needs_conditional_negatives)
+    passes = 1 + chains + int(terms.needs_negatives and not config.objective.share_batch)
+    return forward * (2 * config.sampler.num_steps * chains + 3 * passes)
+
+
+def parameter_count(variables: Variables) -> int:
+    """How many numbers are learned."""
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

@@ -1,0 +1,51 @@
+"""Whether batch, buffer, images and devices fit together."""
+
+from jem_jax import parallel, train_step
+from jem_jax.config import Config
+from jem_jax.datasets import Dataset
+from jem_jax.errors import UserError
+
+
+def buffer_size(config: Config, num_classes: int) -> tuple[int, int]:
+    """Slots [S] and class axis [C] of the replay buffer; no slots where the objective needs no negatives."""
+    terms = train_step.weights(config)
+    if not (terms.needs_negatives or terms.needs_conditional_negatives):
+        return 0, 1
+    classes = train_step.buffer_classes(config, num_classes)
+    return config.sampler.buffer_size // classes, classes
+
+
+def check(config: Config, dataset: Dataset) -> None:
+    """Checks what needs the data set and the devices to be known.
+
+    Raises:
+      UserError: a size that does not fit, with the nearest that does.
+    """
+    batch, devices = config.training.batch_size, parallel.count()
+    if batch > len(dataset.train):
+        raise UserError(f"config.training.batch_size {batch} is larger than the {len(dataset.train)} training images")
+    if config.data.pad_mode == "reflect" and config.data.pad >= min(dataset.image_shape[:2]):
+        raise UserError(
+            f"config.data.pad must be less than the images' side {min(dataset.image_shape[:2])} to reflect, "
+            f"not {config.data.pad}"
+        )
+    if batch % devices:
+        raise UserError(_indivisible("config.training.batch_size", batch, devices, f"the {devices} devices"))
+    slots, classes = buffer_size(config, dataset.num_classes)
+    if not slots:
+        return
+    size = config.sampler.buffer_size
+    if size % (classes * devices):
+        whom = f"the {devices} devices" if classes == 1 else f"{classes} classes × {devices} devices"
+        raise UserError(_indivisible("config.sampler.buffer_size", size, classes * devices, whom))
+    if slots < batch:
+        raise UserError(
+            f"config.sampler.buffer_size {size} gives {slots} slots a class, fewer than config.training.batch_size "
+            f"{batch}; it must be at least {batch * classes}"
+        )
+
+
+def _indivisible(name: str, value: int, divisor: int, whom: str) -> str:
+    lower, upper = value // divisor * divisor, -(-value // divisor) * divisor
+    nearest = f"{lower} and {upper} do" if lower else f"{upper} does"
+    return f"{name} {value} does not divide among {whom}; {nearest}"
