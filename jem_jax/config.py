@@ -37,6 +37,8 @@ class Data:
     """What is learned from."""
 
     name: str = _setting("digits", "data set")
+    labels_per_class: int = _setting(0, "labels of each class that p(y | x) learns from; 0: all", low=0, high=10**9)
+    labels_seed: int = _setting(0, "which labels those are", low=0, high=2**31 - 1)
     pad: int = _setting(1, "augmentation: pad by so many pixels, then crop at random", low=0, high=64)
     pad_mode: str = _setting("constant", "what is padded; constant is -1", choices=("constant", "reflect"))
     flip: bool = _setting(False, "augmentation: mirror half of the images left to right")
@@ -163,6 +165,8 @@ def validate(settings: Mapping[str, Any]) -> Config:
         raise UserError(f"config.model.depth must be 6n + 4 (10, 16, 22, 28, …), not {model.depth}")
     if not (objective.p_x or objective.p_y_given_x or objective.p_xy):
         raise UserError("config.objective: every weight is 0; set p_x, p_y_given_x or p_xy above 0")
+    if config.data.labels_per_class and objective.share_batch:
+        raise UserError("config.objective.share_batch must be false where config.data.labels_per_class leaves some out")
     if config.sampler.buffer_size < config.training.batch_size and (objective.p_x or objective.p_xy):
         raise UserError(
             f"config.sampler.buffer_size {config.sampler.buffer_size} is smaller than config.training.batch_size "

@@ -6,7 +6,7 @@ import numpy as np
 from jem_jax import parallel
 from jem_jax.config import Config
 from jem_jax.datasets import Split
-from jem_jax.datasets.batches import Stream
+from jem_jax.datasets.batches import Stream, labelled_rows
 from jem_jax.train_step import TrainingData
 
 Array = jax.Array
@@ -17,7 +17,9 @@ class DeviceData:
 
     def __init__(self, config: Config, split: Split) -> None:
         self._batch_size = config.training.batch_size
-        self._streams = [Stream(config.seed, number, len(split), self._batch_size) for number in range(2)]
+        labelled = labelled_rows(split.labels, config.data.labels_per_class, config.data.labels_seed)
+        self._rows = (np.arange(len(split), dtype=np.int32), labelled)
+        self._streams = [Stream(config.seed, i, len(rows), self._batch_size) for i, rows in enumerate(self._rows)]
         self._images, self._labels = parallel.replicate((split.images, split.labels))
         self._orders: dict[int, tuple[int, Array]] = {}
 
@@ -38,5 +40,5 @@ class DeviceData:
         stream = self._streams[number]
         epoch = step // stream.steps_per_epoch
         if number not in self._orders or self._orders[number][0] != epoch:
-            self._orders[number] = (epoch, parallel.replicate(stream.order(epoch)))
+            self._orders[number] = (epoch, parallel.replicate(self._rows[number][stream.order(epoch)]))
         return self._orders[number][1]

@@ -1,5 +1,7 @@
 """Whether batch, buffer, images and devices fit together."""
 
+import numpy as np
+
 from jem_jax import parallel, train_step
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
@@ -24,6 +26,12 @@ def check(config: Config, dataset: Dataset) -> None:
     batch, devices = config.training.batch_size, parallel.count()
     if batch > len(dataset.train):
         raise UserError(f"config.training.batch_size {batch} is larger than the {len(dataset.train)} training images")
+    fewest = int(np.bincount(dataset.train.labels, minlength=dataset.num_classes).min())
+    if config.data.labels_per_class > fewest:
+        raise UserError(
+            f"config.data.labels_per_class {config.data.labels_per_class} is more than the {fewest} training images of "
+            "the smallest class"
+        )
     if config.data.pad_mode == "reflect" and config.data.pad >= min(dataset.image_shape[:2]):
         raise UserError(
             f"config.data.pad must be less than the images' side {min(dataset.image_shape[:2])} to reflect, "

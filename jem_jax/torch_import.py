@@ -18,6 +18,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -213,7 +214,7 @@ def _as_arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for name, value in state_dict.items():
         if not isinstance(name, str):
             raise ValueError(f"a key of the state dict is {name!r}: expected the name of an array")
-        if not (hasattr(value, "__array__") or isinstance(value, np.generic)):
+        if not hasattr(value, "__array__"):
             raise ValueError(f"{name} is a {type(value).__name__}: expected a NumPy array")
         try:
             arrays[name] = np.asarray(value)
@@ -471,18 +472,17 @@ def load(path: str | os.PathLike, norm: str | None = None, *, class_conditional:
     """
     state_dict, images = read_checkpoint(path)
     try:
-        architecture, _ = _checked(state_dict, norm)
+        model = model_from_state_dict(state_dict, norm)
         variables = variables_from_state_dict(state_dict, norm)
-        buffer = None
-        if images is not None:
-            buffer = buffer_from_official(images, architecture.num_classes if class_conditional else 1)
-            if buffer.shape[-1] != architecture.channels:
-                raise ValueError(
-                    f"replay_buffer is {_shape(images.shape)}: expected [N, {architecture.channels}, H, W]"
-                )
+        if images is None:
+            return Imported(model, variables, None)
+        buffer = buffer_from_official(images, model.num_classes if class_conditional else 1)
+        channels = variables["params"]["conv1"]["kernel"].shape[2]
+        if buffer.shape[-1] != channels:
+            raise ValueError(f"replay_buffer is {_shape(images.shape)}: expected [N, {channels}, H, W]")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return Imported(architecture.model(), variables, buffer)
+    return Imported(model, variables, buffer)
 
 
 def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
@@ -497,7 +497,8 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], np.
       or None where there is none or it is empty.
 
     Raises:
-      ValueError: no such file, or one that is damaged, of another kind, or holds other things than tensors.
+      ValueError: no such file, or one that is damaged, of another kind, or holds other things than tensors. Files of
+        the older format have no checksums: a changed number goes unnoticed there.
       ImportError: torch is not installed, or too old to read a foreign file safely.
     """
     content = _read(Path(path))
@@ -574,6 +575,9 @@ def _read(path: Path) -> Any:
     torch = _torch()
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty: expected a checkpoint of the official code")
+    # torch itself does not compare the checksums of the parts.
+    if zipfile.is_zipfile(path) and (part := _damaged_part(path)):
+        raise ValueError(f"{path} is damaged: {part} does not have the checksum that was written with it")
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -584,6 +588,14 @@ def _read(path: Path) -> Any:
         if isinstance(error, pickle.UnpicklingError) and found:
             reason = f"it holds {found[1]}, and nothing but tensors is ever loaded"
         raise ValueError(f"{path} is not a checkpoint of tensors as torch.save writes it: {reason}") from None
+
+
+def _damaged_part(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except Exception as error:
+        return f"its list of parts ({_first_line(error)})"
 
 
 def _as_numpy(path: str | os.PathLike, name: Any, value: Any) -> np.ndarray:

@@ -28,3 +28,27 @@ class Stream:
         random = np.random.default_rng((*self._entropy, epoch))
         permutations = [random.permutation(self._count) for _ in range(self._repeats)]
         return np.concatenate(permutations)[: self._length].astype(np.int32)
+
+
+def labelled_rows(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """The rows whose labels are used: `per_class` of each class, drawn by a seed; all where `per_class` is 0.
+
+    Args:
+      labels: [N] integers.
+
+    Returns:
+      [n] int32, in increasing order.
+
+    Raises:
+      ValueError: a class has fewer examples.
+    """
+    if per_class == 0:
+        return np.arange(len(labels), dtype=np.int32)
+    random = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) < per_class:
+            raise ValueError(f"class {label} has {len(rows)} training images, fewer than {per_class}")
+        chosen.append(random.choice(rows, per_class, replace=False))
+    return np.sort(np.concatenate(chosen)).astype(np.int32)
