@@ -37,6 +37,9 @@ class Data:
     """What is learned from."""
 
     name: str = _setting("digits", "data set")
+    place: str = _setting(
+        "auto", "where training images live; auto: on each device if they fit", choices=("auto", "device", "host")
+    )
     labels_per_class: int = _setting(0, "labels of each class that p(y | x) learns from; 0: all", low=0, high=10**9)
     labels_seed: int = _setting(0, "which labels those are", low=0, high=2**31 - 1)
     pad: int = _setting(1, "augmentation: pad by so many pixels, then crop at random", low=0, high=64)

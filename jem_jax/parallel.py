@@ -189,6 +189,20 @@ def shard(array: np.ndarray | Array) -> Array:
     return jax.device_put(local, NamedSharding(_mesh(), PartitionSpec(AXIS)))
 
 
+def shard_rows(array: np.ndarray, rows: np.ndarray) -> Array:
+    """`shard(array[rows])`, of which this process gathers its own part alone: [local devices, rows / devices, ...]."""
+    parts = rows.reshape(jax.device_count(), -1)
+    first = jax.process_index() * jax.local_device_count()
+    local = array[parts[first : first + jax.local_device_count()]]
+    return jax.device_put(local, NamedSharding(_mesh(), PartitionSpec(AXIS)))
+
+
+def memory_for_data() -> int:
+    """Bytes of a data set that a device may hold whole: a tenth of its memory; 1 GiB on a CPU."""
+    stats = jax.local_devices()[0].memory_stats()
+    return stats["bytes_limit"] // 10 if stats and "bytes_limit" in stats else 2**30
+
+
 def whole(array: Array) -> Array:
     """The inverse of `shard`, as a new array: [N, ...], spread over the devices of all processes."""
     if jax.process_count() > 1:

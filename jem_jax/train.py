@@ -13,6 +13,7 @@ import numpy as np
 
 from jem_jax import (
     checkpoint,
+    device_data,
     forecast,
     metrics,
     network,
@@ -28,7 +29,7 @@ from jem_jax.checkpoint import Checkpoints
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.datasets.splits import to_float
-from jem_jax.device_data import DeviceData
+from jem_jax.device_data import DeviceData, Order
 from jem_jax.errors import UserError
 from jem_jax.evaluation import classification
 from jem_jax.interrupts import Interrupted, Interrupts
@@ -61,6 +62,7 @@ class _Training:
     step_fn: Step
     logits_fn: Callable[..., np.ndarray]
     data: DeviceData
+    steps_per_epoch: int
     state: TrainState
     buffer: Array | None
     checkpoints: Checkpoints
@@ -71,14 +73,14 @@ class _Training:
 
     @property
     def total_steps(self) -> int:
-        return self.config.training.epochs * self.data.steps_per_epoch
+        return self.config.training.epochs * self.steps_per_epoch
 
     @property
     def seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
 
     def due(self, step: int, epochs: int) -> bool:
-        return step % (epochs * self.data.steps_per_epoch) == 0 or step == self.total_steps
+        return step % (epochs * self.steps_per_epoch) == 0 or step == self.total_steps
 
 
 def train(config: Config, dataset: Dataset, directory: Path, title: str, interrupts: Interrupts) -> Trained:
@@ -152,12 +154,13 @@ def _set_up(config: Config, dataset: Dataset, directory: Path) -> _Training:
     directory.mkdir(parents=True, exist_ok=True)
     net = network.build(config.model, dataset.num_classes)
     network.check(net, dataset.image_shape, dataset.num_classes)
-    data = DeviceData(config, dataset.train)
-    rule = optimizer.build(config.optimizer, data.steps_per_epoch)
+    order = Order(config, dataset.train.labels)
+    data = device_data.build(config, dataset.train, order)
+    rule = optimizer.build(config.optimizer, order.steps_per_epoch)
     restored = _restore(config, dataset, directory)
     buffer: Array | np.ndarray | None
     if restored is None:
-        first_batch = to_float(dataset.train.images[data.first_rows()])
+        first_batch = to_float(dataset.train.images[order.batch(0, 0)])
         state, buffer, note = _begin(config, dataset, net, rule, first_batch)
     else:
         state, buffer, note = restored
@@ -167,9 +170,10 @@ def _set_up(config: Config, dataset: Dataset, directory: Path) -> _Training:
         dataset=dataset,
         directory=directory,
         network=net,
-        step_fn=train_step.build(config, net, rule, dataset.num_classes),
+        step_fn=train_step.build(config, net, rule, dataset.num_classes, data.streamed),
         logits_fn=parallel.over_examples(lambda variables, images: net.logits(variables, to_float(images))),
         data=data,
+        steps_per_epoch=order.steps_per_epoch,
         state=parallel.replicate(state),
         buffer=None if buffer is None else parallel.shard(buffer),
         checkpoints=Checkpoints(directory / workdir.CHECKPOINTS, config.training.keep_checkpoints, writes),
@@ -243,7 +247,7 @@ def _log(training: _Training, recorder: Recorder, step: int) -> None:
       UserError: an iteration since the last line was undone.
     """
     window = jax.device_get(training.state.window)
-    epoch = round(step / training.data.steps_per_epoch, 4)
+    epoch = round(step / training.steps_per_epoch, 4)
     means = {name: float(total) / int(window.steps) for name, total in window.sums.items()}
     recorder.progress(step, {"epoch": epoch, **means})
     if window.bad_step >= 0:

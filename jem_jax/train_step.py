@@ -53,8 +53,8 @@ class TrainState(NamedTuple):
         return {**self.model_state, "params": self.params if self.ema is None else self.ema}
 
 
-class TrainingData(NamedTuple):
-    """What batches are gathered from, on every device."""
+class ResidentData(NamedTuple):
+    """What batches are gathered from, whole on every device."""
 
     images: Array
     """uint8 [N, H, W, C]"""
@@ -64,6 +64,22 @@ class TrainingData(NamedTuple):
     """int32 [steps · batch]: this epoch's order of the p(x) stream"""
     labelled_order: Array
     """int32 [steps · batch]: that of the labelled stream"""
+
+
+class StreamedBatch(NamedTuple):
+    """An iteration's batches, cut by device: [devices, b, ...] outside the step, [b, ...] in it."""
+
+    images: Array
+    """uint8 [b, H, W, C] of the p(x) stream"""
+    labels: Array
+    """int32 [b]"""
+    labelled_images: Array
+    """uint8 [b, H, W, C] of the labelled stream"""
+    labelled_labels: Array
+    """int32 [b]"""
+
+
+TrainingData = ResidentData | StreamedBatch
 
 
 Step = Callable[[TrainState, Array | None, TrainingData], tuple[TrainState, Array | None]]
@@ -134,8 +150,14 @@ def sgld_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def build(config: Config, network: Network, optimizer: optax.GradientTransformation, num_classes: int) -> Step:
-    """The training step, mapped over devices; the buffer [devices, S, C, H, W, channels] is donated."""
+def build(
+    config: Config, network: Network, optimizer: optax.GradientTransformation, num_classes: int, streamed: bool = False
+) -> Step:
+    """The training step, mapped over devices; the buffer [devices, S, C, H, W, channels] is donated.
+
+    Args:
+      streamed: the step is given `StreamedBatch`es rather than `ResidentData`.
+    """
     terms = weights(config)
     local_batch = config.training.batch_size // parallel.count()
 
@@ -145,13 +167,15 @@ def build(config: Config, network: Network, optimizer: optax.GradientTransformat
         variables = {**state.model_state, "params": state.params}
         own = lambda key: keys.for_examples(key, local_batch, first)  # noqa: E731
 
-        labelled, labels = _batch(config, data, data.labelled_order, state.step, first, own(step_keys.augment_labelled))
+        raw_labelled, labels = _raw_batch(config, data, True, state.step, first)
+        labelled = _augmented(config, own(step_keys.augment_labelled), raw_labelled)
         marginal, conditional, buffer = _sample(config, network, variables, buffer, labels, num_classes, step_keys, own)
         inputs = {"labelled": labelled}
         if marginal is not None:
             inputs["negatives"] = marginal.x
             if not config.objective.share_batch:
-                inputs["data"], _ = _batch(config, data, data.order, state.step, first, own(step_keys.augment))
+                raw, _ = _raw_batch(config, data, False, state.step, first)
+                inputs["data"] = _augmented(config, own(step_keys.augment), raw)
         if conditional is not None:
             inputs["conditional_negatives"] = conditional.x
 
@@ -177,19 +201,28 @@ def build(config: Config, network: Network, optimizer: optax.GradientTransformat
                 )
         return _updated(config, optimizer, state, gradients, model_state, metrics, undo), buffer
 
-    return parallel.per_device(step, in_axes=(None, 0, None), out_axes=(None, 0), donate_argnums=(1,))
+    return parallel.per_device(
+        step, in_axes=(None, 0, 0 if streamed else None), out_axes=(None, 0), donate_argnums=(1,)
+    )
 
 
-def _batch(
-    config: Config, data: TrainingData, order: Array, step: Array, first: Array, example_keys: Array
-) -> tuple[Array, Array]:
-    """This device's augmented images [b, H, W, C] and labels [b] of an iteration."""
+def _raw_batch(config: Config, data: TrainingData, labelled: bool, step: Array, first: Array) -> tuple[Array, Array]:
+    """This device's images [b, H, W, C] uint8 and labels [b] of an iteration, of one of the two streams."""
+    if isinstance(data, StreamedBatch):
+        return (data.labelled_images, data.labelled_labels) if labelled else (data.images, data.labels)
+    order = data.labelled_order if labelled else data.order
     batch_size = config.training.batch_size
     start = step % (order.shape[0] // batch_size) * batch_size + first
-    rows = jax.lax.dynamic_slice(order, (start,), (example_keys.shape[0],))
+    rows = jax.lax.dynamic_slice(order, (start,), (batch_size // parallel.count(),))
+    return data.images[rows], data.labels[rows]
+
+
+def _augmented(config: Config, example_keys: Array, images: Array) -> Array:
+    """uint8 images as augmented float32 ones in [-1, 1]."""
     settings = config.data
-    images = jax.vmap(
-        lambda key, image: augment(
+
+    def one(key: Array, image: Array) -> Array:
+        return augment(
             key,
             image,
             pad=settings.pad,
@@ -197,8 +230,8 @@ def _batch(
             flip=settings.flip,
             noise_std=settings.input_noise,
         )
-    )(example_keys, to_float(data.images[rows]))
-    return images, data.labels[rows]
+
+    return jax.vmap(one)(example_keys, to_float(images))
 
 
 def _sample(

@@ -166,6 +166,8 @@ def _compared(config: Config) -> dict[str, Any]:
             values |= {f"{group}.{name}": value for name, value in settings.items()}
         else:
             values[group] = settings
+    # Where images live changes nothing that is computed.
+    del values["data.place"]
     return values | {"training.batch_size": config.training.batch_size}
 
 

@@ -149,14 +149,17 @@ def chains(name, norm, depth=10, images=2):
     return {f"{name}/{norm}/{key}": value for key, value in results.items()}
 
 
-def training(name, norm, depth=10, images=2):
-    """One loss in training mode on the images, their negatives and their mirror images, and what evaluation gives after.
+def training(name, norm, images=2):
+    """One loss in training mode on the images, their negatives and their mirror images, and evaluation after it.
 
-    The act norm starts here, from the images. The learning does not: only statistics move.
+    The act norm starts here, from the images; instance norm takes scale and bias from batch norm's. Nothing is learned:
+    only statistics move.
     """
     state, x, y = official(name)
     x, y = x[:images], y[:images]
-    network = load(state, strict=norm != "act", depth=depth, norm=norm).train()
+    if norm == "instance":
+        state = {key: value for key, value in state.items() if "running" not in key and "tracked" not in key}
+    network = load(state, strict=norm != "act", norm=norm).train()
     results = {}
     if norm == "act":
         network(x)
@@ -178,7 +181,7 @@ def arrays():
     results = chains("wrn_10_1", "none", images=4) | chains("wrn_10_1_batch", "batch")
     results |= chains("wrn_16_1_layer", "layer", depth=16)
     results |= training("wrn_10_1_batch", "batch") | training("wrn_10_1", "act")
-    results |= training("wrn_16_1_layer", "instance", depth=16)
+    results |= training("wrn_10_1_batch", "instance")
     return {key: value.detach().numpy() for key, value in results.items()}
 
 
