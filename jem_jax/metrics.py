@@ -1,7 +1,6 @@
 """Where numbers go while a run trains: metrics.jsonl, TensorBoard, and a line that a person watches."""
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -65,11 +64,6 @@ class Recorder:
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(name, value, step)
-
-    def say(self, text: str) -> None:
-        """A line to the person, above the bar."""
-        if self._writes:
-            tqdm.write(text, file=sys.stdout)
 
     def close(self) -> None:
         """Ends the bar and closes the files."""

@@ -97,12 +97,11 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
       UserError: sizes that do not fit, a damaged or foreign checkpoint, or an iteration that had to be undone.
     """
     training = _set_up(config, dataset, directory)
-    first_step = int(training.state.step)
+    first_step, every = int(training.state.step), config.training
+    if first_step < training.total_steps:
+        _announce(training, title)
     recorder = Recorder(directory, title, first_step, training.total_steps, writes=parallel.is_first())
-    every = config.training
     try:
-        if first_step < training.total_steps:
-            _announce(training, recorder, title)
         for step in range(first_step, training.total_steps):
             data = training.data.at(step)
             training.state, training.buffer = training.step_fn(training.state, training.buffer, data)
@@ -222,22 +221,24 @@ def _restore(
     return checkpoint.from_tree(state, found.tree["state"]), found.tree.get("buffer"), found.note
 
 
-def _announce(training: _Training, recorder: Recorder, title: str) -> None:
+def _announce(training: _Training, title: str) -> None:
     """Says what is about to run and how long it will take."""
     step = int(training.state.step)
     variables = training.state.evaluation_variables
     flops = forecast.flops_per_iteration(training.config, training.network, variables, training.dataset.image_shape)
-    if step:
-        recorder.say(f"{title}: going on from iteration {step} of {training.total_steps}")
+    if step and parallel.is_first():
+        print(f"{title}: going on from iteration {step} of {training.total_steps}", flush=True)
     compiled, each = forecast.seconds_per_iteration(
         training.step_fn, training.state, training.buffer, training.data.at(step)
     )
     left = training.total_steps - step
-    recorder.say(
-        f"{title}: {parallel.describe()}; {forecast.parameter_count(variables):,} parameters; "
-        f"{flops / 1e9:,.3g} GFLOP an iteration; compiled in {compiled:.1f} s; {left} iterations will take about "
-        f"{metrics.duration(left * each)}"
-    )
+    if parallel.is_first():
+        print(
+            f"{title}: {parallel.describe()}; {forecast.parameter_count(variables):,} parameters; "
+            f"{flops / 1e9:,.3g} GFLOP an iteration; compiled in {compiled:.1f} s; {left} iterations will take about "
+            f"{metrics.duration(left * each)}",
+            flush=True,
+        )
 
 
 def _log(training: _Training, recorder: Recorder, step: int) -> None:
