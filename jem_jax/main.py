@@ -7,7 +7,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,8 +18,11 @@ from jem_jax.errors import UserError
 _MODES = ("train", "evaluate", "sample")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the flags in one line."""
+
     def error(self, message: str) -> NoReturn:
+        """Raises what argparse would print."""
         raise UserError(f"{message}; --help lists the flags")
 
 
@@ -28,15 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done. 2: something given was wrong, said in one line. 130 or 143: stopped by Ctrl-C or SIGTERM, all saved.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    debug = "--debug" in arguments
+    return guarded(_run, sys.argv[1:] if arguments is None else list(arguments))
+
+
+def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """A command's exit status, its errors said in one line unless --debug is among the arguments."""
     try:
-        return _run(arguments)
+        return command(arguments)
     except KeyboardInterrupt:
         print("jem-jax: stopped; the same command goes on", file=sys.stderr)
         return 130
     except (UserError, OSError) as error:
-        if debug:
+        if "--debug" in arguments:
             raise
         print(f"jem-jax: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -48,8 +54,9 @@ def entry_point() -> None:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    flags, overrides = _parse(arguments)
-    config = config_files.read(flags.config, overrides)
+    parser = _parser()
+    flags, rest = parser.parse_known_args(arguments)
+    config = config_files.read(flags.config, overrides(parser, rest))
     _quiet_libraries()
     # JAX and all that needs it come only now, so that a wrong flag is said at once.
     from jem_jax import parallel, run
@@ -59,22 +66,21 @@ def _run(arguments: Sequence[str]) -> int:
     return run.run(flags.mode, config, path, flags.overwrite, cluster, flags.require_devices)
 
 
-def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
-    parser = _parser()
-    flags, rest = parser.parse_known_args(arguments)
-    overrides = []
-    for argument in rest:
+def overrides(parser: Parser, arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """The ("group.key", "text") pairs of `--config.group.key=text` arguments; anything else is an error."""
+    pairs = []
+    for argument in arguments:
         name, equals, text = argument.removeprefix("--config.").partition("=")
         if not argument.startswith("--config."):
             parser.error(f"unknown argument {argument!r}")
         if not equals:
             parser.error(f"{argument} needs a value: {argument}=VALUE")
-        overrides.append((name, text))
-    return flags, overrides
+        pairs.append((name, text))
+    return pairs
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="jem-jax",
         description="Trains a joint energy-based model, evaluates it, or samples from it.",
         epilog="settings, with their defaults:\n" + "\n".join(configuration.describe()),

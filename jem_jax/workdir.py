@@ -140,6 +140,17 @@ def prepare(path: Path, config: Config, overwrite: bool, writes: bool = True) ->
         )
 
 
+def prepare_empty(path: Path) -> None:
+    """Makes sure that a workdir is empty.
+
+    Raises:
+      UserError: it is not.
+    """
+    found = sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK)
+    if found:
+        raise UserError(f"workdir {path} is not empty ({found[0]}); name an empty or missing one with --workdir")
+
+
 def set_aside(path: Path, root: Path) -> Path:
     """Moves something that is not whole to where it is out of the way but not lost."""
     target = root / SET_ASIDE / f"{path.parent.name}-{path.name}"
