@@ -169,7 +169,7 @@ def build(
 
         raw_labelled, labels = _raw_batch(config, data, True, state.step, first)
         labelled = _augmented(config, own(step_keys.augment_labelled), raw_labelled)
-        marginal, conditional, buffer = _sample(config, network, variables, buffer, labels, num_classes, step_keys, own)
+        marginal, conditional = _sample(config, network, variables, buffer, labels, num_classes, step_keys, own)
         inputs = {"labelled": labelled}
         if marginal is not None:
             inputs["negatives"] = marginal.x
@@ -243,7 +243,7 @@ def _sample(
     num_classes: int,
     step_keys: _Keys,
     own: Callable[[Array], Array],
-) -> tuple[_Negatives | None, _Negatives | None, Array | None]:
+) -> tuple[_Negatives | None, _Negatives | None]:
     """Negatives of p(x) and of p(x | labels), as far as the objective needs them."""
     terms = weights(config)
     logits_fn = lambda x: network.logits(variables, x)  # noqa: E731
@@ -269,7 +269,7 @@ def _sample(
         marginal = run(step_keys.marginal, density, classes)
     if terms.needs_conditional_negatives:
         conditional = run(step_keys.conditional, energy.conditional(logits_fn, labels), labels)
-    return marginal, conditional, buffer
+    return marginal, conditional
 
 
 def _unfit(gradients: Any, model_state: Any, metrics: dict[str, Array], max_log_density: float) -> Array:
