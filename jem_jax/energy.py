@@ -55,9 +55,10 @@ def joint_log_density(logits: Array, labels: Array) -> Array:
       [...] unnormalised log densities.
     """
     chex.assert_shape(labels, logits.shape[:-1])
-    return jnp.take_along_axis(
-        _at_least_float32(logits), labels[..., None], axis=-1, mode="fill", fill_value=jnp.nan
-    ).squeeze(-1)
+    # A negative index would count from the end.
+    inside = jnp.where(labels < 0, logits.shape[-1], labels)
+    chosen = jnp.take_along_axis(_at_least_float32(logits), inside[..., None], axis=-1, mode="fill", fill_value=jnp.nan)
+    return chosen.squeeze(-1)
 
 
 def log_posterior(logits: Array) -> Array:

@@ -41,7 +41,7 @@ def uniform(key: Array, batch_size: int, shape: tuple[int, ...], low: float = -1
       [batch_size, *shape] float32.
     """
     example_keys = keys.of_batch(key, batch_size)
-    return jax.vmap(lambda k: jax.random.uniform(k, shape, minval=low, maxval=high))(example_keys)
+    return jax.vmap(lambda k: jax.random.uniform(k, shape, jnp.float32, low, high))(example_keys)
 
 
 def init(key: Array, num_slots: int, shape: tuple[int, ...], *, num_classes: int = 1) -> Array:

@@ -113,10 +113,15 @@ class Norm(nn.Module):
             case "act":
                 return ActNorm(name="norm")(x)
             case "instance":
-                return nn.GroupNorm(num_groups=None, group_size=1, epsilon=EPSILON, dtype=x.dtype, name="norm")(x)
+                return _group_norm(x, num_groups=None, group_size=1)
             case "layer":
-                return nn.GroupNorm(num_groups=1, epsilon=EPSILON, dtype=x.dtype, name="norm")(x)
+                return _group_norm(x, num_groups=1)
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {self.kind!r}")
+
+
+def _group_norm(x: Array, **groups: Any) -> Array:
+    # Flax's fast variance, E[x²] - E[x]², loses its digits where the mean is large.
+    return nn.GroupNorm(**groups, epsilon=EPSILON, use_fast_variance=False, dtype=x.dtype, name="norm")(x)
 
 
 class Block(nn.Module):

@@ -1,0 +1,38 @@
+"""The test process: four virtual CPU devices, and one compilation cache for all tests of a session."""
+
+import os
+import tempfile
+
+# Before JAX starts; programs that tests start inherit it.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "4"
+_cache = tempfile.TemporaryDirectory(prefix="jem_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+from collections.abc import Callable, Iterator  # noqa: E402
+
+import pytest  # noqa: E402
+import tiny  # noqa: E402
+
+from jem_jax.config import Config  # noqa: E402
+from jem_jax.datasets import Dataset  # noqa: E402
+
+
+@pytest.fixture
+def tiny_dataset() -> Dataset:
+    """43 training, 12 validation and 12 test images [8, 8, 1] of three classes that are easy to tell apart."""
+    return tiny.dataset()
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., Config]:
+    """A function of overrides that gives settings of a tiny run: `tiny_config(**{"training.batch_size": 16})`."""
+    return tiny.config
+
+
+@pytest.fixture
+def quick_compilation() -> Iterator[None]:
+    """Half the compilation time, for tests that hardly run what they compile."""
+    with tiny.quick_compilation():
+        yield

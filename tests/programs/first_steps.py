@@ -1,0 +1,61 @@
+"""The first iterations of two tiny runs, on as many devices as JAX_NUM_CPU_DEVICES says.
+
+    python -m programs.first_steps STARTS OUT.npz
+
+STARTS/<run> holds a checkpoint of each run's start, from any number of devices.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import tiny
+
+from jem_jax import checkpoint, parallel, train
+from jem_jax.config import Config
+from jem_jax.train_step import Step, TrainState
+
+RUNS = {
+    "wrn": {},
+    "every_term": {
+        "model.factory": "tiny:mlp",
+        "objective.p_xy": 0.5,
+        "objective.energy_l2": 0.1,
+        "sampler.class_conditional": True,
+        "sampler.buffer_size": 48,
+        "optimizer.weight_decay": 0.01,
+    },
+}
+_STEPS = 3
+
+
+def first_steps(step: Step, state: TrainState, chains: np.ndarray, data: tiny.DeviceData) -> dict[str, np.ndarray]:
+    """The summed metrics after every iteration; at the end parameters, optimiser state and the whole buffer."""
+    results, buffer = {}, parallel.shard(chains)
+    for number in range(_STEPS):
+        state, buffer = step(state, buffer, data.at(number))
+        results |= {f"{number}/{name}": value for name, value in tiny.leaves(state.window.sums).items()}
+    end = {"params": state.params, "opt_state": state.opt_state, "buffer": parallel.whole(buffer)}
+    return results | tiny.leaves(end)
+
+
+def template(config: Config) -> tuple[TrainState, dict]:
+    """The shapes of a run's state, and of a checkpoint of it."""
+    state, buffer = train.template(config, (tiny.SIDE, tiny.SIDE, 1), tiny.CLASSES)
+    return state, train.tree(checkpoint.template_of(state), buffer)
+
+
+def _main(starts: Path, out: Path) -> None:
+    results = {}
+    for run, settings in RUNS.items():
+        config = tiny.config(**settings)
+        shapes, tree = template(config)
+        found = checkpoint.restore(starts / run, tree).tree
+        state = parallel.replicate(checkpoint.from_tree(shapes, found["state"]))
+        step, data, _ = tiny.program(config)
+        results |= {f"{run}/{k}": v for k, v in first_steps(step, state, found["buffer"], data).items()}
+    np.savez(out, **results)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), Path(sys.argv[2]))

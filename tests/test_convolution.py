@@ -1,0 +1,121 @@
+"""The convolution equals XLA's with one pixel of padding, value and gradients, in every way it is computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jem_jax import convolution
+
+SIDES = [(8, 8), (7, 7), (6, 9), (5, 4), (2, 1)]
+
+
+def _xla(x, kernel, stride):
+    padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def _with_gradients(function, x, kernel, stride):
+    """The output, and the gradients of x and kernel for a random cotangent."""
+
+    @jax.jit
+    def run(x, kernel):
+        y, pullback = jax.vjp(lambda x, kernel: function(x, kernel, stride), x, kernel)
+        return y, *pullback(_random(*y.shape, seed=2))
+
+    return run(x, kernel)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("size", "sides"),
+    [(3, sides) for sides in SIDES] + [(1, sides) for sides in SIDES[1:3]],
+    ids=lambda value: f"{value[0]}x{value[1]}" if isinstance(value, tuple) else f"kernel {value}",
+)
+def test_value_and_gradients_equal_xlas(size, sides, stride):
+    with jax.enable_x64(True):
+        x, kernel = _random(2, *sides, 3), _random(size, size, 3, 4, seed=1)
+        actual = _with_gradients(convolution.conv, x, kernel, stride)
+        expected = _with_gradients(_xla, x, kernel, stride)
+        assert actual[0].shape == (2, -(-sides[0] // stride), -(-sides[1] // stride), 4)
+        for name, ours, theirs in zip(["value", "input gradient", "kernel gradient"], actual, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_gradient_of_a_gradient_equals_xlas(stride):
+    # A regulariser of the score differentiates the input gradient with respect to the kernel.
+    def roughness(function):
+        def value(kernel):
+            gradient = jax.grad(lambda x: jnp.sum(jnp.sin(function(x, kernel, stride))))(x)
+            return jnp.sum(gradient**2)
+
+        return value
+
+    with jax.enable_x64(True):
+        x, kernel = _random(2, 5, 6, 2), _random(3, 3, 2, 3, seed=1)
+        ours, theirs = (jax.jit(jax.grad(roughness(function)))(kernel) for function in (convolution.conv, _xla))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_stride_two_pads_one_pixel_before_where_same_pads_none():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    corner = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1.0)  # picks the pixel above and left of the centre
+    np.testing.assert_array_equal(convolution.conv(x, corner, 2)[0, ..., 0], [[0, 0], [0, 5]])
+
+
+def test_vmap_over_kernels_equals_one_by_one():
+    with jax.enable_x64(True):
+        x, kernels = _random(2, 4, 4, 2), _random(3, 3, 3, 2, 2, seed=1)
+        gradient = jax.jit(jax.grad(lambda x, kernel: jnp.sum(jnp.sin(convolution.conv(x, kernel, 2)))))
+        together = jax.vmap(gradient, (None, 0))(x, kernels)
+        for index, kernel in enumerate(kernels):
+            np.testing.assert_allclose(together[index], gradient(x, kernel), rtol=1e-12, atol=1e-12)
+
+
+def test_other_backends_keep_forward_differentiation(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x, kernel = _random(2, 4, 4, 2), _random(3, 3, 2, 3, seed=1)
+    tangent = _random(2, 4, 4, 2, seed=3)
+    _, moved = jax.jvp(lambda x: convolution.conv(x, kernel, 2), (x,), (tangent,))
+    np.testing.assert_allclose(moved, _xla(tangent, kernel, 2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("backend", "platform"), [("gpu", "cuda"), ("tpu", "tpu")])
+def test_other_backends_get_plain_convolutions(monkeypatch, backend, platform):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x, kernel = _random(2, 8, 8, 3), _random(3, 3, 3, 4, seed=1)
+
+    def program(function):
+        gradient = jax.jit(jax.grad(lambda x, kernel: function(x, kernel, 2).sum(), argnums=(0, 1)))
+        lowered = gradient.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+        return [line.strip() for line in lowered.splitlines() if "stablehlo.convolution" in line]
+
+    assert program(convolution.conv) == program(_xla)
+    assert len(program(_xla)) > 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "got"),
+    [
+        ((5, 5, 3, 4), 1, "5×5 and 1"),
+        ((3, 1, 3, 4), 1, "3×1 and 1"),
+        ((3, 3, 3, 4), 3, "3×3 and 3"),
+        ((1, 1, 3, 4), 0, "and 0"),
+    ],
+)
+def test_another_kernel_or_stride_is_an_error(shape, stride, got):
+    with pytest.raises(ValueError, match=f"a kernel is 3×3 or 1×1 and a stride 1 or 2; got .*{got}"):
+        convolution.conv(jnp.ones((2, 8, 8, 3)), jnp.ones(shape), stride)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_channels_that_do_not_match_are_an_error(size):
+    with pytest.raises(ValueError, match=r"does not match|feature dimension"):
+        convolution.conv(jnp.ones((2, 8, 8, 3)), jnp.ones((size, size, 2, 4)))

@@ -1,0 +1,155 @@
+"""Splits and streams: what never depends on the run's seed, and what depends on it alone."""
+
+import numpy as np
+import pytest
+
+from jem_jax.datasets import Split, digits
+from jem_jax.datasets.batches import Stream, labelled_rows
+from jem_jax.datasets.splits import to_float
+
+# The order of a stream
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_an_epoch_passes_by_every_example_at_most_once_without_the_last_partial_batch(epoch):
+    stream = Stream(seed=3, stream=0, count=43, batch_size=8)
+    order = stream.order(epoch)
+    assert stream.steps_per_epoch == 5
+    assert order.shape == (40,)
+    assert order.dtype == np.int32
+    assert len(np.unique(order)) == 40
+    assert 0 <= order.min() <= order.max() < 43
+
+
+def test_an_epoch_of_whole_batches_is_a_permutation():
+    assert np.array_equal(np.sort(Stream(0, 0, 48, 8).order(2)), np.arange(48))
+
+
+def test_the_examples_that_an_epoch_drops_are_not_always_the_same():
+    stream = Stream(0, 0, 43, 8)
+    dropped = {frozenset(range(43)) - frozenset(stream.order(epoch).tolist()) for epoch in range(5)}
+    assert len(dropped) == 5
+
+
+def test_an_order_is_a_function_of_seed_epoch_and_stream_alone():
+    def order(seed=1, stream=0, epoch=2):
+        return Stream(seed, stream, 43, 8).order(epoch).tolist()
+
+    later = Stream(1, 0, 43, 8)
+    later.order(9)
+    assert later.order(2).tolist() == order()
+    others = [order(seed=2), order(stream=1), order(epoch=3), order(seed=0, stream=1), order(seed=2, epoch=1)]
+    assert order() not in others
+    assert len({tuple(other) for other in others}) == len(others)
+
+
+@pytest.mark.parametrize(("count", "batch_size", "repeats"), [(3, 8, 3), (7, 8, 2), (8, 8, 1), (1, 4, 4)])
+def test_fewer_examples_than_a_batch_fill_one_batch_evenly(count, batch_size, repeats):
+    stream = Stream(0, 1, count, batch_size)
+    order = stream.order(0)
+    assert stream.steps_per_epoch == 1
+    assert order.shape == (batch_size,)
+    counts = np.bincount(order, minlength=count)
+    assert counts.max() == repeats
+    assert counts.min() >= repeats - 1
+    for start in range(0, batch_size, count):
+        assert len(np.unique(order[start : start + count])) == len(order[start : start + count])
+
+
+def test_labels_that_are_used_are_so_many_of_each_class():
+    labels = np.array([0, 1, 2] * 10 + [0] * 5, np.int32)
+    rows = labelled_rows(labels, 4, seed=0)
+    assert rows.dtype == np.int32
+    assert np.all(np.diff(rows) > 0)
+    assert np.bincount(labels[rows]).tolist() == [4, 4, 4]
+    assert rows.tolist() == labelled_rows(labels, 4, seed=0).tolist()
+    assert rows.tolist() != labelled_rows(labels, 4, seed=1).tolist()
+
+
+def test_all_labels_are_used_where_no_number_is_given():
+    assert labelled_rows(np.zeros(5, np.int32), 0, seed=0).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_more_labels_than_a_class_has_are_an_error():
+    with pytest.raises(ValueError, match="class 1 has 2 training images, fewer than 3"):
+        labelled_rows(np.array([0, 0, 0, 1, 1]), 3, seed=0)
+
+
+# The digits
+
+
+def test_digits_are_1797_images_in_three_disjoint_splits():
+    from sklearn.datasets import load_digits
+
+    dataset = digits.load()
+    splits = (dataset.train, dataset.validation, dataset.test)
+    assert [len(split) for split in splits] == [1167, 130, 500]
+    assert dataset.image_shape == (8, 8, 1)
+    assert dataset.class_names == tuple("0123456789")
+    bunch = load_digits()
+    originals = {(np.round(image * 255 / 16).astype(np.uint8).tobytes(), label) for image, label in zip(
+        bunch.images, bunch.target.tolist(), strict=True
+    )}  # fmt: skip
+    found = [
+        {(image.tobytes(), label) for image, label in zip(split.images, split.labels.tolist(), strict=True)}
+        for split in splits
+    ]
+    assert len(originals) == 1797
+    assert set.union(*found) == originals
+    assert sum(len(part) for part in found) == 1797
+
+
+def test_digits_use_the_whole_range_of_uint8():
+    images = digits.load().train.images
+    assert (images.min(), images.max(), images.dtype) == (0, 255, np.uint8)
+
+
+def test_digits_are_split_the_same_way_whatever_the_random_state():
+    first = digits.load()
+    np.random.seed(123)
+    state = np.random.get_state()[1].tolist()
+    second = digits.load()
+    for one, other in ((first.train, second.train), (first.validation, second.validation), (first.test, second.test)):
+        assert np.array_equal(one.images, other.images)
+        assert np.array_equal(one.labels, other.labels)
+    assert np.random.get_state()[1].tolist() == state
+
+
+def test_digits_are_split_as_they_always_were():
+    # Another split would make new results incomparable with old ones.
+    assert digits.load().train.labels[:12].tolist() == [2, 8, 2, 6, 6, 7, 1, 9, 8, 5, 2, 8]
+    assert digits.load().test.labels[:12].tolist() == [0, 9, 6, 9, 8, 4, 5, 8, 1, 6, 3, 0]
+
+
+def test_every_digit_is_in_every_split():
+    dataset = digits.load()
+    for split in (dataset.train, dataset.validation, dataset.test):
+        assert np.bincount(split.labels, minlength=10).min() > 0.05 * len(split)
+
+
+# Images
+
+
+def test_to_float_takes_the_range_of_uint8_to_minus_one_to_one():
+    values = np.arange(256, dtype=np.uint8)
+    floats = to_float(values)
+    assert floats.dtype == np.float32
+    np.testing.assert_allclose(floats, np.linspace(-1, 1, 256), atol=1e-6)
+    assert (floats[0], floats.min()) == (-1, -1)
+    assert floats.max() == pytest.approx(1, abs=1e-6)
+    assert np.array_equal(np.round((floats + 1) * 127.5).astype(np.uint8), values)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (np.zeros((2, 8, 8, 1), np.float32), np.zeros(2, np.int32)),
+        (np.zeros((2, 8, 8), np.uint8), np.zeros(2, np.int32)),
+        (np.zeros((2, 8, 8, 1), np.uint8), np.zeros(3, np.int32)),
+        (np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int64)),
+    ],
+    ids=["float images", "no channels", "too many labels", "int64 labels"],
+)
+def test_a_split_of_wrong_arrays_is_an_error(images, labels):
+    with pytest.raises(ValueError, match="must be"):
+        Split(images, labels)

@@ -1,0 +1,83 @@
+"""How batches reach the devices: resident or streamed, the same rows."""
+
+import jax
+import numpy as np
+import pytest
+
+from jem_jax import device_data, parallel
+from jem_jax.datasets.batches import Stream, labelled_rows
+from jem_jax.device_data import Order
+
+STEPS = 5
+"""in an epoch of 43 images in batches of 8"""
+
+
+def _data(config, dataset):
+    order = Order(config, dataset.train.labels)
+    return order, device_data.build(config, dataset.train, order)
+
+
+def _gathered(data, step):
+    """What the step makes of resident data: the batches of the p(x) and of the labelled stream."""
+    batches = []
+    for order in (np.array(data.order), np.array(data.labelled_order)):
+        start = step % (len(order) // 8) * 8
+        rows = order[start : start + 8]
+        batches += [np.array(data.images)[rows], np.array(data.labels)[rows]]
+    return batches
+
+
+@pytest.mark.parametrize("labels_per_class", [0, 1, 5])
+def test_resident_and_streamed_batches_are_the_same(tiny_config, tiny_dataset, labels_per_class):
+    labels = {"data.labels_per_class": labels_per_class}
+    _, resident = _data(tiny_config(**labels, **{"data.place": "device"}), tiny_dataset)
+    _, streamed = _data(tiny_config(**labels, **{"data.place": "host"}), tiny_dataset)
+    assert (resident.streamed, streamed.streamed) == (False, True)
+    # Out of order too: a resumed run begins anywhere, and the first iteration is timed before it counts.
+    for step in (0, 0, 1, 4, 5, 6, 14, 3):
+        for ours, theirs in zip(_gathered(resident.at(step), step), streamed.at(step), strict=True):
+            assert np.array_equal(ours, np.array(theirs).reshape(ours.shape))
+
+
+def test_the_two_streams_have_their_own_order_and_the_labelled_one_its_own_rows(tiny_config, tiny_dataset):
+    config = tiny_config(**{"seed": 5, "data.labels_per_class": 5, "data.labels_seed": 2})
+    order, _ = _data(config, tiny_dataset)
+    labelled = labelled_rows(tiny_dataset.train.labels, 5, 2)
+    assert order.steps_per_epoch == STEPS
+    for step in (0, 4, 5, 12):
+        epoch, place = divmod(step, STEPS)
+        rows = Stream(5, 0, 43, 8).order(epoch)[8 * place : 8 * place + 8]
+        assert np.array_equal(order.batch(0, step), rows)
+        # 15 labelled images make one batch of 8 an epoch of their own.
+        rows = labelled[Stream(5, 1, 15, 8).order(step)]
+        assert np.array_equal(order.batch(1, step), rows)
+
+
+def test_resident_data_is_placed_whole_on_every_device_and_once_an_epoch(tiny_config, tiny_dataset):
+    _, resident = _data(tiny_config(**{"data.place": "device"}), tiny_dataset)
+    first, second, next_epoch = (resident.at(step) for step in (1, STEPS - 1, STEPS))
+    for array in first:
+        assert array.sharding.is_fully_replicated
+        assert len(array.sharding.device_set) == jax.device_count()
+    assert all(one is other for one, other in zip(first, second, strict=True))
+    assert next_epoch.images is first.images
+    assert not np.array_equal(next_epoch.order, first.order)
+    assert not np.array_equal(next_epoch.labelled_order, first.labelled_order)
+
+
+def test_a_streamed_batch_is_cut_by_device(tiny_config, tiny_dataset):
+    _, streamed = _data(tiny_config(**{"data.place": "host"}), tiny_dataset)
+    batch = streamed.at(0)
+    assert batch.images.shape == (4, 2, 8, 8, 1)
+    assert batch.labelled_labels.shape == (4, 2)
+    assert all(array.addressable_shards[0].data.shape[0] == 1 for array in batch)
+
+
+@pytest.mark.parametrize(("room", "streamed"), [(43 * 64, False), (43 * 64 - 1, True)])
+def test_images_are_resident_where_they_fit(tiny_config, tiny_dataset, monkeypatch, room, streamed):
+    monkeypatch.setattr(parallel, "memory_for_data", lambda: room)
+    assert _data(tiny_config(), tiny_dataset)[1].streamed is streamed
+
+
+def test_a_cpu_has_a_gibibyte_for_data():
+    assert parallel.memory_for_data() == 2**30

@@ -1,0 +1,219 @@
+"""The joint loss: its values against NumPy, its gradient against exact likelihoods."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from jem_jax import objective
+from jem_jax.objective import Logits, Weights
+
+LABELS = np.array([2, 0, 1, 2])
+
+
+def _arrays(count=4):
+    """Logits [4, 3] of the labelled, data, negative and conditional negative batches."""
+    return np.random.default_rng(0).normal(scale=2.0, size=(count, 4, 3))
+
+
+def _cross_entropy(logits):
+    return -special.log_softmax(logits, axis=-1)[np.arange(4), LABELS].mean()
+
+
+def _marginal(logits):
+    return special.logsumexp(logits, axis=-1)
+
+
+def _loss(weights):
+    return jax.jit(lambda arrays: objective.joint_loss(Logits(*arrays), jnp.asarray(LABELS), weights)[0])
+
+
+ALL = Weights(p_x=0.7, p_y_given_x=1.3, p_xy=0.4, energy_l2=0.1)
+
+
+def _expected_loss(arrays, weights):
+    labelled, data, negatives, conditional = arrays
+    place = np.arange(4), LABELS
+    return (
+        weights.p_y_given_x * _cross_entropy(labelled)
+        + weights.p_x * (_marginal(negatives).mean() - _marginal(data).mean())
+        + weights.energy_l2 * ((_marginal(data) ** 2).mean() + (_marginal(negatives) ** 2).mean())
+        + weights.p_xy * (conditional[place].mean() - labelled[place].mean())
+    )
+
+
+@pytest.mark.parametrize(
+    "weights", [ALL, Weights(), Weights(p_x=0, p_xy=1), Weights(p_x=0, energy_l2=0.5)], ids=lambda weights: str(weights)
+)
+def test_the_loss_agrees_with_numpy(weights):
+    with jax.enable_x64(True):
+        loss = _loss(weights)(jnp.asarray(_arrays()))
+    np.testing.assert_allclose(loss, _expected_loss(_arrays(), weights), rtol=1e-12)
+
+
+def test_the_gradient_of_the_loss_agrees_with_finite_differences():
+    arrays, spacing = _arrays(), 1e-6
+    expected = np.zeros_like(arrays)
+    for place in np.ndindex(arrays.shape):
+        offset = np.zeros_like(arrays)
+        offset[place] = spacing
+        expected[place] = (_expected_loss(arrays + offset, ALL) - _expected_loss(arrays - offset, ALL)) / (2 * spacing)
+    with jax.enable_x64(True):
+        gradient = jax.grad(_loss(ALL))(jnp.asarray(arrays))
+    np.testing.assert_allclose(gradient, expected, atol=1e-9)
+
+
+def test_the_gradient_of_cross_entropy_is_the_posterior_less_the_label():
+    logits = _arrays()[0]
+    with jax.enable_x64(True):
+        gradient = jax.grad(objective.cross_entropy)(jnp.asarray(logits), jnp.asarray(LABELS))
+    np.testing.assert_allclose(gradient, (special.softmax(logits, axis=-1) - np.eye(3)[LABELS]) / 4, rtol=1e-12)
+
+
+def test_the_contrast_has_the_gradient_of_the_negative_log_likelihood():
+    # Three states of energies θ: p = (1/2, 1/4, 1/4), so four negatives represent the model without error.
+    theta = np.log([2.0, 1.0, 1.0]) + 0.3
+    data, negatives = np.array([0, 2, 2, 2, 1]), np.array([0, 0, 1, 2])
+
+    def exact(theta):
+        return -jnp.mean(jax.nn.log_softmax(theta)[data])
+
+    with jax.enable_x64(True):
+        gradient = jax.grad(lambda theta: objective.contrast(theta[data], theta[negatives]))(jnp.asarray(theta))
+        np.testing.assert_allclose(gradient, jax.grad(exact)(jnp.asarray(theta)), rtol=1e-13)
+
+
+def test_the_gradient_of_the_contrast_is_an_expectation_over_samples_less_one_over_data():
+    # log p~(x) = θ·T(x) has ∇_θ log p~ = T(x); the batches may differ in size.
+    rng = np.random.default_rng(0)
+    data, negatives, theta = rng.normal(size=(6, 3)), rng.normal(size=(9, 3)), rng.normal(size=3)
+    with jax.enable_x64(True):
+        gradient = jax.grad(
+            lambda theta: objective.contrast(jnp.asarray(data) @ theta, jnp.asarray(negatives) @ theta)
+        )(jnp.asarray(theta))
+    np.testing.assert_allclose(gradient, negatives.mean(axis=0) - data.mean(axis=0), rtol=1e-12)
+
+
+def test_the_direct_factorisation_is_the_joint_one_less_its_own_normaliser():
+    # With the same images on both sides, log p~(x, y) = log p~(x) + log p(y | x) makes the two losses agree.
+    labelled, _, _, conditional = jnp.asarray(_arrays(), jnp.float32)
+    direct = _loss(Weights(p_x=0, p_y_given_x=0, p_xy=1))((labelled, None, None, conditional))
+    joint = _loss(Weights())((labelled, labelled, conditional, None))
+    np.testing.assert_allclose(direct, joint - objective.cross_entropy(conditional, LABELS), rtol=1e-5)
+
+
+def test_a_plain_classifier_is_cross_entropy_alone():
+    labelled = jnp.asarray(_arrays()[0], jnp.float32)
+    loss, terms = objective.joint_loss(Logits(labelled), jnp.asarray(LABELS), Weights(p_x=0))
+    np.testing.assert_allclose(loss, _cross_entropy(_arrays()[0]), rtol=1e-6)
+    assert loss == terms["cross_entropy"] == terms["loss"]
+    assert "log_px_samples" not in terms
+    assert "contrast_xy" not in terms
+
+
+@pytest.mark.parametrize(
+    ("weights", "unused"),
+    [
+        (Weights(p_x=0), [1, 2, 3]),
+        (Weights(), [3]),
+        (Weights(p_y_given_x=0), [0, 3]),
+        (Weights(p_x=0, p_y_given_x=0, p_xy=1), [1, 2]),
+    ],
+)
+def test_a_weight_of_zero_switches_its_term_off(weights, unused):
+    gradient = np.asarray(jax.grad(_loss(weights))(jnp.asarray(_arrays(), jnp.float32)))
+    used = [index for index in range(4) if index not in unused]
+    np.testing.assert_array_equal(gradient[unused], 0)
+    assert np.all(np.any(gradient[used] != 0, axis=(1, 2)))
+
+
+def test_energy_l2_is_the_mean_square_of_the_log_densities():
+    _, data, negatives, _ = arrays = jnp.asarray(_arrays(), jnp.float32)
+    loss = _loss(Weights(p_x=0, p_y_given_x=0, energy_l2=2.0))(arrays)
+    expected = 2 * (np.mean(_marginal(np.asarray(data)) ** 2) + np.mean(_marginal(np.asarray(negatives)) ** 2))
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_a_shared_forward_pass_equals_separate_ones_of_equal_batches():
+    rng = np.random.default_rng(0)
+    kernel, images, samples = (jnp.asarray(rng.normal(size=shape)) for shape in [(5, 3), (4, 5), (4, 5)])
+
+    def shared(kernel):
+        logits = images @ kernel
+        return _loss(Weights())((logits, logits, samples @ kernel))
+
+    def separate(kernel):
+        copy = images + jnp.zeros_like(images)
+        return _loss(Weights())((images @ kernel, copy @ kernel, samples @ kernel))
+
+    for once, twice in zip(jax.value_and_grad(shared)(kernel), jax.value_and_grad(separate)(kernel), strict=True):
+        np.testing.assert_allclose(once, twice, rtol=1e-5, atol=1e-6)
+
+
+def test_the_terms_are_what_they_are_named_for():
+    labelled, data, negatives, conditional = arrays = _arrays()
+    negatives[1] -= 60.0  # the largest |log p~| may be a negative one
+    with jax.enable_x64(True):
+        loss, terms = jax.jit(lambda arrays: objective.joint_loss(Logits(*arrays), jnp.asarray(LABELS), ALL))(arrays)
+    place = np.arange(4), LABELS
+    expected = {
+        "loss": loss,
+        "cross_entropy": _cross_entropy(labelled),
+        "accuracy": np.mean(labelled.argmax(axis=-1) == LABELS),
+        "log_px_data": _marginal(data).mean(),
+        "log_px_samples": _marginal(negatives).mean(),
+        "log_px_max": np.abs(_marginal(arrays)).max(),
+        "contrast_xy": conditional[place].mean() - labelled[place].mean(),
+    }
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(terms[name], value, rtol=1e-12, err_msg=name)
+    assert 0 < terms["accuracy"] < 1
+    assert all(jnp.shape(term) == () for term in terms.values())
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_nan_in_any_batch_reaches_the_loss_and_the_largest_density(place):
+    arrays = _arrays()
+    arrays[place, 1, 2] = np.nan
+    arrays[place, 1, LABELS[1]] = np.nan
+    loss, terms = objective.joint_loss(Logits(*jnp.asarray(arrays)), jnp.asarray(LABELS), ALL)
+    assert np.isnan(loss)
+    assert np.isnan(terms["log_px_max"])
+
+
+def test_a_label_out_of_range_makes_the_loss_nan():
+    assert np.isnan(objective.cross_entropy(jnp.zeros((2, 3)), jnp.array([0, 3])))
+
+
+def test_missing_negatives_are_an_error():
+    labelled, data, negatives, _ = jnp.asarray(_arrays(), jnp.float32)
+    for logits in (Logits(labelled), Logits(labelled, data), Logits(labelled, negatives=negatives)):
+        with pytest.raises(ValueError, match="need logits of data and of negatives"):
+            objective.joint_loss(logits, jnp.asarray(LABELS), Weights())
+    with pytest.raises(ValueError, match="need logits of conditional negatives"):
+        objective.joint_loss(Logits(labelled, data, negatives), jnp.asarray(LABELS), Weights(p_xy=1))
+
+
+@pytest.mark.parametrize(
+    ("weights", "marginal", "conditional"),
+    [
+        (Weights(), True, False),
+        (Weights(p_x=0), False, False),
+        (Weights(p_x=0, energy_l2=0.1), True, False),
+        (Weights(p_x=0, p_xy=1), False, True),
+        (ALL, True, True),
+    ],
+)
+def test_the_weights_say_which_negatives_they_need(weights, marginal, conditional):
+    assert weights.needs_negatives is marginal
+    assert weights.needs_conditional_negatives is conditional
+
+
+def test_bfloat16_logits_give_a_float32_loss():
+    arrays = jnp.asarray(_arrays(), jnp.bfloat16)
+    loss, terms = objective.joint_loss(Logits(*arrays), jnp.asarray(LABELS), ALL)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, _expected_loss(np.asarray(arrays, np.float64), ALL), rtol=1e-5)
+    assert terms["log_px_max"].dtype == jnp.float32

@@ -1,0 +1,103 @@
+"""Learning rates and update rules against their formulas, PyTorch's weight decay among them."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jem_jax import optimizer
+from jem_jax.config import Optimizer
+
+STEPS_PER_EPOCH = 10
+
+
+def _rates(steps, **settings):
+    schedule = optimizer.schedule(Optimizer(**settings), STEPS_PER_EPOCH)
+    return [float(schedule(jnp.int32(step))) for step in steps]
+
+
+def test_the_learning_rate_is_constant_by_default():
+    assert _rates([0, 1, 10**6], learning_rate=0.25) == [0.25, 0.25, 0.25]
+
+
+def test_warm_up_is_linear_from_zero():
+    rates = _rates([0, 1, 2, 3, 4, 5, 100], learning_rate=0.4, warmup_steps=4)
+    np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4], rtol=1e-6)
+
+
+def test_the_learning_rate_decays_at_the_first_iteration_of_each_decay_epoch():
+    settings = {"learning_rate": 1.0, "decay_epochs": (2.0, 3.5), "decay_factor": 0.3}
+    rates = _rates([0, 19, 20, 34, 35, 10**5], **settings)
+    np.testing.assert_allclose(rates, [1, 1, 0.3, 0.3, 0.09, 0.09], rtol=1e-6)
+
+
+def test_a_decay_within_warm_up_multiplies():
+    rates = _rates([9, 10, 20], learning_rate=1.0, warmup_steps=20, decay_epochs=(1.0,), decay_factor=0.5)
+    np.testing.assert_allclose(rates, [9 / 20, 10 / 20 * 0.5, 0.5], rtol=1e-6)
+
+
+GRADIENTS = np.random.default_rng(0).normal(size=(6, 5)) * np.array([1e-3, 0.1, 1.0, 10.0, 0.0])
+START = np.random.default_rng(1).normal(size=5)
+
+
+def _rate(settings, step):
+    warm = min(1, step / settings.warmup_steps) if settings.warmup_steps else 1
+    return settings.learning_rate * warm * settings.decay_factor ** sum(
+        step >= epoch * STEPS_PER_EPOCH for epoch in settings.decay_epochs
+    )
+
+
+def _adam(settings):
+    """torch.optim.Adam, its L2 penalty's gradient added before the moments."""
+    x, m, v = START.copy(), np.zeros(5), np.zeros(5)
+    for step, gradient in enumerate(GRADIENTS):
+        g = gradient + settings.weight_decay * x
+        m = settings.beta1 * m + (1 - settings.beta1) * g
+        v = settings.beta2 * v + (1 - settings.beta2) * g**2
+        m_hat, v_hat = m / (1 - settings.beta1 ** (step + 1)), v / (1 - settings.beta2 ** (step + 1))
+        x = x - _rate(settings, step) * m_hat / (np.sqrt(v_hat) + 1e-8)
+        yield x
+
+
+def _sgd(settings):
+    """torch.optim.SGD with momentum, without dampening."""
+    x, velocity = START.copy(), np.zeros(5)
+    for step, gradient in enumerate(GRADIENTS):
+        velocity = settings.momentum * velocity + gradient + settings.weight_decay * x
+        x = x - _rate(settings, step) * velocity
+        yield x
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize(("name", "formula"), [("adam", _adam), ("sgd", _sgd)])
+def test_updates_follow_pytorchs_formulas(name, formula, weight_decay):
+    settings = Optimizer(
+        name=name,
+        learning_rate=0.05,
+        beta1=0.8,
+        beta2=0.95,
+        momentum=0.7,
+        weight_decay=weight_decay,
+        warmup_steps=2,
+        decay_epochs=(0.4,),
+    )
+    rule = optimizer.build(settings, STEPS_PER_EPOCH)
+    params = {"x": jnp.asarray(START, jnp.float32)}
+    state = rule.init(params)
+    expected = list(formula(settings))
+    for gradient, after in zip(GRADIENTS, expected, strict=True):
+        updates, state = rule.update({"x": jnp.asarray(gradient, jnp.float32)}, state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params["x"], after, rtol=2e-5, atol=1e-6)
+    assert np.abs(expected[-1] - START).max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_weight_decay_pulls_on_parameters_without_a_gradient(name):
+    settings = Optimizer(name=name, learning_rate=0.1, weight_decay=0.1)
+    rule = optimizer.build(settings, STEPS_PER_EPOCH)
+    params = {"x": jnp.array([2.0, -3.0])}
+    updates, _ = rule.update({"x": jnp.zeros(2)}, rule.init(params), params)
+    # Coupled: Adam divides the decay by its own size, where AdamW would not.
+    expected = [-0.1, 0.1] if name == "adam" else [-0.02, 0.03]
+    np.testing.assert_allclose(updates["x"], expected, rtol=1e-5)

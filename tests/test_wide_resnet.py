@@ -1,0 +1,304 @@
+"""The wide residual network: its shape, its starting weights and its norm layers."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jem_jax import wide_resnet
+from jem_jax.wide_resnet import WideResNet
+
+KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def _shapes(network, *shape):
+    return jax.eval_shape(network.init, KEY, jnp.zeros(shape))
+
+
+def _count(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _images(*shape):
+    return jax.random.uniform(jax.random.key(1), shape, minval=-1.0, maxval=1.0)
+
+
+@functools.cache
+def _variables(norm="none"):
+    """Variables of a WRN-10-1 for five classes, its norm layers started on these images."""
+    x, network = _images(16, 8, 8, 3), WideResNet(5, 10, 1, norm=norm)
+    if norm == "none":
+        return jax.jit(network.init)(KEY, x)
+    # The same convolutions with norm layers added; drawing them again would take seconds to compile.
+    add = jax.jit(lambda variables, x: network.apply(variables, x, mutable=True, rngs={"params": KEY})[1])
+    return add(_variables(), x)
+
+
+# Shape.
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "count"),
+    [
+        # Stem, then for each stage its blocks' 3×3 convolutions and 1×1 shortcut, then the classes; biases everywhere.
+        (10, 1, 448 + (2320 + 2320) + (4640 + 9248 + 544) + (18496 + 36928 + 2112) + 650),
+        (
+            28,
+            10,
+            448
+            + (23_200 + 7 * 230_560 + 2_720)
+            + (461_120 + 7 * 921_920 + 51_520)
+            + (1_843_840 + 7 * 3_687_040 + 205_440)
+            + 6_410,
+        ),
+    ],
+)
+def test_the_number_of_parameters_is_the_sum_over_layers(depth, width, count):
+    assert _count(_shapes(WideResNet(10, depth, width), 1, 32, 32, 3)) == count
+
+
+def test_with_batch_norm_and_no_biases_it_has_the_published_number_of_parameters():
+    # WRN-28-10 with batch norm has 36,479,194 parameters in the literature; the convolutions there have no biases.
+    params = _shapes(WideResNet(10, 28, 10, norm="batch"), 1, 32, 32, 3)["params"]
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    biases = [leaf for path, leaf in paths if path[-1].key == "bias" and path[-2].key in ("conv1", "conv2", "shortcut")]
+    assert len(biases) == 1 + 2 * 12 + 3
+    assert _count(params) - _count(biases) == 36_479_194
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3), (12, 20, 2), (4, 4, 3)])
+def test_images_of_any_sides_that_halve_twice_give_logits_and_features(shape):
+    network = WideResNet(7, depth=10, width=2)
+    x = jnp.zeros((3, *shape))
+    variables = jax.eval_shape(network.init, KEY, x)
+    assert jax.eval_shape(network.apply, variables, x).shape == (3, 7)
+    assert jax.eval_shape(lambda *args: network.apply(*args, features=True), variables, x).shape == (3, 128)
+
+
+def test_the_stride_sits_on_the_second_convolution_of_the_later_stages():
+    network = WideResNet(10, depth=10, width=1)
+    x = jnp.zeros((2, 12, 20, 3))
+    variables = jax.eval_shape(network.init, KEY, x)
+    _, state = jax.eval_shape(lambda *args: network.apply(*args, capture_intermediates=True), variables, x)
+    sides = {
+        (block, conv): outputs[conv]["__call__"][0].shape[1:3]
+        for block, outputs in state["intermediates"].items()
+        if block.startswith("stage")
+        for conv in ("conv1", "conv2")
+    }
+    assert sides == {
+        ("stage1_block0", "conv1"): (12, 20),
+        ("stage1_block0", "conv2"): (12, 20),
+        ("stage2_block0", "conv1"): (12, 20),
+        ("stage2_block0", "conv2"): (6, 10),
+        ("stage3_block0", "conv1"): (6, 10),
+        ("stage3_block0", "conv2"): (3, 5),
+    }
+
+
+def test_the_logits_are_linear_in_the_features():
+    network, variables = WideResNet(5, 10, 1), _variables()
+    logits, features = jax.jit(lambda v, x: (network.apply(v, x), network.apply(v, x, features=True)))(
+        variables, _images(2, 8, 8, 3)
+    )
+    layer = variables["params"]["classes"]
+    np.testing.assert_allclose(logits, features @ layer["kernel"] + layer["bias"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [4, 9, 11, 27, 30])
+def test_a_depth_that_no_number_of_blocks_gives_is_an_error(depth):
+    with pytest.raises(ValueError, match=rf"depth must be 6n \+ 4 .*not {depth}"):
+        _shapes(WideResNet(10, depth, 1), 1, 8, 8, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 30, 32, 3), (1, 32, 30, 3), (1, 2, 4, 3), (1, 0, 4, 3), (8, 8, 3)])
+def test_sides_that_do_not_halve_twice_are_an_error(shape):
+    with pytest.raises(ValueError, match="multiples of 4"):
+        _shapes(WideResNet(10, 10, 1), *shape)
+
+
+def test_an_unknown_norm_is_an_error():
+    with pytest.raises(ValueError, match="norm must be one of none, batch, instance, layer, act, not 'group'"):
+        _shapes(WideResNet(10, 10, 1, norm="group"), 1, 8, 8, 3)
+
+
+# Starting weights.
+
+
+def test_weights_and_biases_start_uniform_within_one_over_the_root_of_the_fan_in():
+    params = _variables()["params"]
+    layers = {"conv1": params["conv1"], "classes": params["classes"]}
+    layers |= {
+        f"{block}/{name}": layer for block in params if "block" in block for name, layer in params[block].items()
+    }
+    assert len(layers) == 2 + 3 * 2 + 2
+    biases = []
+    for name, layer in layers.items():
+        bound = 1 / math.sqrt(math.prod(layer["kernel"].shape[:-1]))
+        kernel, bias = (np.asarray(layer[part]).ravel() / bound for part in ("kernel", "bias"))
+        assert np.abs(kernel).max() <= 1, name
+        assert np.abs(bias).max() <= 1, name
+        assert stats.kstest(kernel, stats.uniform(-1, 2).cdf).pvalue > 1e-4, name
+        biases.append(bias)
+    assert stats.kstest(np.concatenate(biases), stats.uniform(-1, 2).cdf).pvalue > 1e-4
+
+
+# Precision.
+
+
+def test_bfloat16_computes_in_bfloat16_and_gives_float32_logits():
+    x, variables = _images(2, 8, 8, 3), _variables()
+    full, half = (WideResNet(5, 10, 1, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    assert {leaf.dtype for leaf in jax.tree.leaves(_shapes(half, 1, 8, 8, 3))} == {jnp.dtype("float32")}
+    logits, state = jax.jit(lambda v, x: half.apply(v, x, capture_intermediates=True))(variables, x)
+    assert logits.dtype == jnp.float32
+    for layer in ("conv1", "stage1_block0", "stage3_block0"):
+        assert state["intermediates"][layer]["__call__"][0].dtype == jnp.bfloat16
+    exact = jax.jit(full.apply)(variables, x)
+    np.testing.assert_allclose(logits, exact, atol=0.05)
+    assert not np.allclose(logits, exact, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "layer", "act"])
+def test_a_norm_of_bfloat16_images_rounds_its_output_only(norm):
+    x = (5 + 0.5 * jax.random.normal(KEY, (4, 8, 8, 3))).astype(jnp.bfloat16)
+    layer = wide_resnet.Norm(norm)
+    variables = layer.init(KEY, x, True)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    half, full = (layer.apply(variables, x.astype(dtype), True) for dtype in (jnp.bfloat16, jnp.float32))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(half, np.float32), full, rtol=2**-8, atol=2e-3)
+
+
+# Norm layers.
+
+
+def test_batch_norm_trains_on_the_batch_and_keeps_unbiased_running_statistics():
+    x = 3 + 2 * jax.random.normal(KEY, (5, 4, 3, 2))
+    values = np.asarray(x, np.float64)
+    mean, variance = values.mean((0, 1, 2)), values.var((0, 1, 2))
+    params = {"scale": jnp.array([2.0, 0.5]), "bias": jnp.array([1.0, -1.0])}
+    before = {"mean": np.array([10.0, -10.0]), "var": np.array([4.0, 9.0])}
+    layer = wide_resnet.BatchNorm()
+    y, state = layer.apply({"params": params, "batch_stats": before}, x, True, mutable=["batch_stats"])
+    expected = (values - mean) / np.sqrt(variance + 1e-5) * params["scale"] + params["bias"]
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    # The new batch weighs 0.9.
+    np.testing.assert_allclose(state["batch_stats"]["mean"], 0.1 * before["mean"] + 0.9 * mean, rtol=1e-5)
+    np.testing.assert_allclose(state["batch_stats"]["var"], 0.1 * before["var"] + 0.9 * variance * 60 / 59, rtol=1e-5)
+
+
+def test_batch_norm_uses_its_running_statistics_to_evaluate():
+    x = jax.random.normal(KEY, (5, 4, 3, 2))
+    params = {"scale": jnp.array([2.0, 0.5]), "bias": jnp.array([1.0, -1.0])}
+    statistics = {"mean": jnp.array([1.0, -1.0]), "var": jnp.array([4.0, 9.0])}
+    y, state = wide_resnet.BatchNorm().apply(
+        {"params": params, "batch_stats": statistics}, x, False, mutable=["batch_stats"]
+    )
+    expected = (x - statistics["mean"]) / jnp.sqrt(statistics["var"] + 1e-5) * params["scale"] + params["bias"]
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(state["batch_stats"]["mean"], statistics["mean"])
+
+
+def test_starting_batch_norm_leaves_its_running_statistics_at_zero_and_one():
+    variables = wide_resnet.BatchNorm().init(KEY, 3 + jax.random.normal(KEY, (5, 2)), True)
+    np.testing.assert_array_equal(variables["batch_stats"]["mean"], [0, 0])
+    np.testing.assert_array_equal(variables["batch_stats"]["var"], [1, 1])
+
+
+def test_batch_norm_trains_the_same_with_its_statistics_frozen():
+    layer, x = wide_resnet.BatchNorm(), 3 + jax.random.normal(KEY, (5, 2))
+    variables = layer.init(KEY, x, True)
+    mutable, _ = layer.apply(variables, x, True, mutable=["batch_stats"])
+    np.testing.assert_array_equal(layer.apply(variables, x, True), mutable)
+
+
+def test_training_a_network_with_batch_norm_moves_all_its_statistics_and_its_logits():
+    network, variables = WideResNet(5, 10, 1, norm="batch"), _variables("batch")
+
+    @jax.jit
+    def run(variables, x):
+        return network.apply(variables, x, train=True, mutable=["batch_stats"]), network.apply(variables, x)
+
+    (train, state), evaluated = run(variables, _images(4, 8, 8, 3))
+    assert jnp.all(jnp.abs(evaluated - train) > 1e-4)
+    for old, new in zip(jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(state["batch_stats"]), strict=True):
+        assert jnp.all(old != new)
+
+
+def test_the_first_batch_leaves_every_act_norm_with_zero_mean_and_unit_variance():
+    network = WideResNet(5, 10, 1, norm="act")
+
+    def is_act_norm(module, method):
+        return isinstance(module, wide_resnet.ActNorm) and method == "__call__"
+
+    _, state = jax.jit(lambda v, x: network.apply(v, x, capture_intermediates=is_act_norm))(
+        _variables("act"), _images(16, 8, 8, 3)
+    )
+    outputs = jax.tree.leaves(state["intermediates"])
+    assert len(outputs) == 7
+    for y in map(np.asarray, outputs):
+        np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-4)
+        np.testing.assert_allclose(y.std((0, 1, 2), ddof=1), 1, rtol=1e-3)
+
+
+def test_act_norm_keeps_its_first_statistics():
+    layer, first = wide_resnet.ActNorm(), 3 + 2 * jax.random.normal(KEY, (50, 4))
+    variables = layer.init(KEY, first)
+    loc, scale = variables["params"]["loc"], variables["params"]["scale"]
+    np.testing.assert_allclose(loc, -np.mean(first, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(scale, 1 / (np.std(first, axis=0, ddof=1) + 1e-6), rtol=1e-5)
+    np.testing.assert_allclose(layer.apply(variables, first + 1), scale * (first + 1 + loc), rtol=1e-5, atol=1e-6)
+
+
+def _normalised(x, axes):
+    x = np.asarray(x, np.float64)
+    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "tolerance"),
+    # With a small std the result tells an epsilon of 1e-5 from Flax's 1e-6.
+    [(0.5, 1.0, 1e-5), (0.0, 3e-3, 1e-5), (30.0, 0.1, 1e-3)],
+    ids=["plain", "flat", "off centre"],
+)
+@pytest.mark.parametrize(("norm", "axes"), [("instance", (1, 2)), ("layer", (1, 2, 3))])
+def test_instance_and_layer_norm_follow_their_formula(norm, axes, mean, std, tolerance):
+    x = mean + std * jax.random.normal(KEY, (3, 4, 6, 5))
+    layer = wide_resnet.Norm(norm)
+    variables = layer.init(KEY, x, False)
+    np.testing.assert_allclose(layer.apply(variables, x, False), _normalised(x, axes), rtol=tolerance, atol=tolerance)
+    scale, bias = jnp.arange(1.0, 6.0), jnp.arange(5.0)
+    assert jax.tree.map(jnp.shape, variables["params"]["norm"]) == {"scale": (5,), "bias": (5,)}
+    y = layer.apply({"params": {"norm": {"scale": scale, "bias": bias}}}, x, True)
+    np.testing.assert_allclose(y, _normalised(x, axes) * scale + bias, rtol=tolerance, atol=8 * tolerance)
+
+
+def test_no_norm_is_the_identity():
+    x = _images(2, 4, 4, 3)
+    layer = wide_resnet.Norm("none")
+    assert layer.init(KEY, x, True) == {}
+    np.testing.assert_array_equal(layer.apply({}, x, True), x)
+
+
+# Dropout.
+
+
+def test_dropout_acts_while_training_only():
+    network, variables, x = WideResNet(5, 10, 1, dropout=0.5), _variables(), _images(2, 8, 8, 3)
+
+    @jax.jit
+    def run(variables, x, key):
+        train = network.apply(variables, x, train=True, rngs={"dropout": key})
+        return train, network.apply(variables, x), WideResNet(5, 10, 1).apply(variables, x, train=True)
+
+    first, evaluated, without = run(variables, x, jax.random.key(1))
+    np.testing.assert_allclose(evaluated, without, rtol=1e-6)
+    assert jnp.all(jnp.abs(first - evaluated) > 1e-5)
+    assert jnp.all(first != run(variables, x, jax.random.key(2))[0])
+    np.testing.assert_array_equal(first, run(variables, x, jax.random.key(1))[0])

@@ -1,0 +1,164 @@
+"""A data set, networks and settings so small that a test is mostly compiling; for tests and the programs they start."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jem_jax import config as configuration
+from jem_jax import device_data, network, optimizer, parallel, sizes, train_step
+from jem_jax.config import Config
+from jem_jax.datasets import Dataset, Split
+from jem_jax.datasets.splits import to_float
+from jem_jax.device_data import DeviceData, Order
+from jem_jax.network import Network
+from jem_jax.train_step import Step, TrainState
+from jem_jax.wide_resnet import BatchNorm
+
+CLASSES, SIDE = 3, 8
+TRAIN, VALIDATION, TEST = 43, 12, 12
+
+_SETTINGS = {
+    "sampler.num_steps": 3,
+    "sampler.buffer_size": 32,
+    "optimizer.name": "sgd",
+    "optimizer.learning_rate": 0.05,
+    "training.batch_size": 8,
+    "training.epochs": 2,
+    "training.log_every": 4,
+    "training.validate_every": 1,
+    "training.checkpoint_every": 1,
+    "evaluation.batch_size": 8,
+}
+
+FULL = {
+    "model.factory": "tiny:batch_norm_mlp",
+    "optimizer.name": "adam",
+    "optimizer.learning_rate": 0.01,
+    "optimizer.weight_decay": 0.01,
+    "optimizer.ema_decay": 0.75,
+}
+"""Settings that fill every field of the state (batch statistics, Adam's moments, averaged parameters); with dropout."""
+
+
+def dataset() -> Dataset:
+    """Noisy images [8, 8, 1] of three classes, told apart by which rows are bright; always the same."""
+    random = np.random.default_rng(0)
+
+    def split(count: int) -> Split:
+        labels = (np.arange(count) % CLASSES).astype(np.int32)
+        images = random.integers(0, 100, (count, SIDE, SIDE, 1))
+        for image, label in zip(images, labels, strict=True):
+            image[2 * label + 1 : 2 * label + 3] += 150
+        return Split(images.astype(np.uint8), labels)
+
+    return Dataset("tiny", ("a", "b", "c"), split(TRAIN), split(VALIDATION), split(TEST))
+
+
+def config(**overrides: Any) -> Config:
+    """Validated settings of a tiny run: `config(**{"training.batch_size": 16})`."""
+    settings: dict[str, Any] = {}
+    for name, value in {**_SETTINGS, **overrides}.items():
+        *groups, key = name.split(".")
+        group = settings
+        for part in groups:
+            group = group.setdefault(part, {})
+        group[key] = value
+    return configuration.validate(settings)
+
+
+class MLP(nn.Module):
+    """One hidden layer, with batch norm and dropout if wanted."""
+
+    num_classes: int
+    batch_norm: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.Dense(16, name="hidden")(x.reshape(len(x), -1))
+        if self.batch_norm:
+            x = BatchNorm(name="norm")(x, train)
+            x = nn.Dropout(0.1, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, name="classes")(nn.swish(x))
+
+
+def mlp(num_classes: int) -> MLP:
+    """For `model.factory="tiny:mlp"`: compiles in half the WRN's time."""
+    return MLP(num_classes)
+
+
+def batch_norm_mlp(num_classes: int) -> MLP:
+    """For `model.factory="tiny:batch_norm_mlp"`."""
+    return MLP(num_classes, batch_norm=True)
+
+
+@contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Programs that are compiled within take half the time, and run slower: the last optimisations are left out."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+class Start(NamedTuple):
+    """What a first iteration takes."""
+
+    step: Step
+    state: TrainState
+    chains: np.ndarray | None
+    """the whole buffer [S, C, H, W, channels], on the host since steps take their buffer over"""
+    data: DeviceData
+    network: Network
+
+    @property
+    def buffer(self) -> jax.Array | None:
+        """The buffer on the devices, a new one each time."""
+        return None if self.chains is None else parallel.shard(self.chains)
+
+
+def program(config: Config) -> tuple[Step, DeviceData, Network]:
+    """A run's step, the data that it takes, and its network."""
+    images = dataset()
+    order = Order(config, images.train.labels)
+    data = device_data.build(config, images.train, order)
+    net = network.build(config.model, CLASSES)
+    rule = optimizer.build(config.optimizer, order.steps_per_epoch)
+    return train_step.build(config, net, rule, CLASSES, data.streamed), data, net
+
+
+def start(config: Config) -> Start:
+    """All that a run's first iteration takes, on the devices."""
+    step, data, net = program(config)
+    rule = optimizer.build(config.optimizer, 1)
+    batch = to_float(dataset().train.images[: config.training.batch_size])
+    with quick_compilation():
+        begin = jax.jit(lambda key, x: train_step.init_state(config, net, rule, key, x))
+        state = begin(jax.random.key(config.seed), batch)
+    slots, classes = sizes.buffer_size(config, CLASSES)
+    shape = (slots, classes, SIDE, SIDE, 1)
+    chains = np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32) if slots else None
+    return Start(step, parallel.replicate(state), chains, data, net)
+
+
+def leaves(tree: Any) -> dict[str, np.ndarray]:
+    """Every array of a pytree on the host, under its path; PRNG keys as their numbers."""
+    named = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        is_key = hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        named[jax.tree_util.keystr(path, simple=True, separator="/")] = np.array(
+            jax.random.key_data(leaf) if is_key else leaf
+        )
+    return named
+
+
+def differing(one: Any, other: Any) -> list[str]:
+    """Paths at which two pytrees are not the same bit for bit (so that NaN equals NaN)."""
+    ours, theirs = leaves(one), leaves(other)
+    bits = lambda leaf: (leaf.dtype, leaf.shape, leaf.tobytes())  # noqa: E731
+    both = ours.keys() & theirs.keys()
+    return sorted((ours.keys() ^ theirs.keys()) | {path for path in both if bits(ours[path]) != bits(theirs[path])})
