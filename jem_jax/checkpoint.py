@@ -131,9 +131,7 @@ def restore(directory: Path, template: Any, step: int | None = None) -> Restored
     wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)
     arguments = ocp.args.Composite(tree=ocp.args.StandardRestore(wanted), note=ocp.args.JsonRestore())
     try:
-        with ocp.CheckpointManager(
-            directory.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)
-        ) as manager:
+        with ocp.CheckpointManager(directory.absolute(), options=_reading_alone()) as manager:
             found = manager.restore(step, args=arguments)
     except Exception as error:
         line = " ".join(str(error).split())[:200]
@@ -233,6 +231,13 @@ def _check_shapes(path: Path, wanted: Any, found: Any) -> None:
         if expected.shape != leaf.shape:
             name = jax.tree_util.keystr(place, simple=True, separator="/")
             raise UserError(f"checkpoint {path} holds {name} of shape {leaf.shape}; this run's is {expected.shape}")
+
+
+def _reading_alone() -> ocp.CheckpointManagerOptions:
+    """Options of a manager that reads without waiting for other processes."""
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+    return ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=alone)
 
 
 def _files(path: Path) -> Iterator[Path]:

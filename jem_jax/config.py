@@ -36,7 +36,14 @@ def _setting(
 class Data:
     """What is learned from."""
 
-    name: str = _setting("digits", "data set")
+    name: str = _setting(
+        "digits",
+        "digits | cifar10 | cifar100 | svhn_cropped | mnist | fashion_mnist | tfds:NAME | the path of an .npz, or of a "
+        "folder of class folders of images",
+    )
+    image_size: int = _setting(0, "resize images to this side, a multiple of 4; 0: as they are", low=0, high=4096)
+    data_dir: str = _setting("", "where downloads and prepared data are kept; empty: TFDS's folder")
+    manual_dir: str = _setting("", "folder of archives that were fetched by hand; empty: they are downloaded")
     place: str = _setting(
         "auto", "where training images live; auto: on each device if they fit", choices=("auto", "device", "host")
     )

@@ -30,8 +30,8 @@ def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
       ValueError: another kernel size or stride.
     """
     size = kernel.shape[:2]
-    if size not in ((3, 3), (1, 1)) or stride not in (1, 2):
-        raise ValueError(f"a kernel is 3×3 or 1×1 and a stride 1 or 2; got {size[0]}×{size[1]} and {stride}")
+    if kernel.ndim != 4 or size not in ((3, 3), (1, 1)) or stride not in (1, 2):
+        raise ValueError(f"a kernel is [3, 3, C, D] or [1, 1, C, D] and a stride 1 or 2; got {kernel.shape}, {stride}")
     if size == (1, 1):
         # A plain matrix product is faster than a strided 1×1 convolution, forwards and backwards.
         return jnp.einsum("bhwc,cd->bhwd", x[:, ::stride, ::stride], kernel[0, 0])

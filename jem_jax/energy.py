@@ -56,7 +56,7 @@ def joint_log_density(logits: Array, labels: Array) -> Array:
     """
     chex.assert_shape(labels, logits.shape[:-1])
     # A negative index would count from the end.
-    inside = jnp.where(labels < 0, logits.shape[-1], labels)
+    inside = jnp.where(labels < 0, logits.shape[-1], labels.astype(jnp.int32))
     chosen = jnp.take_along_axis(_at_least_float32(logits), inside[..., None], axis=-1, mode="fill", fill_value=jnp.nan)
     return chosen.squeeze(-1)
 

@@ -33,7 +33,7 @@ class Interrupts:
     """A context in which signals are requests.
 
     With several processes SIGTERM is left to JAX's coordination service, which lets all of them stop at one step;
-    Ctrl-C is passed on as SIGTERM.
+    Ctrl-C is passed on as SIGTERM. Afterwards SIGTERM ends the process again.
     """
 
     def __init__(self) -> None:
@@ -49,6 +49,8 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        if parallel.process_count() > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def requested(self, step: int, processes: Preemptible) -> bool:
         """Whether to save and stop after this iteration; every process gets the same answer."""

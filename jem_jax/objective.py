@@ -70,8 +70,9 @@ def joint_loss(logits: Logits, labels: Array, weights: Weights) -> tuple[Array, 
       weights: what each term counts.
 
     Returns:
-      The loss [] and a dict of scalars: `loss`, `cross_entropy`, `accuracy`; `log_px_data`, `log_px_samples` (means)
-      and `log_px_max` (the largest |log p~|) where there are negatives; `contrast_xy` for the direct factorisation.
+      The loss [] and a dict of scalars: `loss`, `cross_entropy`, `accuracy`; `log_px_max`, the
+      largest |log p~| of any batch; `log_px_data`, `log_px_samples` (means) where there are negatives; `contrast_xy`
+      for the direct factorisation.
     """
     terms = {
         "cross_entropy": cross_entropy(logits.labelled, labels),

@@ -5,9 +5,12 @@ alike (parameters, optimiser state, images) is a plain pytree mapped with axis N
 carries a leading axis of this process's devices. Devices meet in one `mean` of the step.
 """
 
+import atexit
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jem_jax import rendezvous
 from jem_jax.errors import UserError
 
 Array = jax.Array
@@ -23,6 +27,11 @@ T = TypeVar("T")
 
 AXIS = "devices"
 _START_SECONDS = 120
+_SILENT_SECONDS = 100
+"""After so long without a word from a process JAX ends all others"""
+_TEXT_BYTES = 1000
+_LAST_SECONDS = 24 * 3600
+"""How long processes that are done wait for the first one, which evaluates and draws"""
 
 
 @dataclass(frozen=True)
@@ -55,28 +64,38 @@ def start(cluster: Cluster, cpu_devices: int, require_devices: int) -> None:
     _join(cluster)
     try:
         found = jax.device_count()
-    except RuntimeError as error:
-        wanted = jax.config.read("jax_platforms")
-        reason = _first_line(error)
-        raise UserError(f"no device of platform {wanted!r} (JAX_PLATFORMS) could be started: {reason}") from error
+    except (RuntimeError, AssertionError) as error:  # an assertion where no JAX of that platform is installed
+        raise UserError(
+            f"no device of platform {jax.config.read('jax_platforms')!r} (JAX_PLATFORMS) could be started "
+            f"({_first_line(error)}); install JAX for it (the extras cuda12, cuda13 and tpu), or set JAX_PLATFORMS=cpu"
+        ) from error
     if found < require_devices:
         raise UserError(f"--require_devices={require_devices}, but there are {describe()}")
 
 
 def _join(cluster: Cluster) -> None:
     explicit = (cluster.coordinator_address, cluster.num_processes, cluster.process_id)
-    given = [value is not None for value in explicit]
-    if not cluster.automatic and not any(given):
+    if not cluster.automatic and all(value is None for value in explicit):
         return
-    if any(given) and not all(given):
-        raise UserError("--coordinator_address, --num_processes and --process_id go together; give all three")
-    if all(given) and not 0 <= (cluster.process_id or 0) < (cluster.num_processes or 0):
-        raise UserError(f"--process_id must be from 0 to {(cluster.num_processes or 0) - 1}, not {cluster.process_id}")
+    address, number, process = explicit
+    if not cluster.automatic or any(value is not None for value in explicit):
+        if address is None or number is None or process is None:
+            raise UserError("--coordinator_address, --num_processes and --process_id go together; give all three")
+        if number < 1:
+            raise UserError(f"--num_processes must be at least 1, not {number}")
+        if not 0 <= process < number:
+            raise UserError(f"--process_id must be from 0 to {number - 1}, not {process}")
+        rendezvous.meet(address, number, process, _START_SECONDS)
     try:
-        jax.distributed.initialize(*explicit, initialization_timeout=_START_SECONDS)
+        jax.distributed.initialize(
+            *explicit,
+            initialization_timeout=_START_SECONDS,
+            heartbeat_timeout_seconds=_SILENT_SECONDS,
+            shutdown_timeout_seconds=_LAST_SECONDS,
+        )
     except Exception as error:
-        where = cluster.coordinator_address or "those that the cluster's environment names"
-        raise UserError(f"the other processes ({where}) could not be reached: {_first_line(error)}") from error
+        whom = "those of --coordinator_address" if address else "--distributed: no TPU pod, Slurm or Kubernetes found"
+        raise UserError(f"the other processes could not be reached ({whom}): {_first_line(error)}") from error
 
 
 def choose_cpu_devices(sizes: Sequence[int], num_processes: int = 1) -> int:
@@ -138,6 +157,50 @@ def wait(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def all_or_none() -> Iterator[None]:
+    """What fails here on one process fails on all, so that none waits for another that is gone.
+
+    Raises:
+      UserError: of this process, or of the first that has one.
+    """
+    own: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        own = error
+    failed = next((said for said in from_all(str(own or "")) if said), None)
+    if own is not None:
+        raise own
+    if failed is not None:
+        raise UserError(failed)
+
+
+def from_all(text: str) -> list[str]:
+    """What every process has to say, in their order; the first thousand bytes of it."""
+    if jax.process_count() == 1:
+        return [text]
+    from jax.experimental import multihost_utils
+
+    own = np.zeros(_TEXT_BYTES, np.uint8)
+    encoded = np.frombuffer(text.encode()[:_TEXT_BYTES], np.uint8)
+    own[: len(encoded)] = encoded
+    every = np.asarray(multihost_utils.process_allgather(own))
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in every]
+
+
+def leave_alone() -> None:
+    """Lets a process that failed end at once; JAX would hold it back until the others end, who wait for it."""
+    if jax.process_count() > 1:
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
 
 
 def describe() -> str:

@@ -67,7 +67,8 @@ def draw(key: Array, buffer: Array, fresh: Array, *, reinit_prob: float, labels:
       buffer: [S, C, ...].
       fresh: [B, ...] the starting point an example takes if it is re-initialised.
       reinit_prob: probability of that, in [0, 1] (official default 0.05).
-      labels: [B] integers in [0, C), the class each example draws from; omitted where C is 1.
+      labels: [B] integers in [0, C), the class each example draws from; omitted where C is 1. Labels outside are not
+        noticed: a chain is drawn from another class and not written back.
 
     Returns:
       x [B, ...] and slots [B]. An example that was re-initialised has a slot too: `write` puts its chain there.
@@ -79,7 +80,7 @@ def draw(key: Array, buffer: Array, fresh: Array, *, reinit_prob: float, labels:
     chex.assert_equal_shape([buffer[0, 0], fresh[0]])
     per_example = jax.vmap(lambda k: jax.random.split(k, 2))(keys.of_batch(key, batch_size))
     slots = _slots(per_example[:, 0], buffer.shape[0], batch_size)
-    kept = buffer[slots, _classes(buffer, labels)]
+    kept = buffer[slots, _classes(buffer, labels, slots.shape)]
     again = jax.vmap(lambda k: jax.random.bernoulli(k, reinit_prob))(per_example[:, 1])
     return Draw(jnp.where(again.reshape(-1, *(1,) * (fresh.ndim - 1)), fresh.astype(buffer.dtype), kept), slots)
 
@@ -97,7 +98,8 @@ def write(buffer: Array, slots: Array, x: Array, *, labels: Array | None = None,
     Returns:
       [S, C, ...].
     """
-    classes = _classes(buffer, labels)
+    chex.assert_shape(x, (*slots.shape, *buffer.shape[2:]))
+    classes = _classes(buffer, labels, slots.shape)
     x = x.astype(buffer.dtype)
     if discard is not None:
         x = jnp.where(discard, buffer[slots, classes], x)
@@ -113,7 +115,10 @@ def _slots(example_keys: Array, num_slots: int, batch_size: int) -> Array:
     return jax.vmap(lambda k, low, high: jax.random.randint(k, (), low, high))(example_keys, low, high)
 
 
-def _classes(buffer: Array, labels: Array | None) -> Array | int:
+def _classes(buffer: Array, labels: Array | None, batch: tuple[int, ...]) -> Array | int:
     if labels is None and buffer.shape[1] != 1:
         raise ValueError(f"a buffer of {buffer.shape[1]} classes needs labels")
-    return 0 if labels is None else labels
+    if labels is None:
+        return 0
+    chex.assert_shape(labels, batch)
+    return labels

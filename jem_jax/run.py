@@ -1,8 +1,12 @@
 """A whole run: start the devices, hold the workdir, train, evaluate, report."""
 
+import contextlib
+import hashlib
 import signal
 import time
 from pathlib import Path
+
+import jax
 
 from jem_jax import datasets, loading, parallel, report, sizes, train, train_step, workdir
 from jem_jax.config import Config
@@ -15,6 +19,8 @@ from jem_jax.train import Trained
 from jem_jax.workdir import RunFacts
 
 __all__ = ["Cluster", "run"]
+
+_SHARED_SECONDS = 60
 
 
 def run(mode: str, config: Config, path: Path, overwrite: bool, cluster: Cluster, require_devices: int) -> int:
@@ -35,17 +41,40 @@ def run(mode: str, config: Config, path: Path, overwrite: bool, cluster: Cluster
     known = None if overwrite else workdir.find_facts(path)
     if mode != "train" and known is None:
         raise UserError(f"{path} holds no run to {mode}; train one first, or name its folder with --workdir")
-    dataset = datasets.load(config.data.name)
+    dataset = datasets.load(config.data)
     parallel.start(cluster, _cpu_devices(config, dataset, known, cluster), require_devices)
-    with workdir.held(path, parallel.is_first()):
-        workdir.prepare(path, config, overwrite, parallel.is_first())
-        parallel.wait("workdir")
-        facts = RunFacts(config, dataset.image_shape, dataset.class_names, parallel.cpu_devices())
+    try:
+        return _in_workdir(mode, config, dataset, path, overwrite)
+    except jax.errors.JaxRuntimeError as error:
+        parallel.leave_alone()
+        if parallel.process_count() == 1:
+            raise
+        raise UserError(
+            f"the run broke off, since another process ended or could not be reached ({str(error).splitlines()[0]}); "
+            "its output says why. The same command on all goes on from the last checkpoint"
+        ) from error
+    except BaseException:
+        parallel.leave_alone()
+        raise
+
+
+def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, overwrite: bool) -> int:
+    if len(set(parallel.from_all(_fingerprint(mode, config, overwrite)))) > 1:
+        raise UserError("the processes were started with different settings; give all of them the same command")
+    facts = RunFacts(config, dataset.image_shape, dataset.class_names, parallel.cpu_devices())
+    with contextlib.ExitStack() as stack:
+        with parallel.all_or_none():
+            stack.enter_context(workdir.held(path, parallel.is_first()))
+            workdir.prepare(path, config, overwrite, parallel.is_first())
         if mode == "train":
             return _train(facts, dataset, path)
         if mode == "evaluate":
             return _evaluate(facts, dataset, path)
         return _sample(facts, path)
+
+
+def _fingerprint(mode: str, config: Config, overwrite: bool) -> str:
+    return hashlib.sha256(repr((mode, config, overwrite)).encode()).hexdigest()
 
 
 def _cpu_devices(config: Config, dataset: Dataset, known: RunFacts | None, cluster: Cluster) -> int:
@@ -59,8 +88,11 @@ def _cpu_devices(config: Config, dataset: Dataset, known: RunFacts | None, clust
 
 
 def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
-    if parallel.is_first():
-        workdir.write_facts(path, facts)
+    with parallel.all_or_none():
+        if parallel.is_first():
+            workdir.write_facts(path, facts)
+    with parallel.all_or_none():
+        _check_shared(path)
     try:
         with Interrupts() as interrupts:
             trained = train.train(facts.config, dataset, path, "JEM", interrupts)
@@ -77,6 +109,19 @@ def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
         _say(f"{path} holds a finished run of {trained.steps} iterations; its report:")
         return _show(old)
     return _write_report(facts, dataset, path, seconds)
+
+
+def _check_shared(path: Path) -> None:
+    """Makes sure that this process sees what the first one wrote.
+
+    Raises:
+      UserError: not even after a network file system had time to show it.
+    """
+    for _ in range(_SHARED_SECONDS):
+        if (path / workdir.RUN_FILE).exists():
+            return
+        time.sleep(1)
+    raise UserError(f"workdir {path} is not the same folder on all processes; it must lie where all can see it")
 
 
 def _has_baseline(config: Config) -> bool:

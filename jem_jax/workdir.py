@@ -177,8 +177,9 @@ def _compared(config: Config) -> dict[str, Any]:
             values |= {f"{group}.{name}": value for name, value in settings.items()}
         else:
             values[group] = settings
-    # Where images live changes nothing that is computed.
-    del values["data.place"]
+    # Where images lie changes nothing that is computed.
+    for name in ("data.place", "data.data_dir", "data.manual_dir"):
+        del values[name]
     return values | {"training.batch_size": config.training.batch_size}
 
 

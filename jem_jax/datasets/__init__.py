@@ -1,22 +1,64 @@
 """Data sets as uint8 images and integer labels, in splits that never depend on the run's seed."""
 
-from collections.abc import Callable
+import difflib
+import os
+from pathlib import Path
 
-from jem_jax.datasets import digits
+from jem_jax.config import Data
+from jem_jax.datasets import checks, digits, own_folder, own_npz, prepared, resize, tfds_named
+from jem_jax.datasets.sources import SOURCES
 from jem_jax.datasets.splits import Dataset, Split
 from jem_jax.errors import UserError
 
 __all__ = ["Dataset", "Split", "load"]
 
-_LOADERS: dict[str, Callable[[], Dataset]] = {"digits": digits.load}
+_NAMES = (digits.NAME, *SOURCES)
 
 
-def load(name: str) -> Dataset:
-    """The data set of that name.
+def load(data: Data) -> Dataset:
+    """The data set that the settings name: whole, uint8, in memory.
+
+    `data.name` is "digits", one of `sources.SOURCES`, "tfds:" and a name of tensorflow-datasets, or the path of an .npz
+    or of a folder of class folders.
 
     Raises:
-      UserError: there is none.
+      UserError: in one line, there is no such data set, it can't be had, or something is wrong with it.
     """
-    if name not in _LOADERS:
-        raise UserError(f"config.data.name {name!r} is not a data set; there are: {', '.join(sorted(_LOADERS))}")
-    return _LOADERS[name]()
+    if data.image_size % checks.STRIDE:
+        raise UserError(f"config.data.image_size must be a multiple of {checks.STRIDE}, not {data.image_size}")
+    dataset = resize.dataset_to_side(_load(data), data.image_size)
+    checks.sides(dataset)
+    return dataset
+
+
+def _load(data: Data) -> Dataset:
+    name = data.name
+    folder = prepared.data_folder(data.data_dir)
+    if name == digits.NAME:
+        return digits.load()
+    if name in SOURCES:
+        manual_dir = Path(data.manual_dir).expanduser() if data.manual_dir else None
+        return prepared.load(SOURCES[name], folder, manual_dir)
+    if name.startswith(tfds_named.PREFIX):
+        return tfds_named.load(name.removeprefix(tfds_named.PREFIX), folder, data.image_size)
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return own_folder.load(path, data.image_size)
+    if path.is_file() and path.suffix == ".npz":
+        return own_npz.load(path)
+    raise UserError(_no_such(name, path))
+
+
+def _no_such(name: str, path: Path) -> str:
+    if name and path.exists():
+        return f"config.data.name {name} must be an .npz file or a folder of class folders of images"
+    if path.suffix == ".npz" or os.sep in name:
+        return f"config.data.name {name}: there is no such file or folder"
+    plain = name.lower().replace("-", "_")
+    near = [f"{tfds_named.PREFIX}{known}" for known in tfds_named.known() if known == plain and known not in SOURCES]
+    near = near or difflib.get_close_matches(plain, _NAMES, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? There" if near else "there"
+    return (
+        f"config.data.name {name!r} is not a data set; {hint} are {', '.join(_NAMES)}, tfds:NAME for others of "
+        "tensorflow-datasets, and the path of an .npz or of a folder of class folders"
+    )

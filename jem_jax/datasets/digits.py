@@ -7,6 +7,7 @@ import numpy as np
 
 from jem_jax.datasets.splits import Dataset, Split
 
+NAME = "digits"
 TRAIN, VALIDATION = 1167, 130
 
 
@@ -21,7 +22,7 @@ def load() -> Dataset:
     order = np.random.RandomState(0).permutation(len(images))
     train, validation, test = np.split(order, [TRAIN, TRAIN + VALIDATION])
     return Dataset(
-        name="digits",
+        name=NAME,
         class_names=tuple(str(digit) for digit in range(10)),
         train=Split(images[train], labels[train]),
         validation=Split(images[validation], labels[validation]),

@@ -27,6 +27,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    def rows(self, rows: np.ndarray) -> "Split":
+        """The images and labels of those rows, in that order."""
+        return Split(self.images[rows], self.labels[rows])
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -1,0 +1,28 @@
+"""A small JEM on CIFAR-10 that a laptop can try: WRN-10-2 and 10 SGLD steps for 3 epochs.
+
+    python -m jem_jax.main --config=configs/cifar10_small.py
+
+Cost: some 2,100 iterations; the start-up line says how long yours takes.
+Expect: coarse, colourful samples and a classifier far from the state of the art. To go on for longer:
+--config.training.epochs=10
+"""
+
+import ml_collections
+
+from jem_jax.configs import cifar10
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = cifar10.get_config()
+    config.model.depth = 10
+    config.model.width = 2
+    config.sampler.num_steps = 10
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 200
+    config.optimizer.decay_epochs = ()
+    config.training.epochs = 3
+    config.training.log_every = 20
+    config.training.sample_every = 1
+    config.evaluation.sample_steps = 200
+    config.evaluation.num_samples = 50
+    return config

@@ -1,0 +1,128 @@
+"""The layouts of the official archives: bytes -> images and labels, in the archive's order, without TensorFlow."""
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Callable, Sequence
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+
+from jem_jax.datasets.held_out import Parts
+from jem_jax.datasets.splits import Split
+from jem_jax.errors import UserError
+
+_DIGITS = tuple("0123456789")
+_CLOTHES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+
+class Layout(Enum):
+    """What is in the archives of a source, and in which order they are given."""
+
+    CIFAR10 = "one tar.gz of records: label, 3 × 32 × 32 bytes"
+    CIFAR100 = "one tar.gz of records: coarse label, fine label, 3 × 32 × 32 bytes"
+    SVHN = "MATLAB files of train and test: X [32, 32, 3, N], y [N, 1] with 10 for the digit 0"
+    MNIST = "gzipped idx files: train images, train labels, test images, test labels"
+    FASHION_MNIST = "as MNIST"
+
+
+def read(layout: Layout, paths: Sequence[Path]) -> Parts:
+    """The official train and test images of a data set.
+
+    Args:
+      paths: of its archives, in the layout's order.
+
+    Raises:
+      UserError: an archive is not of that layout.
+    """
+    try:
+        return _READERS[layout](*paths)
+    except (OSError, EOFError, ValueError, KeyError, tarfile.TarError, zlib.error) as error:
+        names = ", ".join(str(path) for path in paths)
+        raise UserError(f"{names}: not in the layout expected ({layout.value}): {error}") from error
+
+
+def _cifar10(path: Path) -> Parts:
+    files = _tar(path)
+    train = b"".join(files[f"data_batch_{number}.bin"] for number in range(1, 6))
+    return Parts(
+        class_names=_lines(files["batches.meta.txt"]),
+        train=_records(train, label_bytes=1),
+        test=_records(files["test_batch.bin"], label_bytes=1),
+    )
+
+
+def _cifar100(path: Path) -> Parts:
+    files = _tar(path)
+    return Parts(
+        class_names=_lines(files["fine_label_names.txt"]),
+        train=_records(files["train.bin"], label_bytes=2),
+        test=_records(files["test.bin"], label_bytes=2),
+    )
+
+
+def _svhn(train: Path, test: Path) -> Parts:
+    return Parts(_DIGITS, _mat(train), _mat(test))
+
+
+def _mnist(*paths: Path) -> Parts:
+    return Parts(_DIGITS, *_idx_splits(*paths))
+
+
+def _fashion_mnist(*paths: Path) -> Parts:
+    return Parts(_CLOTHES, *_idx_splits(*paths))
+
+
+_READERS: dict[Layout, Callable[..., Parts]] = {
+    Layout.CIFAR10: _cifar10,
+    Layout.CIFAR100: _cifar100,
+    Layout.SVHN: _svhn,
+    Layout.MNIST: _mnist,
+    Layout.FASHION_MNIST: _fashion_mnist,
+}
+
+
+def _tar(path: Path) -> dict[str, bytes]:
+    """The files of an archive by their plain names; nothing is extracted to disk."""
+    with tarfile.open(path, "r:gz") as archive:
+        members = ((member, archive.extractfile(member)) for member in archive if member.isfile())
+        return {Path(member.name).name: file.read() for member, file in members if file is not None}
+
+
+def _lines(text: bytes) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.decode("ascii").splitlines() if line.strip())
+
+
+def _records(data: bytes, label_bytes: int) -> Split:
+    """CIFAR's records; of several labels the last is the class (CIFAR-100's fine label)."""
+    rows = np.frombuffer(data, np.uint8).reshape(-1, label_bytes + 3 * 32 * 32)
+    planes = rows[:, label_bytes:].reshape(-1, 3, 32, 32)
+    return Split(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), rows[:, label_bytes - 1].astype(np.int32))
+
+
+def _mat(path: Path) -> Split:
+    from scipy.io import loadmat
+
+    content = loadmat(path, variable_names=("X", "y"))
+    labels = content["y"].reshape(-1).astype(np.int32) % 10
+    return Split(np.ascontiguousarray(content["X"].transpose(3, 0, 1, 2)), labels)
+
+
+def _idx_splits(*paths: Path) -> tuple[Split, Split]:
+    train_images, train_labels, test_images, test_labels = (_idx(path) for path in paths)
+    return (
+        Split(train_images[..., None], train_labels.astype(np.int32)),
+        Split(test_images[..., None], test_labels.astype(np.int32)),
+    )
+
+
+def _idx(path: Path) -> np.ndarray:
+    """An idx file of bytes: two zeros, the type 8, the number of dimensions, each dimension as big-endian int32."""
+    data = gzip.decompress(path.read_bytes())
+    if data[:3] != b"\0\0\x08":
+        raise ValueError(f"{path.name} does not start as an idx file of bytes")
+    shape = np.frombuffer(data, ">i4", count=data[3], offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)

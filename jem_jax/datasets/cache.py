@@ -1,0 +1,62 @@
+"""Decoded images in one .npz, beside a note of what it was made from and its SHA-256: damaged is as good as missing."""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jem_jax.datasets.held_out import Parts
+from jem_jax.datasets.splits import Split
+
+_PARTS = ("train", "validation", "test")
+
+
+def read(file: Path, made_from: Mapping[str, Any]) -> Parts | None:
+    """What was written, or None where that is missing, damaged, or was made from something else.
+
+    Args:
+      file: the .npz.
+      made_from: JSON that says what it must have been made from.
+    """
+    try:
+        note = json.loads(_note(file).read_text(encoding="utf-8"))
+        if note != {"made_from": dict(made_from), "size": file.stat().st_size, "sha256": _sha256(file)}:
+            return None
+        with np.load(file, allow_pickle=False) as arrays:
+            splits = {
+                part: Split(arrays[f"{part}_images"], arrays[f"{part}_labels"])
+                for part in _PARTS
+                if f"{part}_images" in arrays
+            }
+            return Parts(tuple(arrays["class_names"].tolist()), **splits)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def write(file: Path, made_from: Mapping[str, Any], parts: Parts) -> None:
+    """Keeps decoded images for `read`: the note comes last, so that an interrupted write is a missing one."""
+    splits = {part: split for part in _PARTS if (split := getattr(parts, part)) is not None}
+    arrays = {f"{part}_images": split.images for part, split in splits.items()}
+    arrays |= {f"{part}_labels": split.labels for part, split in splits.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _note(file).unlink(missing_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("wb") as opened:
+        np.savez(opened, class_names=np.array(parts.class_names), **arrays)
+    partial.replace(file)
+    note = {"made_from": dict(made_from), "size": file.stat().st_size, "sha256": _sha256(file)}
+    partial.write_text(json.dumps(note, indent=1), encoding="utf-8")
+    partial.replace(_note(file))
+
+
+def _note(file: Path) -> Path:
+    return file.with_suffix(".json")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

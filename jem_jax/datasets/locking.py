@@ -1,0 +1,35 @@
+"""One process at a time makes files that all of them read."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jem_jax.datasets.notices import first_line, say
+from jem_jax.errors import UserError
+
+
+@contextmanager
+def held(folder: Path, what: str) -> Iterator[None]:
+    """Holds a folder, which is made if missing; waits for another process that does.
+
+    Args:
+      what: is made in it, for messages.
+
+    Raises:
+      UserError: instead of an OSError, of the lock or of what is done under it, in one line.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"another program is preparing {what} in {folder}; waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise UserError(
+            f"{what} cannot be prepared in {folder}: {error.strerror or first_line(error)}; name another place with "
+            "--config.data.data_dir=DIR"
+        ) from error

@@ -1,0 +1,161 @@
+"""One's own images in an .npz: read as plain arrays, never unpickled, and every fault named with file and key."""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from jem_jax.datasets import checks
+from jem_jax.datasets.held_out import Parts, with_tenths
+from jem_jax.datasets.splits import Dataset, Split
+from jem_jax.errors import UserError
+
+_KEYS = "images [N, H, W] or [N, H, W, C] uint8, labels [N]; optional test_images, test_labels, class_names"
+
+
+def load(path: Path) -> Dataset:
+    """The data set in an .npz of `np.savez` or `np.savez_compressed`.
+
+    Keys: `images` [N, H, W] or [N, H, W, C] uint8, C 1 or 3; `labels` [N] integers from 0; optional `test_images` and
+    `test_labels`; optional `class_names` [K] strings. Others are not looked at. A tenth of the images is held out for
+    validation, and another for testing where there is no test part, always the same ones (`held_out.even_order`).
+
+    Raises:
+      UserError: in one line, what is wrong with which key.
+    """
+    with _opened(path) as archive:
+        keys = {name.removesuffix(".npy") for name in archive.namelist()}
+        missing = sorted({"images", "labels"} - keys)
+        if missing:
+            found = ", ".join(sorted(keys)) or "nothing"
+            raise UserError(f"{path} has no key {missing[0]!r}; there are: {found}. It must hold {_KEYS}")
+        if len({"test_images", "test_labels"} & keys) == 1:
+            raise UserError(f"{path} has only one of test_images and test_labels; give both or neither")
+        train = _split(archive, path, "")
+        test = _split(archive, path, "test_") if "test_images" in keys else None
+        names = _class_names(archive, path) if "class_names" in keys else _numbers(path, train.labels)
+    parts = Parts(names, train, test)
+    _check(path, parts)
+    return with_tenths(str(path), parts)
+
+
+def _check(path: Path, parts: Parts) -> None:
+    train, test, names = parts.train, parts.test, parts.class_names
+    checks.labels(f"{path}: labels", train.labels, len(names))
+    checks.every_class(str(path), train.labels, names)
+    if test is None:
+        return
+    checks.labels(f"{path}: test_labels", test.labels, len(names))
+    checks.alike(str(path), train.images, test.images)
+
+
+def _split(archive: zipfile.ZipFile, path: Path, prefix: str) -> Split:
+    images = _array(archive, path, f"{prefix}images", _check_images)
+    labels = _array(archive, path, f"{prefix}labels", _check_labels)
+    if len(images) != len(labels):
+        raise UserError(
+            f"{path}: {prefix}images holds {len(images)} images and {prefix}labels {len(labels)} labels; there must be "
+            "one for each"
+        )
+    # Before they are made int32, which would wrap such a number around.
+    checks.labels(f"{path}: {prefix}labels", labels, 2**31)
+    return Split(images if images.ndim == 4 else images[..., None], labels.astype(np.int32))
+
+
+def _check_images(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if dtype != np.uint8:
+        raise UserError(f"{where} must be uint8, 0 to 255, not {dtype}")
+    if len(shape) not in (3, 4):
+        raise UserError(f"{where} must be [N, H, W] or [N, H, W, C], not {list(shape)}")
+    checks.image_shape(where, shape if len(shape) == 4 else (*shape, 1))
+
+
+def _check_labels(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if dtype.kind not in "iu":
+        raise UserError(f"{where} must be integers, not {dtype}")
+    if len(shape) != 1:
+        raise UserError(f"{where} must be [N], not {list(shape)}")
+
+
+def _check_names(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if dtype.kind != "U" or len(shape) != 1:
+        raise UserError(f"{where} must be [K] strings, not {dtype} {list(shape)}")
+
+
+def _class_names(archive: zipfile.ZipFile, path: Path) -> tuple[str, ...]:
+    names = tuple(_array(archive, path, "class_names", _check_names).tolist())
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path}: class_names holds {twice!r} more than once")
+    return names
+
+
+def _numbers(path: Path, labels: np.ndarray) -> tuple[str, ...]:
+    """Class names where none are given: "0", "1" and so on, each of which the labels must use."""
+    used = np.unique(labels)
+    gaps = np.flatnonzero(used != np.arange(len(used)))
+    if len(gaps):
+        raise UserError(
+            f"{path}: labels go up to {used[-1]} but none is {gaps[0]}; without class_names they must be 0 to K - 1 "
+            "with none left out"
+        )
+    return tuple(str(label) for label in used)
+
+
+def _array(
+    archive: zipfile.ZipFile, path: Path, key: str, check: Callable[[str, tuple[int, ...], np.dtype], None]
+) -> np.ndarray:
+    """One array, whose shape and type are checked by its header before any of it is read or allocated."""
+    where = f"{path}: {key}"
+    member = archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key)
+    with _named(where), archive.open(member) as file:
+        shape, dtype = _header(file)
+        header = file.tell()
+    if dtype.hasobject:
+        raise UserError(f"{where} holds pickled objects, which are never read; save it as plain numbers or strings")
+    check(where, shape, dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if size != member.file_size - header:
+        raise UserError(
+            f"{where} is damaged: its header says {list(shape)} {dtype}, {size:,} bytes, and it holds "
+            f"{member.file_size - header:,}"
+        )
+    checks.fits_memory(where, (size,))
+    with _named(where), archive.open(member) as file:
+        return npy.read_array(file, allow_pickle=False)
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    version = npy.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"version {version} of the .npy format is not one that plain arrays use")
+    shape, _, dtype = _HEADERS[version](file)
+    if any(length < 0 for length in shape):
+        raise ValueError(f"its header says {list(shape)}")
+    return shape, dtype
+
+
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path} is not an .npz file, or it is truncated: {error}") from error
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Says where it was that zipfile, its decompressors or NumPy found damage."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError) as error:
+        # RuntimeError: zipfile's word for an encrypted file, and for a compression that it does not know.
+        raise UserError(f"{where} is damaged: {' '.join(str(error).split())}") from error

@@ -1,0 +1,93 @@
+"""Data sets from official archives: fetched, prepared once by TFDS, decoded once, and from then on read from one file.
+
+Under the data folder:
+
+    downloads/jem_jax/NAME/          the archives
+    jem_jax/NAME/VERSION/            TFDS's files (array_record), which plain TFDS reads too
+    jem_jax/NAME/VERSION/decoded.*   the same as arrays
+
+Each of them is checked where it is read, and made again from the one before where it is damaged or missing.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from jem_jax.datasets import archives, cache, download, locking
+from jem_jax.datasets.held_out import Parts, cut, official_order
+from jem_jax.datasets.notices import first_line, say
+from jem_jax.datasets.sources import Source
+from jem_jax.datasets.splits import Dataset
+
+
+def data_folder(data_dir: str) -> Path:
+    """The folder of that setting; where it is empty, TFDS's own: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def load(source: Source, data_dir: Path, manual_dir: Path | None = None) -> Dataset:
+    """The data set of a source, with `source.num_validation` training images held out by the official seed.
+
+    Args:
+      data_dir: where archives and prepared data are kept.
+      manual_dir: a folder with the archives, fetched by hand; looked into only if the set is still to be prepared.
+
+    Raises:
+      UserError: an archive can't be had, or the folder can't be written.
+    """
+    parts = _decoded(source, data_dir)
+    if parts is None:
+        with locking.held(source.folder(data_dir).parent, source.name):
+            # Another process may have made it while this one waited.
+            parts = _decoded(source, data_dir) or _decode(source, data_dir, manual_dir)
+    assert parts.test is not None
+    validation, train = cut(parts.train, official_order(len(parts.train)), [source.num_validation])
+    return Dataset(source.name, parts.class_names, train=train, validation=validation, test=parts.test)
+
+
+def _decoded(source: Source, data_dir: Path) -> Parts | None:
+    return cache.read(_cache(source, data_dir), source.fingerprint)
+
+
+def _decode(source: Source, data_dir: Path, manual_dir: Path | None) -> Parts:
+    """The images out of TFDS's files, which are prepared first where there are none that can be trusted."""
+    # TFDS takes its time to import, and a set that is decoded already does not need it.
+    from jem_jax.datasets import builder
+
+    parts = _prepared(source, data_dir)
+    if parts is None:
+        official = archives.read(source.layout, download.obtain(source, source.downloads(data_dir), manual_dir))
+        folder = source.folder(data_dir)
+        say(f"preparing {source.name} in {folder}: once, some seconds to a minute")
+        _clear(folder)
+        builder.prepare(source, data_dir, official)
+        parts = builder.read(source, data_dir)
+    cache.write(_cache(source, data_dir), source.fingerprint, parts)
+    return parts
+
+
+def _prepared(source: Source, data_dir: Path) -> Parts | None:
+    from jem_jax.datasets import builder
+
+    folder = source.folder(data_dir)
+    if not folder.exists():
+        return None
+    try:
+        return builder.read(source, data_dir)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        # Whatever is wrong with it, it can be made again from archives that are checked.
+        say(f"{folder} is damaged and will be prepared again ({first_line(error)})")
+        return None
+
+
+def _cache(source: Source, data_dir: Path) -> Path:
+    return source.folder(data_dir) / "decoded.npz"
+
+
+def _clear(folder: Path) -> None:
+    """Removes prepared data, and what TFDS left of preparations that were interrupted."""
+    for path in (folder, *folder.parent.glob(f"incomplete.*_{folder.name}")):
+        if path.exists():
+            shutil.rmtree(path)

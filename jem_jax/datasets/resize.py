@@ -1,0 +1,45 @@
+"""Images to the size that `config.data.image_size` asks for: the central square, resized by Pillow's bicubic filter."""
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from jem_jax.datasets.splits import Dataset, Split
+
+
+def to_side(image: Image.Image, side: int) -> Image.Image:
+    """The central square of an image, side × side pixels; the image itself where it has that size."""
+    if image.size == (side, side):
+        return image
+    return ImageOps.fit(image, (side, side), method=Image.Resampling.BICUBIC)
+
+
+def dataset_to_side(dataset: Dataset, side: int) -> Dataset:
+    """A data set with all its images `to_side`; side 0 leaves them as they are."""
+    if side == 0 or dataset.image_shape[:2] == (side, side):
+        return dataset
+    return Dataset(
+        dataset.name,
+        dataset.class_names,
+        train=split_to_side(dataset.train, side),
+        validation=split_to_side(dataset.validation, side),
+        test=split_to_side(dataset.test, side),
+    )
+
+
+def split_to_side(split: Split, side: int) -> Split:
+    """[N, H, W, C] -> [N, side, side, C]."""
+    images = np.empty((len(split), side, side, split.images.shape[-1]), np.uint8)
+    for number, image in enumerate(split.images):
+        images[number] = from_picture(to_side(to_picture(image), side))
+    return Split(images, split.labels)
+
+
+def to_picture(image: np.ndarray) -> Image.Image:
+    """uint8 [H, W, C] -> a grey or RGB picture."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def from_picture(picture: Image.Image) -> np.ndarray:
+    """A grey or RGB picture -> uint8 [H, W, C]."""
+    array = np.asarray(picture, np.uint8)
+    return array[..., None] if array.ndim == 2 else array

@@ -1,0 +1,351 @@
+"""One's own images: read exactly, and whatever is wrong with them named by file and key."""
+
+import io
+import re
+import struct
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jem_jax import datasets
+from jem_jax.config import Data
+from jem_jax.datasets import checks
+from jem_jax.datasets.held_out import even_order
+from jem_jax.errors import UserError
+
+SIDE, COUNT, CLASSES = 8, 60, 3
+IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)
+LABELS = np.arange(COUNT) % CLASSES
+
+
+def _load(path, **settings):
+    return datasets.load(Data(name=str(path), **settings))
+
+
+def _npz(folder, **arrays):
+    path = folder / "mine.npz"
+    np.savez_compressed(path, **{"images": IMAGES, "labels": LABELS, **arrays})
+    return path
+
+
+def _pairs(*splits):
+    """Images with their labels, as a set that no order changes."""
+    return {
+        (image.tobytes(), int(label))
+        for split in splits
+        for image, label in zip(split.images, split.labels, strict=True)
+    }
+
+
+def _all(dataset):
+    return _pairs(dataset.train, dataset.validation, dataset.test)
+
+
+def _refused(path, words, **settings):
+    with pytest.raises(UserError, match=words) as caught:
+        _load(path, **settings)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+# ---- .npz
+
+
+def test_an_npz_is_read_exactly_and_a_tenth_held_out_twice(tmp_path):
+    dataset = _load(_npz(tmp_path))
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (48, 6, 6)
+    assert dataset.class_names == ("0", "1", "2")
+    assert _all(dataset) == {(image.tobytes(), int(label)) for image, label in zip(IMAGES, LABELS, strict=True)}
+
+
+def test_grey_images_need_no_channel_and_names_and_a_test_part_are_taken(tmp_path):
+    path = _npz(
+        tmp_path,
+        images=IMAGES[..., 0],
+        class_names=np.array(["cat", "dog", "eel"]),
+        test_images=IMAGES[:5, ..., 1],
+        test_labels=LABELS[:5].astype(np.uint8),
+    )
+    dataset = _load(path)
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (54, 6, 5)
+    assert dataset.image_shape == (SIDE, SIDE, 1)
+    assert dataset.class_names == ("cat", "dog", "eel")
+    np.testing.assert_array_equal(dataset.test.images[..., 0], IMAGES[:5, ..., 1])
+    np.testing.assert_array_equal(dataset.test.labels, LABELS[:5])
+
+
+def test_an_npz_is_resized_where_asked(tmp_path):
+    assert _load(_npz(tmp_path), image_size=16).image_shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("counts", [(50, 30, 20), (90, 9, 1), (97, 2, 1)])
+def test_what_is_held_out_is_always_the_same_has_the_classes_proportions_and_leaves_each_some(counts):
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(3), counts))
+    order = even_order(labels)
+    np.testing.assert_array_equal(np.sort(order), np.arange(100))
+    np.testing.assert_array_equal(order, even_order(labels))
+    for stretch in (order[:10], order[10:20]):
+        held = np.bincount(labels[stretch], minlength=3)
+        assert (np.abs(held - np.array(counts) / 10) <= 1.5).all()
+    assert set(labels[order[20:]]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"images": IMAGES / 255}, "images must be uint8, 0 to 255, not float64"),
+        ({"images": np.full(IMAGES.shape, np.nan, np.float32)}, "images must be uint8, 0 to 255, not float32"),
+        ({"images": IMAGES.astype(np.int64)}, "images must be uint8, 0 to 255, not int64"),
+        ({"images": IMAGES.reshape(COUNT, -1)}, r"images must be \[N, H, W\] or \[N, H, W, C\], not \[60, 192\]"),
+        ({"images": IMAGES.transpose(0, 3, 1, 2)}, "images has 8 channels; images must have 1 .* or 3"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, r"images has the shape \[0, 8, 8, 3\]: there is nothing in it"),
+        ({"images": np.array([IMAGES[0], None], object)}, "images holds pickled objects, which are never read"),
+        ({"labels": LABELS.astype(np.float32)}, "labels must be integers, not float32"),
+        ({"labels": np.where(LABELS == 1, np.nan, LABELS)}, "labels must be integers, not float64"),
+        ({"labels": LABELS.astype(str)}, "labels must be integers, not <U21"),
+        ({"labels": np.eye(3, dtype=int)[LABELS]}, r"labels must be \[N\], not \[60, 3\]"),
+        ({"labels": LABELS[:-1]}, "images holds 60 images and labels 59 labels"),
+        ({"labels": LABELS - 1}, "labels must be from 0 to .*; row 0 is -1, and 19 more"),
+        ({"labels": np.uint64(2**63) + LABELS.astype(np.uint64)}, "labels must be .*; row 0 is 9223372036854775808"),
+        ({"labels": LABELS * 2}, "labels go up to 4 but none is 1"),
+        ({"labels": LABELS * 0}, "has 1 class; at least 2 are needed"),
+        ({"class_names": np.array(["a", "b"])}, "labels must be from 0 to 1; row 2 is 2"),
+        ({"class_names": np.array(list("abcd"))}, r"no image of class 3 \(d\)"),
+        ({"class_names": np.array(list("aab"))}, "class_names holds 'a' more than once"),
+        ({"class_names": np.arange(3)}, "class_names must be .* strings, not int64"),
+        ({"class_names": np.array(["a", "b", None])}, "class_names holds pickled objects"),
+        ({"test_images": IMAGES}, "only one of test_images and test_labels"),
+        ({"test_images": IMAGES, "test_labels": LABELS + 1}, "test_labels must be from 0 to 2; row 2 is 3"),
+        ({"test_images": IMAGES[..., 0], "test_labels": LABELS}, r"train on are \[8, 8, 3\], others \[8, 8, 1\]"),
+        ({"images": IMAGES[:, :6, :6]}, "6×6, and their sides must be multiples of 4; .*image_size=8"),
+        ({"images": IMAGES[:4], "labels": LABELS[:4]}, "its 4 images are too few"),
+    ],
+)  # fmt: skip
+def test_a_wrong_array_is_named_with_its_key(tmp_path, arrays, words):
+    _refused(_npz(tmp_path, **arrays), words)
+
+
+def test_a_missing_key_lists_what_there_is(tmp_path):
+    np.savez(tmp_path / "mine.npz", x_train=IMAGES, labels=LABELS)
+    _refused(tmp_path / "mine.npz", r"no key 'images'; there are: labels, x_train. It must hold images \[N, H, W\]")
+
+
+def test_a_file_that_is_no_zip_or_was_cut_short_says_so(tmp_path):
+    path = _npz(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    _refused(path, "is not an .npz file, or it is truncated")
+    path.write_bytes(b"")
+    _refused(path, "is not an .npz file, or it is truncated")
+
+
+def test_no_flipped_byte_is_read_silently(tmp_path):
+    path = _npz(tmp_path)
+    whole = path.read_bytes()
+    before = _all(_load(path))
+    named = 0
+    for place in np.linspace(0, len(whole) - 1, 40).astype(int):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x10
+        path.write_bytes(damaged)
+        try:
+            after = _all(_load(path))
+        except UserError as error:
+            named += str(path) in str(error)
+        else:
+            # Dates and the like, which say nothing of the images.
+            named += after == before
+    assert named == 40
+
+
+def _with_member(path, key, content):
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in {**members, f"{key}.npy": content}.items():
+            archive.writestr(name, data)
+
+
+def _header(shape, dtype="|u1"):
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+@pytest.mark.parametrize("shape", ["(1000000, 1000, 1000, 3)", "(-1, 8, 8, 3)", "(2**70, 8, 8, 3)"])
+def test_a_header_that_promises_more_than_there_is_costs_no_memory(tmp_path, shape):
+    path = _npz(tmp_path)
+    _with_member(path, "images", _header(shape) + bytes(100))
+    tracemalloc.start()
+    _refused(path, "mine.npz: images is damaged")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
+
+
+def test_what_would_not_fit_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "memory", lambda: IMAGES.size - 1)
+    _refused(_npz(tmp_path), "images would take .* GiB, and this machine has .* GiB")
+
+
+def test_an_array_that_is_not_npy_or_of_an_unknown_version_is_damaged(tmp_path):
+    path = _npz(tmp_path)
+    _with_member(path, "labels", b"some text")
+    _refused(path, "mine.npz: labels is damaged")
+    _with_member(path, "labels", b"\x93NUMPY\x07\x00" + bytes(100))
+    _refused(path, "mine.npz: labels is damaged")
+
+
+class _Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("it was unpickled",))
+
+
+def test_nothing_is_ever_unpickled(tmp_path):
+    for key in ("images", "labels", "class_names"):
+        _refused(_npz(tmp_path, **{key: np.array([_Bomb()], object)}), f"{key} holds pickled objects")
+    path = tmp_path / "other.npz"
+    _npz(tmp_path, unknown=np.array([_Bomb()], object)).rename(path)
+    assert len(_load(path).train) == 48
+
+
+def test_the_example_of_the_docs_is_read(tmp_path, monkeypatch):
+    docs = Path(__file__).parent.parent / "docs" / "data.md"
+    monkeypatch.chdir(tmp_path)
+    exec(
+        next(text for text in re.findall(r"```python\n(.*?)```", docs.read_text("utf-8"), re.DOTALL) if "savez" in text)
+    )
+    assert _load("mine.npz").class_names == ("ant", "bee", "cow")
+
+
+# ---- folders
+
+
+def _write(folder, images, labels, names="abc", suffix="png"):
+    for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+        place = folder / names[label]
+        place.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(image)
+        picture.save(place / f"{row:03}.{suffix}")
+
+
+def test_a_folder_of_class_folders_is_read_exactly(tmp_path):
+    _write(tmp_path, IMAGES, LABELS)
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+    (tmp_path / ".hidden").mkdir()
+    dataset = _load(tmp_path)
+    assert dataset.class_names == ("a", "b", "c")
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (48, 6, 6)
+    assert _all(dataset) == {(image.tobytes(), int(label)) for image, label in zip(IMAGES, LABELS, strict=True)}
+
+
+def test_train_and_test_folders_are_the_parts(tmp_path):
+    _write(tmp_path / "train", IMAGES, LABELS)
+    _write(tmp_path / "test", IMAGES[:5], LABELS[:5])
+    dataset = _load(tmp_path)
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (54, 6, 5)
+    assert _pairs(dataset.test) == {(image.tobytes(), int(y)) for image, y in zip(IMAGES[:5], LABELS[:5], strict=True)}
+
+
+def test_train_can_be_the_name_of_a_class(tmp_path):
+    _write(tmp_path, IMAGES, LABELS, names=("bicycle", "car", "train"))
+    assert _load(tmp_path).class_names == ("bicycle", "car", "train")
+
+
+def test_grey_pictures_stay_grey_and_among_colours_become_them(tmp_path):
+    _write(tmp_path, IMAGES[..., 0], LABELS)
+    assert _load(tmp_path).image_shape == (SIDE, SIDE, 1)
+    Image.fromarray(IMAGES[0]).save(tmp_path / "a" / "colour.bmp")
+    assert _load(tmp_path).image_shape == (SIDE, SIDE, 3)
+
+
+def test_pictures_of_several_sizes_are_cut_to_the_square_and_resized(tmp_path):
+    _write(tmp_path, IMAGES, LABELS)
+    wide = np.zeros((8, 24, 3), np.uint8)
+    wide[:, 8:16] = 255
+    Image.fromarray(wide).save(tmp_path / "a" / "wide.png")
+    _refused(tmp_path, r"wide.png is 24×8 and .*000.png 8×8; .* need --config.data.image_size=N")
+    dataset = _load(tmp_path, image_size=4)
+    assert dataset.image_shape == (4, 4, 3)
+    brightest = max(split.images.mean((1, 2, 3)).max() for split in (dataset.train, dataset.validation, dataset.test))
+    assert brightest > 240
+
+
+def test_transparent_is_black_and_a_turned_photograph_is_turned_back(tmp_path):
+    _write(tmp_path, IMAGES, LABELS)
+    Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save(tmp_path / "a" / "clear.png")
+    left = np.zeros((8, 8, 3), np.uint8)
+    left[:, :4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top is what was at the left
+    Image.fromarray(left).save(tmp_path / "a" / "turned.png", exif=exif)
+    dataset = _load(tmp_path)
+    pairs = _all(dataset)
+    assert (bytes(8 * 8 * 3), 0) in pairs
+    assert (np.ascontiguousarray(left.transpose(1, 0, 2)).tobytes(), 0) in pairs
+
+
+def _spoil(folder, what):
+    match what:
+        case "text":
+            (folder / "a" / "000.png").write_text("not an image")
+        case "cut":
+            whole = (folder / "a" / "000.png").read_bytes()
+            (folder / "a" / "000.png").write_bytes(whole[: len(whole) // 2])
+        case "deep":
+            Image.fromarray(np.zeros((8, 8), np.uint16)).save(folder / "a" / "000.png")
+        case "huge":
+            (folder / "a" / "000.png").write_bytes(_png_header(100_000, 100_000))
+        case "empty":
+            (folder / "d").mkdir()
+        case "one":
+            for name in ("b", "c"):
+                (folder / name).rename(folder.parent / name)
+        case "flat":
+            for place in list(folder.iterdir()):
+                for file in list(place.iterdir()):
+                    file.rename(folder / f"{place.name}{file.name}")
+                place.rmdir()
+        case "foreign":
+            _write(folder / "train", IMAGES, LABELS)
+            _write(folder / "test", IMAGES, LABELS, names="abd")
+            for name in "abc":
+                (folder / name).rename(folder.parent / name)
+        case "beside":
+            _write(folder / "train", IMAGES, LABELS)
+
+
+def _png_header(width, height):
+    packed = io.BytesIO()
+    Image.new("L", (1, 1)).save(packed, "png")
+    return packed.getvalue()[:16] + struct.pack(">II", width, height) + packed.getvalue()[24:]
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("text", r"a/000.png cannot be read as an image"),
+        ("cut", r"a/000.png cannot be read as an image"),
+        ("deep", r"a/000.png has pixels of kind 'I;16'; images must have 8 bits"),
+        ("huge", r"a/000.png cannot be read as an image"),
+        ("empty", r"class folder .*/d holds no images"),
+        ("one", r"has 1 class; at least 2 are needed"),
+        ("flat", r"holds no class folders"),
+        ("foreign", r"test/d is a class that train does not have; there are: a, b, c"),
+        ("beside", r"holds 'a' beside train"),
+    ],
+)
+def test_a_wrong_folder_or_file_is_named(tmp_path, what, words):
+    folder = tmp_path / "mine"
+    _write(folder, IMAGES, LABELS)
+    _spoil(folder, what)
+    _refused(folder, words)
+
+
+def test_pictures_that_would_not_fit_the_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    _write(tmp_path, IMAGES, LABELS)
+    monkeypatch.setattr(checks, "memory", lambda: 1000)
+    _refused(tmp_path, "60 images of 8×8 would take .* GiB")
