@@ -1,5 +1,7 @@
 """The convolution equals XLA's with one pixel of padding, value and gradients, in every way it is computed."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,16 +104,10 @@ def test_other_backends_get_plain_convolutions(monkeypatch, backend, platform):
 
 
 @pytest.mark.parametrize(
-    ("shape", "stride", "got"),
-    [
-        ((5, 5, 3, 4), 1, "5×5 and 1"),
-        ((3, 1, 3, 4), 1, "3×1 and 1"),
-        ((3, 3, 3, 4), 3, "3×3 and 3"),
-        ((1, 1, 3, 4), 0, "and 0"),
-    ],
+    ("shape", "stride"), [((5, 5, 3, 4), 1), ((3, 1, 3, 4), 1), ((3, 3, 3, 4), 3), ((1, 1, 3, 4), 0), ((3,), 1)]
 )
-def test_another_kernel_or_stride_is_an_error(shape, stride, got):
-    with pytest.raises(ValueError, match=f"a kernel is 3×3 or 1×1 and a stride 1 or 2; got .*{got}"):
+def test_another_kernel_or_stride_is_an_error(shape, stride):
+    with pytest.raises(ValueError, match=rf"a stride 1 or 2; got {re.escape(str(shape))}, {stride}"):
         convolution.conv(jnp.ones((2, 8, 8, 3)), jnp.ones(shape), stride)
 
 
