@@ -72,20 +72,12 @@ def test_the_printed_command_evaluates_and_the_run_can_go_on(config_file, tmp_pa
 
 def test_other_classes_and_other_images_are_refused(config_file, tmp_path, capsys):
     workdir = tmp_path / "run"
-    digits = [CHECKPOINT, "--config=digits", f"--workdir={workdir}"]
+    digits = [CHECKPOINT, "--config=digits", f"--workdir={workdir}", "--config.training.batch_size=4"]
     assert command(*digits) == 2
     assert "the checkpoint is of images (32, 32, 3)" in capsys.readouterr().err
-    np.savez(
-        tmp_path / "two.npz",
-        images=np.zeros((80, 32, 32, 3), np.uint8),
-        labels=np.arange(80) % 2,
-    )
-    assert (
-        command(
-            CHECKPOINT, f"--config={config_file}", f"--workdir={workdir}", f"--config.data.name={tmp_path / 'two.npz'}"
-        )
-        == 2
-    )
+    np.savez(tmp_path / "two.npz", images=np.zeros((80, 32, 32, 3), np.uint8), labels=np.arange(80) % 2)
+    two = f"--config.data.name={tmp_path / 'two.npz'}"
+    assert command(CHECKPOINT, f"--config={config_file}", f"--workdir={workdir}", two) == 2
     assert "has 10 classes" in capsys.readouterr().err
     assert not workdir.exists()
 
