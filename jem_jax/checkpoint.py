@@ -7,6 +7,7 @@ The tree that is kept holds plain host arrays and the replay buffer whole [S, C,
 devices or processes can read it.
 """
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -67,7 +68,7 @@ class Checkpoints:
         arguments = ocp.args.Composite(tree=ocp.args.StandardSave(tree), note=ocp.args.JsonSave(note))
         try:
             self._manager.save(step, args=arguments, force=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise self._failed(error) from error
         self._finishing = threading.Thread(target=self._finish, args=(step,), name="checkpoint-manifest")
         self._finishing.start()
@@ -90,7 +91,9 @@ class Checkpoints:
         try:
             self.finish()
         finally:
-            self._manager.close()
+            # What it could still raise is a failed save, which was said already.
+            with contextlib.suppress(Exception):
+                self._manager.close()
 
     def reached_preemption(self, step: int) -> bool:
         """Whether all processes are to stop at this step, since one of them was told to (SIGTERM)."""
@@ -105,7 +108,8 @@ class Checkpoints:
             self._error = error
 
     def _failed(self, error: BaseException) -> UserError:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        full = "No space left" in str(error)
+        reason = "no space left on the device" if full else " ".join(str(error).split())[:200] or type(error).__name__
         return UserError(f"no checkpoint could be written to {self._directory} ({reason}); earlier ones are kept")
 
 

@@ -57,7 +57,8 @@ def _run(arguments: Sequence[str]) -> int:
     parser = _parser()
     flags, rest = parser.parse_known_args(arguments)
     config = config_files.read(flags.config, overrides(parser, rest))
-    _quiet_libraries()
+    if not flags.debug:
+        _quiet_libraries()
     # JAX and all that needs it come only now, so that a wrong flag is said at once.
     from jem_jax import parallel, run
 
@@ -106,10 +107,10 @@ def _names() -> str:
 
 
 def _quiet_libraries() -> None:
-    """Keeps libraries' logs of ordinary work off the screen; JAX_LOG_LEVEL-like wishes of the user stand."""
+    """Keeps libraries' logs off the screen: what a person must know of them, an error of ours says in one line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    logging.getLogger("jax").setLevel(logging.ERROR)
+    for name in ("absl", "jax"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":
