@@ -10,6 +10,7 @@ devices or processes can read it.
 import contextlib
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import orbax.checkpoint as ocp
 from jem_jax.errors import UserError
 
 _MANIFEST = "manifest.json"
+_WAY_OUT = "restore it from a copy, or start anew with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -131,16 +133,19 @@ def restore(directory: Path, template: Any, step: int | None = None) -> Restored
     path = directory / str(step)
     fault = damage(path)
     if fault:
-        raise UserError(f"checkpoint {path} is damaged: {fault}")
-    wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)
+        raise UserError(f"checkpoint {path} is damaged: {fault}; {_WAY_OUT}")
+    wanted = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
     arguments = ocp.args.Composite(tree=ocp.args.StandardRestore(wanted), note=ocp.args.JsonRestore())
-    try:
-        with ocp.CheckpointManager(directory.absolute(), options=_reading_alone()) as manager:
-            found = manager.restore(step, args=arguments)
-    except Exception as error:
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"checkpoint {path} is not one of this run's network and buffer: {line}") from error
-    _check_shapes(path, wanted, found["tree"])
+    # Named, so that what was saved can be described before it is read.
+    handlers = {"tree": ocp.StandardCheckpointHandler(), "note": ocp.JsonCheckpointHandler()}
+    options = _reading_alone()
+    with _quiet(), ocp.CheckpointManager(directory.absolute(), item_handlers=handlers, options=options) as manager:
+        difference = _difference(wanted, manager.item_metadata(step)["tree"])
+        if difference:
+            raise UserError(
+                f"checkpoint {path} is not one of this run's network and buffer: it {difference}; {_WAY_OUT}"
+            )
+        found = manager.restore(step, args=arguments)
     return Restored(step, found["tree"], found["note"])
 
 
@@ -170,10 +175,7 @@ def newest_whole(directory: Path) -> tuple[int | None, dict[Path, str]]:
         faults[path] = fault
     if finished:
         path = directory / str(finished[-1])
-        raise UserError(
-            f"checkpoint {path} is damaged ({faults[path]}) and no whole one is left; restore it from a copy, or start "
-            "anew with --overwrite"
-        )
+        raise UserError(f"checkpoint {path} is damaged ({faults[path]}) and no whole one is left; {_WAY_OUT}")
     return None, faults
 
 
@@ -229,12 +231,26 @@ def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _check_shapes(path: Path, wanted: Any, found: Any) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(wanted)
-    for (place, expected), leaf in zip(leaves, jax.tree.leaves(found), strict=True):
-        if expected.shape != leaf.shape:
-            name = jax.tree_util.keystr(place, simple=True, separator="/")
-            raise UserError(f"checkpoint {path} holds {name} of shape {leaf.shape}; this run's is {expected.shape}")
+def _difference(wanted: Any, metadata: Any) -> str | None:
+    """How what a checkpoint holds differs from what is wanted; dtypes too, which Orbax would cast."""
+    expected, found = (_described(tree) for tree in (wanted, metadata))
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"lacks {name}"
+        if name not in expected:
+            return f"holds {name}, which this run has not"
+        if expected[name] != found[name]:
+            return f"holds {name} as {found[name]}; this run's is {expected[name]}"
+    return None
+
+
+def _described(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    return {
+        jax.tree_util.keystr(place, simple=True, separator="/"): f"{leaf.dtype} {tuple(leaf.shape)}"
+        for place, leaf in leaves
+        if hasattr(leaf, "shape")
+    }
 
 
 def _reading_alone() -> ocp.CheckpointManagerOptions:
@@ -242,6 +258,18 @@ def _reading_alone() -> ocp.CheckpointManagerOptions:
     here = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
     return ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=alone)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax warns of options that reading alone implies."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -55,9 +55,17 @@ def packaged() -> dict[str, Path]:
 
 
 def _get_config(file: Path) -> ml_collections.ConfigDict:
+    if file.suffix != ".py":
+        raise UserError(f"config file {file} must be a Python file, *.py")
     try:
-        settings = _execute(file).get_config()
-    except Exception as error:
+        module = _execute(file)
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError(f"config file {file} must define get_config(), which returns a ConfigDict")
+        settings = module.get_config()
+    except UserError:
+        raise
+    # A config file that exits must not end the program as if it were done.
+    except (Exception, SystemExit) as error:
         raise UserError(f"config file {file}, line {_line(file, error)}: {type(error).__name__}: {error}") from error
     if not isinstance(settings, ml_collections.ConfigDict):
         raise UserError(f"config file {file}: get_config() must return a ConfigDict, not {type(settings).__name__}")
@@ -66,17 +74,18 @@ def _get_config(file: Path) -> ml_collections.ConfigDict:
 
 def _execute(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"config file {file} must be a Python file, *.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def _line(file: Path, error: Exception) -> int | str:
+def _line(file: Path, error: BaseException) -> int | str:
     if isinstance(error, SyntaxError) and error.lineno:
         return error.lineno
-    own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame.lineno for frame in frames if Path(frame.filename).absolute() == file.absolute()]
     return next((line for line in reversed(own) if line), "unknown")
 
 

@@ -28,6 +28,10 @@ class DeviceData(Protocol):
         """What an iteration takes."""
         ...
 
+    def close(self) -> None:
+        """Ends what prepares batches ahead."""
+        ...
+
 
 class Order:
     """Which rows each iteration uses: the p(x) stream over all images, the labelled stream over those with labels."""
@@ -81,6 +85,9 @@ class Resident:
         """What an iteration gathers its batches from."""
         return ResidentData(self._images, self._labels, self._rows(0, step), self._rows(1, step))
 
+    def close(self) -> None:
+        """Nothing is prepared ahead."""
+
     def _rows(self, stream: int, step: int) -> Array:
         number, rows = self._order.epoch(stream, step)
         if stream not in self._placed or self._placed[stream][0] != number:
@@ -105,6 +112,10 @@ class Streamed:
             if number not in self._coming:
                 self._coming[number] = self._thread.submit(self._gather, number)
         return self._coming[step].result()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(cancel_futures=True)
 
     def _gather(self, step: int) -> StreamedBatch:
         images, labels = self._split.images, self._split.labels

@@ -1,6 +1,7 @@
 """Where numbers go while a run trains: metrics.jsonl, TensorBoard, and a line that a person watches."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class Recorder:
         """A line of metrics.jsonl; its numbers go to TensorBoard too."""
         if not self._writes:
             return
+        # JSON has no NaN.
+        values = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
         line = {"step": step, **values, "seconds": round(time.monotonic() - self._started, 3)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()

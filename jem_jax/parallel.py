@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ AXIS = "devices"
 _START_SECONDS = 120
 _SILENT_SECONDS = 100
 """After so long without a word from a process JAX ends all others"""
+_FAREWELL_SECONDS = 2
 _TEXT_BYTES = 1000
 _LAST_SECONDS = 24 * 3600
 """How long processes that are done wait for the first one, which evaluates and draws"""
@@ -66,7 +68,7 @@ def start(cluster: Cluster, cpu_devices: int, require_devices: int) -> None:
         found = jax.device_count()
     except (RuntimeError, AssertionError) as error:  # an assertion where no JAX of that platform is installed
         raise UserError(
-            f"no device of platform {jax.config.read('jax_platforms')!r} (JAX_PLATFORMS) could be started "
+            f"no device of platform {os.environ.get('JAX_PLATFORMS')!r} (JAX_PLATFORMS) could be started "
             f"({_first_line(error)}); install JAX for it (the extras cuda12, cuda13 and tpu), or set JAX_PLATFORMS=cpu"
         ) from error
     if found < require_devices:
@@ -198,6 +200,9 @@ def leave_alone() -> None:
 
 
 def _leave() -> None:
+    if is_first():
+        # JAX ends the others with this process, so those that fail too first get to say why.
+        time.sleep(_FAREWELL_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(2)

@@ -65,11 +65,15 @@ def write(path: Path, facts: RunFacts, dataset: Dataset, seconds: dict[str, floa
 
 
 def read(path: Path) -> Report | None:
-    """The report that lies in a workdir, if there is one."""
+    """The report that lies in a workdir, if there is one and it can be read."""
     file = path / workdir.REPORT / "report.json"
-    if not file.exists():
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if not {"iterations", "evaluation", "seconds"} <= values["run"].keys() or "jem" not in values:
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Report(json.loads(file.read_text(encoding="utf-8")), file, sorted(file.parent.glob("*.png")))
+    return Report(values, file, sorted(file.parent.glob("*.png")))
 
 
 def is_current(report: Report, facts: RunFacts, step: int) -> bool:

@@ -38,6 +38,8 @@ def run(mode: str, config: Config, path: Path, overwrite: bool, cluster: Cluster
     """
     if overwrite and mode != "train":
         raise UserError(f"--overwrite starts a run anew; it does not go with --mode={mode}")
+    if require_devices < 1:
+        raise UserError(f"--require_devices must be at least 1, not {require_devices}")
     known = None if overwrite else workdir.find_facts(path)
     if mode != "train" and known is None:
         raise UserError(f"{path} holds no run to {mode}; train one first, or name its folder with --workdir")
@@ -64,6 +66,9 @@ def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, overwri
     facts = RunFacts(config, dataset.image_shape, dataset.class_names, parallel.cpu_devices())
     with contextlib.ExitStack() as stack:
         with parallel.all_or_none():
+            if mode == "train":
+                # Before anything of an older run is touched.
+                train.check(config, dataset)
             stack.enter_context(workdir.held(path, parallel.is_first()))
             workdir.prepare(path, config, overwrite, parallel.is_first())
         if mode == "train":

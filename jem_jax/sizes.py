@@ -39,18 +39,19 @@ def check(config: Config, dataset: Dataset) -> None:
         )
     if batch % devices:
         raise UserError(_indivisible("config.training.batch_size", batch, devices, f"the {devices} devices"))
-    slots, classes = buffer_size(config, dataset.num_classes)
-    if not slots:
+    terms = train_step.weights(config)
+    if not (terms.needs_negatives or terms.needs_conditional_negatives):
         return
+    slots, classes = buffer_size(config, dataset.num_classes)
     size = config.sampler.buffer_size
-    if size % (classes * devices):
-        whom = f"the {devices} devices" if classes == 1 else f"{classes} classes × {devices} devices"
-        raise UserError(_indivisible("config.sampler.buffer_size", size, classes * devices, whom))
     if slots < batch:
         raise UserError(
             f"config.sampler.buffer_size {size} gives {slots} slots a class, fewer than config.training.batch_size "
             f"{batch}; it must be at least {batch * classes}"
         )
+    if size % (classes * devices):
+        whom = f"the {devices} devices" if classes == 1 else f"{classes} classes × {devices} devices"
+        raise UserError(_indivisible("config.sampler.buffer_size", size, classes * devices, whom))
 
 
 def _indivisible(name: str, value: int, divisor: int, whom: str) -> str:

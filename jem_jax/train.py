@@ -1,5 +1,6 @@
 """Training: everything that an iteration needs, and the loop."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -87,7 +88,7 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
     """Trains, or goes on with, the run in a directory until its last epoch.
 
     Args:
-      config: `objective.p_x` and `p_xy` 0 make it a plain classifier.
+      config: one that passed `check`; `objective.p_x` and `p_xy` 0 make it a plain classifier.
       directory: gets checkpoints/, best/, samples/, metrics.jsonl and tensorboard/.
       title: stands before the progress bar.
       interrupts: asked after every iteration whether to stop.
@@ -96,12 +97,14 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
       Interrupted: a signal came; everything is saved.
       UserError: sizes that do not fit, a damaged or foreign checkpoint, or an iteration that had to be undone.
     """
-    training = _set_up(config, dataset, directory)
-    first_step, every = int(training.state.step), config.training
-    if first_step < training.total_steps:
+    with contextlib.ExitStack() as stack:
+        training = _set_up(config, dataset, directory, stack)
+        first_step, every = int(training.state.step), config.training
+        if first_step >= training.total_steps:
+            return Trained(first_step, training.seconds_before)
         _announce(training, title)
-    recorder = Recorder(directory, title, first_step, training.total_steps, writes=parallel.is_first())
-    try:
+        recorder = Recorder(directory, title, first_step, training.total_steps, writes=parallel.is_first())
+        stack.callback(recorder.close)
         for step in range(first_step, training.total_steps):
             data = training.data.at(step)
             training.state, training.buffer = training.step_fn(training.state, training.buffer, data)
@@ -118,11 +121,20 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
                 _save(training, done)
                 training.checkpoints.finish()
                 raise Interrupted(done, training.total_steps)
-        return Trained(int(training.state.step), training.seconds)
-    finally:
-        recorder.close()
-        training.checkpoints.close()
-        training.best.close()
+        training.checkpoints.finish()
+        training.best.finish()
+        return Trained(training.total_steps, training.seconds)
+
+
+def check(config: Config, dataset: Dataset) -> None:
+    """Whether sizes and network fit the images and the devices, without computing anything.
+
+    Raises:
+      UserError: they do not.
+    """
+    sizes.check(config, dataset)
+    net = network.build(config.model, dataset.num_classes)
+    network.check(net, dataset.image_shape, dataset.num_classes)
 
 
 def classifier_config(config: Config) -> Config:
@@ -147,12 +159,15 @@ def tree(state: Any, buffer: Any) -> dict[str, Any]:
     return {"state": state} if buffer is None else {"state": state, "buffer": buffer}
 
 
-def _set_up(config: Config, dataset: Dataset, directory: Path) -> _Training:
-    """Everything before the first iteration: begun anew, or from the last checkpoint if there is one."""
+def _set_up(config: Config, dataset: Dataset, directory: Path, stack: contextlib.ExitStack) -> _Training:
+    """Everything before the first iteration: begun anew, or from the last checkpoint if there is one.
+
+    Args:
+      stack: closes what was opened.
+    """
     sizes.check(config, dataset)
     directory.mkdir(parents=True, exist_ok=True)
     net = network.build(config.model, dataset.num_classes)
-    network.check(net, dataset.image_shape, dataset.num_classes)
     order = Order(config, dataset.train.labels)
     data = device_data.build(config, dataset.train, order)
     rule = optimizer.build(config.optimizer, order.steps_per_epoch)
@@ -164,6 +179,10 @@ def _set_up(config: Config, dataset: Dataset, directory: Path) -> _Training:
     else:
         state, buffer, note = restored
     writes = parallel.is_first()
+    checkpoints = Checkpoints(directory / workdir.CHECKPOINTS, config.training.keep_checkpoints, writes)
+    best = Checkpoints(directory / workdir.BEST, 1, writes)
+    for part in (data, checkpoints, best):
+        stack.callback(part.close)
     return _Training(
         config=config,
         dataset=dataset,
@@ -175,8 +194,8 @@ def _set_up(config: Config, dataset: Dataset, directory: Path) -> _Training:
         steps_per_epoch=order.steps_per_epoch,
         state=parallel.replicate(state),
         buffer=None if buffer is None else parallel.shard(buffer),
-        checkpoints=Checkpoints(directory / workdir.CHECKPOINTS, config.training.keep_checkpoints, writes),
-        best=Checkpoints(directory / workdir.BEST, 1, writes),
+        checkpoints=checkpoints,
+        best=best,
         best_accuracy=note["best_accuracy"],
         seconds_before=note["seconds"],
         started=time.monotonic(),
@@ -251,12 +270,22 @@ def _log(training: _Training, recorder: Recorder, step: int) -> None:
     epoch = round(step / training.steps_per_epoch, 4)
     means = {name: float(total) / int(window.steps) for name, total in window.sums.items()}
     recorder.progress(step, {"epoch": epoch, **means})
-    if window.bad_step >= 0:
+    _stop_if_diverged(training)
+
+
+def _stop_if_diverged(training: _Training) -> None:
+    """Asked before a checkpoint too, which would push the last good one out.
+
+    Raises:
+      UserError: an iteration was undone.
+    """
+    bad_step = int(training.state.window.bad_step)
+    if bad_step >= 0:
         training.checkpoints.finish()
         last = checkpoint.steps(training.directory / workdir.CHECKPOINTS)
         kept = f"the checkpoint of iteration {last[-1]} is kept" if last else "there is no checkpoint yet"
         raise UserError(
-            f"training diverged at iteration {int(window.bad_step) + 1}: loss, gradient or log p~ was not finite, or "
+            f"training diverged at iteration {bad_step + 1}: loss, gradient or log p~ was not finite, or "
             f"|log p~| passed config.training.max_log_density; {kept}. A smaller learning rate or step size, or more "
             "SGLD steps, may help"
         )
@@ -288,6 +317,7 @@ def _draw_buffer(training: _Training, step: int) -> None:
 
 
 def _save(training: _Training, step: int) -> None:
+    _stop_if_diverged(training)
     buffer = None if training.buffer is None else parallel.whole(training.buffer)
     whole = tree(checkpoint.to_tree(training.state), buffer)
     training.checkpoints.save(step, whole, {"best_accuracy": training.best_accuracy, "seconds": training.seconds})

@@ -190,16 +190,17 @@ def build(
             return value, (metrics, model_state)
 
         gradients, (metrics, model_state) = jax.grad(loss, has_aux=True)(state.params)
-        unfit = _unfit(gradients, model_state, metrics, config.training.max_log_density)
+        log_px_max = metrics.pop("log_px_max")
+        unfit = _unfit((gradients, model_state, metrics), log_px_max, config.training.max_log_density)
         gradients, model_state, metrics, unfit = parallel.mean((gradients, model_state, metrics, unfit))
-        undo = unfit > 0
+        state, undo = _updated(config, optimizer, state, gradients, model_state, metrics, unfit > 0)
         for negatives in (marginal, conditional):
             if negatives is not None:
                 assert buffer is not None
                 buffer = replay_buffer.write(
                     buffer, negatives.slots, negatives.x, labels=negatives.labels, discard=undo
                 )
-        return _updated(config, optimizer, state, gradients, model_state, metrics, undo), buffer
+        return state, buffer
 
     return parallel.per_device(
         step, in_axes=(None, 0, 0 if streamed else None), out_axes=(None, 0), donate_argnums=(1,)
@@ -272,11 +273,13 @@ def _sample(
     return marginal, conditional
 
 
-def _unfit(gradients: Any, model_state: Any, metrics: dict[str, Array], max_log_density: float) -> Array:
+def _unfit(values: Any, log_px_max: Array, max_log_density: float) -> Array:
     """1.0 where this device's part of the iteration must not enter the state, else 0.0."""
-    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, model_state, metrics))]
-    bounded = metrics["log_px_max"] <= max_log_density
-    return 1.0 - jnp.all(jnp.stack([*finite, bounded])).astype(jnp.float32)
+    return 1.0 - (_finite(values) & (log_px_max <= max_log_density)).astype(jnp.float32)
+
+
+def _finite(tree: Any) -> Array:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 def _updated(
@@ -287,17 +290,19 @@ def _updated(
     model_state: Variables,
     metrics: dict[str, Array],
     undo: Array,
-) -> TrainState:
-    """The state after the iteration, or the old one with only its count moved on where `undo`."""
+) -> tuple[TrainState, Array]:
+    """The state after the iteration, or the old one with only its count moved on; and which of the two it is."""
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    # Finite gradients can still overflow in the optimiser; every device sees the same here.
+    undo = undo | ~_finite((params, opt_state))
     decay = config.optimizer.ema_decay
     ema = optax.incremental_update(params, state.ema, 1 - decay) if decay else None
     old = (state.params, state.model_state, state.opt_state, state.ema)
     new = (params, model_state, opt_state, ema)
     params, model_state, opt_state, ema = jax.tree.map(lambda old, new: jnp.where(undo, old, new), old, new)
     window = _extended(state.window, state.step, metrics, undo, config.training.log_every)
-    return TrainState(state.step + 1, params, model_state, opt_state, ema, state.key, window)
+    return TrainState(state.step + 1, params, model_state, opt_state, ema, state.key, window), undo
 
 
 def _extended(window: Window, step: Array, metrics: dict[str, Array], undo: Array, log_every: int) -> Window:
@@ -315,5 +320,6 @@ def _empty_window(terms: objective.Weights) -> Window:
         one = jnp.zeros((1, 2))
         return objective.joint_loss(objective.Logits(one, one, one, one), jnp.zeros(1, jnp.int32), terms)[1]
 
-    sums = {name: jnp.float32(0) for name in jax.eval_shape(metrics)}
+    # The largest |log p~| only guards the iteration: a mean of it would depend on the number of devices.
+    sums = {name: jnp.float32(0) for name in jax.eval_shape(metrics) if name != "log_px_max"}
     return Window(sums, jnp.int32(0), jnp.int32(-1))

@@ -61,7 +61,7 @@ def read_facts(path: Path) -> RunFacts:
             class_names=tuple(facts["class_names"]),
             cpu_devices=int(facts["cpu_devices"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{file} is damaged ({error}); restore it, or start anew with --overwrite") from error
 
 
@@ -123,8 +123,9 @@ def prepare(path: Path, config: Config, overwrite: bool, writes: bool = True) ->
     """
     if not writes:
         return
-    if overwrite:
+    if overwrite and (path / RUN_FILE).exists():
         _clear(path)
+        return
     foreign = sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK)
     if not foreign:
         return
@@ -184,7 +185,8 @@ def _compared(config: Config) -> dict[str, Any]:
 
 
 def _clear(path: Path) -> None:
-    for name in _OURS:
+    # run.json goes last: cut off before, the folder still is a run's, and can be overwritten again.
+    for name in (*(name for name in _OURS if name != RUN_FILE), RUN_FILE):
         entry = path / name
         if entry.is_dir():
             shutil.rmtree(entry)

@@ -42,8 +42,10 @@ START = np.random.default_rng(1).normal(size=5)
 
 def _rate(settings, step):
     warm = min(1, step / settings.warmup_steps) if settings.warmup_steps else 1
-    return settings.learning_rate * warm * settings.decay_factor ** sum(
-        step >= epoch * STEPS_PER_EPOCH for epoch in settings.decay_epochs
+    return (
+        settings.learning_rate
+        * warm
+        * settings.decay_factor ** sum(step >= epoch * STEPS_PER_EPOCH for epoch in settings.decay_epochs)
     )
 
 

@@ -1,0 +1,273 @@
+"""Checkpoints: what is read back is what was written, or it is not used."""
+
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from jem_jax import checkpoint, parallel, train
+from jem_jax.checkpoint import Checkpoints
+from jem_jax.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+class State(NamedTuple):
+    """A state with everything that is hard to keep."""
+
+    step: Any
+    params: Any
+    model_state: Any
+    opt_state: Any
+    ema: Any
+    key: Any
+
+
+def _state(scale=1.0):
+    random = np.random.default_rng(0)
+    params = {
+        "kernel": jnp.asarray(scale * random.normal(size=(3, 4)), jnp.float32),
+        "half": jnp.asarray(scale * random.normal(size=5), jnp.bfloat16),
+        "odd": jnp.array([-0.0, jnp.nan, jnp.inf, 1e-42], jnp.float32),
+    }
+    rule = optax.chain(optax.identity(), optax.scale_by_adam())
+    return State(jnp.int32(7), params, {}, rule.init(params), None, jax.random.key(3))
+
+
+def _write(directory, *numbers, keep=5, state=None):
+    checkpoints = Checkpoints(directory, keep)
+    for number in numbers:
+        checkpoints.save(number, checkpoint.to_tree(state or _state(number)), {"number": number})
+    checkpoints.close()
+
+
+def _read(directory, step=None):
+    found = checkpoint.restore(directory, checkpoint.template_of(_state()), step)
+    return found, checkpoint.from_tree(jax.eval_shape(_state), found.tree)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """A folder of checkpoints 1, 2 and 3; tests work in copies."""
+    directory = tmp_path_factory.mktemp("three") / "checkpoints"
+    _write(directory, 1, 2, 3)
+    return directory
+
+
+@pytest.fixture
+def copy(three, tmp_path):
+    return shutil.copytree(three, tmp_path / "checkpoints")
+
+
+def _flip(file, place):
+    """Changes one byte of a file, or gives an empty one its first."""
+    content = bytearray(file.read_bytes())
+    if content:
+        content[place] ^= 1
+    else:
+        content = bytearray(b"x")
+    file.write_bytes(content)
+
+
+# Whole
+
+
+def test_a_state_is_read_back_bit_for_bit(tmp_path):
+    state = _state()
+    _write(tmp_path, 7, state=state)
+    found, back = _read(tmp_path)
+    assert (found.step, found.note) == (7, {"number": 7})
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    assert not tiny.differing(back, state)
+    assert (back.ema, back.model_state) == (None, {})
+    assert back.params["half"].dtype == jnp.bfloat16
+    assert jax.dtypes.issubdtype(back.key.dtype, jax.dtypes.prng_key)
+    assert np.array_equal(jax.random.uniform(back.key, (3,)), jax.random.uniform(state.key, (3,)))
+
+
+def test_a_training_state_is_read_back_bit_for_bit(tmp_path):
+    config = tiny.config(**tiny.FULL)
+    start = tiny.start(config)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(0, train.tree(checkpoint.to_tree(start.state), parallel.whole(start.buffer)), {})
+    checkpoints.close()
+    state, buffer = train.template(config, (8, 8, 1), 3)
+    found = checkpoint.restore(tmp_path, train.tree(checkpoint.template_of(state), buffer))
+    assert not tiny.differing(checkpoint.from_tree(state, found.tree["state"]), start.state)
+    # From four devices, as one array that any number of them can cut.
+    assert len(start.buffer.sharding.device_set) == 4
+    assert not tiny.differing(found.tree["buffer"], start.chains)
+    assert not tiny.differing(parallel.shard(found.tree["buffer"]), start.buffer)
+
+
+def test_what_is_saved_may_be_donated_at_once(tmp_path):
+    chains = np.random.default_rng(0).normal(size=(4096, 1, 8, 8, 1)).astype(np.float32)
+    buffer = parallel.shard(chains)
+    overwrite = jax.jit(lambda buffer: buffer * 0, donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, {"buffer": parallel.whole(buffer)}, {})
+    jax.block_until_ready(overwrite(buffer))
+    assert buffer.is_deleted()
+    checkpoints.close()
+    found = checkpoint.restore(tmp_path, {"buffer": jax.ShapeDtypeStruct(chains.shape, chains.dtype)})
+    assert not tiny.differing(found.tree["buffer"], chains)
+
+
+def test_the_newest_is_read_unless_another_is_named(three):
+    newest, named = _read(three), _read(three, 2)
+    assert (newest[0].step, named[0].step) == (3, 2)
+    assert not tiny.differing(named[1].params, _state(2).params)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_the_last_so_many_are_kept(tmp_path, keep):
+    _write(tmp_path, 1, 2, 5, 10, keep=keep)
+    assert checkpoint.steps(tmp_path) == [1, 2, 5, 10][-keep:]
+    assert not checkpoint.unfinished(tmp_path)
+
+
+def test_a_later_program_goes_on_and_keeps_as_many(copy):
+    _write(copy, 4, keep=2)
+    assert checkpoint.steps(copy) == [3, 4]
+    assert _read(copy)[0].note == {"number": 4}
+
+
+def test_the_same_step_is_saved_once(copy):
+    _write(copy, 3, state=_state(100))
+    assert not tiny.differing(_read(copy)[1].params, _state(3).params)
+
+
+def test_a_folder_without_checkpoints_holds_none(tmp_path):
+    for directory in (tmp_path, tmp_path / "missing"):
+        assert checkpoint.newest_whole(directory) == (None, {})
+        with pytest.raises(UserError, match="holds no finished checkpoint"):
+            _read(directory)
+
+
+# Damaged
+
+
+def test_a_flipped_byte_is_noticed_wherever_it_is(copy):
+    path = copy / "3"
+    assert checkpoint.damage(path) is None
+    files = [file for file in path.rglob("*") if file.is_file()]
+    assert len(files) > 8
+    for file in files:
+        content = file.read_bytes()
+        for place in {0, len(content) // 3, len(content) // 2, len(content) - 1}:
+            _flip(file, place)
+            fault = checkpoint.damage(path)
+            assert fault is not None, f"{file}, byte {place}"
+            if file.name != MANIFEST:
+                assert str(file.relative_to(path)) in fault
+            with pytest.raises(UserError, match=r"checkpoint .*/3 is damaged"):
+                _read(copy)
+            file.write_bytes(content)
+    assert checkpoint.damage(path) is None
+    _read(copy)
+
+
+@pytest.mark.parametrize("what", ["truncated", "missing", "extra", "empty"])
+def test_a_file_that_is_cut_gone_or_too_many_is_noticed(copy, what):
+    path = copy / "3"
+    file = max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    if what == "missing":
+        file.unlink()
+    elif what == "extra":
+        (path / "tree" / "more").write_text("more")
+    else:
+        file.write_bytes(file.read_bytes()[: -1 if what == "truncated" else 0])
+    fault = {"missing": "is missing", "extra": "more does not belong to it"}.get(what, "is not what was written")
+    assert fault in checkpoint.damage(path)
+    with pytest.raises(UserError, match=fault):
+        _read(copy)
+    assert checkpoint.newest_whole(copy)[0] == 2
+
+
+def test_a_checkpoint_without_a_manifest_was_never_finished(copy):
+    (copy / "3" / MANIFEST).unlink()
+    assert checkpoint.steps(copy) == [1, 2]
+    assert checkpoint.unfinished(copy) == [copy / "3"]
+    assert checkpoint.newest_whole(copy) == (2, {copy / "3": "it was never finished"})
+    assert _read(copy)[0].step == 2
+
+
+def test_the_newest_whole_one_is_found_behind_damaged_ones(copy):
+    _flip(copy / "3" / "note" / "metadata", 0)
+    (copy / "2" / MANIFEST).write_text("{}")
+    step, faults = checkpoint.newest_whole(copy)
+    assert step == 1
+    assert faults.keys() == {copy / "2", copy / "3"}
+    assert "note/metadata is not what was written" in faults[copy / "3"]
+    assert not tiny.differing(_read(copy, step)[1].params, _state(1).params)
+
+
+def test_damaged_checkpoints_alone_are_an_error_and_stay_where_they_are(copy):
+    for number in "123":
+        _flip(copy / number / "_CHECKPOINT_METADATA", 5)
+    before = sorted(copy.rglob("*"))
+    with pytest.raises(UserError, match=r"checkpoint .*/3 is damaged .*no whole one is left.*--overwrite"):
+        checkpoint.newest_whole(copy)
+    assert sorted(copy.rglob("*")) == before
+
+
+# Foreign
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model.factory": "tiny:batch_norm_mlp"},
+        {"model.factory": "", "model.depth": 10},
+        {"sampler.buffer_size": 64},
+        {"sampler.class_conditional": True, "sampler.buffer_size": 96},
+        {"objective.p_x": 0.0},
+        {"optimizer.name": "adam"},
+        {"optimizer.ema_decay": 0.9},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_another_run_is_refused_by_name(of_mlp, change):
+    state, buffer = train.template(tiny.config(**{"model.factory": "tiny:mlp", **change}), (8, 8, 1), 3)
+    with pytest.raises(UserError) as caught:
+        checkpoint.restore(of_mlp, train.tree(checkpoint.template_of(state), buffer))
+    assert str(of_mlp / "0") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_a_wider_network_is_refused_by_the_arrays_name(of_mlp):
+    state, buffer = train.template(tiny.config(**{"model.factory": "tiny:mlp"}), (12, 8, 1), 3)
+    with pytest.raises(UserError, match=r"hidden|buffer"):
+        checkpoint.restore(of_mlp, train.tree(checkpoint.template_of(state), buffer))
+
+
+@pytest.fixture(scope="module")
+def of_mlp(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("mlp")
+    start = tiny.start(tiny.config(**{"model.factory": "tiny:mlp"}))
+    checkpoints = Checkpoints(directory, keep=1)
+    checkpoints.save(0, train.tree(checkpoint.to_tree(start.state), start.chains), {})
+    checkpoints.close()
+    return directory
+
+
+# Failing to write
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error_that_names_the_folder(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, checkpoint.to_tree(_state()), {})
+    checkpoints.finish()
+    monkeypatch.setattr(checkpoint, "_write_manifest", full)
+    checkpoints.save(2, checkpoint.to_tree(_state()), {})
+    with pytest.raises(UserError, match=r"no checkpoint could be written to .*no space left.*earlier ones are kept"):
+        checkpoints.close()
+    assert checkpoint.newest_whole(tmp_path)[0] == 1

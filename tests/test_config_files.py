@@ -1,0 +1,161 @@
+"""Config files and overrides on the command line."""
+
+import pytest
+
+from jem_jax import config_files
+from jem_jax.config import Config
+from jem_jax.errors import UserError
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes mine.py to the working folder, as a user has it, and returns its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text, name="mine.py"):
+        (tmp_path / name).write_text(text)
+        return name
+
+    return write
+
+
+def _error(*arguments):
+    with pytest.raises(UserError) as caught:
+        config_files.read(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+GOOD = "from jem_jax.config import default\n\ndef get_config():\n    config = default()\n    return config\n"
+
+
+def test_a_file_of_ones_own_is_read(write):
+    name = write(GOOD.replace("    return", "    config.seed = 5\n    return"))
+    assert config_files.read(name).seed == 5
+
+
+@pytest.mark.parametrize("name", ["digits", "digits.py", "configs/digits.py", "configs/digits"])
+def test_what_comes_with_the_package_is_found_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_files.read(name).data.name == "digits"
+
+
+def test_a_file_of_ones_own_goes_before_the_packages(write):
+    assert config_files.read(write(GOOD, "digits.py")) == Config()
+
+
+@pytest.mark.parametrize("name", ["nope.py", "elsewhere/digits.py", "nope", "configs"])
+def test_a_missing_file_is_said_with_those_there_are(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = _error(name)
+    assert f"config file {name} does not exist" in message
+    assert "digits" in message.split("package:")[1]
+
+
+def test_a_syntax_error_is_said_with_its_line(write):
+    message = _error(write("x = 1\n\ndef get_config(:\n    return 1\n"))
+    assert message.startswith("config file mine.py, line 3: SyntaxError")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "error"),
+    [
+        ("import math\nx = math.nonsense\n", 2, "AttributeError"),
+        ("import no_such_module\n", 1, "ModuleNotFoundError"),
+        ("def get_config():\n    x = 1\n    return undefined + x\n", 3, "NameError"),
+        ("def get_config():\n    return helper()\n\ndef helper():\n    return 1 / 0\n", 5, "ZeroDivisionError"),
+        (GOOD.replace("    return", "    config.modle.depth = 10\n    return"), 5, "AttributeError"),
+    ],
+)
+def test_an_error_in_a_file_is_said_with_its_line(write, text, line, error):
+    assert f"config file mine.py, line {line}: {error}" in _error(write(text))
+
+
+def test_an_error_in_a_file_named_by_its_whole_path_is_said_with_its_line(write, tmp_path):
+    write("import math\nx = math.nonsense\n")
+    assert "mine.py, line 2: AttributeError" in _error(str(tmp_path / "mine.py"))
+
+
+def test_a_file_without_get_config_is_told_what_it_needs(write):
+    assert "config file mine.py must define get_config()" in _error(write("x = 1\n"))
+
+
+@pytest.mark.parametrize(("value", "kind"), [("7", "int"), ("None", "NoneType"), ("{'seed': 3}", "dict")])
+def test_get_config_must_return_a_config_dict(write, value, kind):
+    message = _error(write(f"def get_config():\n    return {value}\n"))
+    assert f"config file mine.py: get_config() must return a ConfigDict, not {kind}" in message
+
+
+def test_a_file_that_exits_is_an_error(write):
+    assert "config file mine.py" in _error(write("raise SystemExit(0)\n"))
+
+
+def test_a_file_that_is_no_python_file_is_an_error(write):
+    assert _error(write("seed: 3\n", "mine.yaml")) == "config file mine.yaml must be a Python file, *.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("sampler.num_steps", "40", 40),
+        ("sampler.step_size", "2", 2.0),
+        ("sampler.step_size", "1e-3", 1e-3),
+        ("optimizer.decay_epochs", "(20, 30)", (20.0, 30.0)),
+        ("optimizer.decay_epochs", "[20]", (20.0,)),
+        ("optimizer.decay_epochs", "()", ()),
+        ("sampler.clip_x", "True", True),
+        ("sampler.clip_x", "true", True),
+        ("data.flip", "false", False),
+        ("model.norm", "batch", "batch"),
+        # What looks like a word or a number stays text where text is wanted.
+        ("model.norm", "none", "none"),
+        ("data.name", "3", "3"),
+        ("model.factory", "package.module:function", "package.module:function"),
+        ("seed", "12", 12),
+    ],
+)
+def test_overrides_are_read_as_what_the_setting_is(name, text, value):
+    config = config_files.read("digits", [(name, text)])
+    for part in name.split("."):
+        config = getattr(config, part)
+    assert config == value
+    assert type(config) is type(value)
+
+
+def test_the_later_override_wins():
+    assert config_files.read("digits", [("seed", "1"), ("seed", "2")]).seed == 2
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "inf", "-inf", "1e400"])
+def test_an_override_that_is_not_finite_is_said(text):
+    message = _error("digits", [("optimizer.learning_rate", text)])
+    assert "config.optimizer.learning_rate must be above 0" in message
+    assert f"not {float(text)}" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("sampler.num_steps", "abc"),
+        ("sampler.num_steps", "2.5"),
+        ("sampler.num_steps", ""),
+        ("sampler.num_steps", "none"),
+        ("optimizer.decay_epochs", "(3,"),
+        ("sampler.clip_x", "yes"),
+        ("model", "3"),
+        ("training.epochs", "__import__('os').abort()"),
+    ],
+)
+def test_an_override_of_a_wrong_type_names_its_key(name, text):
+    assert f"config.{name} must be" in _error("digits", [(name, text)])
+
+
+@pytest.mark.parametrize("name", ["modle.depth", "model.depth.x", "a.b.c"])
+def test_an_unknown_group_is_said_with_those_there_are(name):
+    message = _error("digits", [(name, "3")])
+    assert f"config.{name} is not a setting; the groups are: data, " in message
+    assert "training" in message
+
+
+def test_an_unknown_key_is_said_with_the_nearest():
+    assert "did you mean config.model.depth?" in _error("digits", [("model.dept", "3")])

@@ -1,0 +1,191 @@
+"""The command: what it prints, what it leaves, and what it does when it is given again."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import SHORT, TINY, Command, contents, finished_run, metrics, restored
+from PIL import Image
+
+import jem_jax
+from jem_jax import config as configuration
+from jem_jax.errors import UserError
+from jem_jax.main import main
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A copy of a finished run."""
+    return shutil.copytree(finished_run(), tmp_path / "run")
+
+
+def _is_a_picture(path: Path) -> bool:
+    pixels = np.asarray(Image.open(path).convert("L"))
+    return min(pixels.shape) > 8 and len(np.unique(pixels)) > 8
+
+
+def test_the_help_lists_every_flag_and_setting(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    for described in configuration.describe():
+        assert described in text
+    for flag in ("--config FILE", "--mode {train,evaluate,sample}", "--workdir DIR", "--overwrite", "--distributed"):
+        assert flag in text
+    assert "runs/<config name>" in text
+    assert "digits" in text.split("a config file, or one of:")[1].split("--mode")[0]
+    options = text.split("settings, with their defaults:")[0]
+    assert max(map(len, options.splitlines())) <= 80
+
+
+def _report(run: Path) -> dict:
+    return json.loads((run / "report" / "report.json").read_text())
+
+
+def test_the_whole_command_as_the_readme_has_it(tmp_path):
+    arguments = (*SHORT, "--config=configs/digits.py")
+    status, output, errors = Command(*arguments, cwd=tmp_path, flags="").wait(300)
+    assert (status, errors) == (0, "")
+    run = tmp_path / "runs" / "digits"
+
+    report = _report(run)
+    assert report["run"]["iterations"] == 18
+    assert report["run"]["split_sizes"] == {"train": 1167, "validation": 130, "test": 500}
+    assert report["run"]["seconds"].keys() == {"training"}
+    assert report["run"]["versions"]["jem_jax"] == jem_jax.__version__
+
+    pictures = [run / "report" / f"{name}.png" for name in ("samples", "samples_by_class", "buffer_by_class")]
+    for picture in (*pictures, run / "samples" / "buffer_0000018.png"):
+        assert _is_a_picture(picture)
+
+    # What is about to happen, what came of it, and where to look.
+    assert "JEM: 4 CPU devices; 77,418 parameters; " in output
+    assert "18 iterations will take about" in output
+    for path in (*pictures, run / "report" / "report.json"):
+        assert str(path.relative_to(tmp_path)) in output
+    assert f"{report['jem']['accuracy']:.2%}" in output
+
+
+def test_a_classifier_may_be_added_to_a_finished_run(run):
+    assert main([*TINY, f"--workdir={run}", "--config.training.baseline=true"]) == 0
+    assert "baseline" in _report(run)
+
+
+def test_a_classifier_of_the_same_shape_is_trained_and_evaluated_beside_it(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main([*TINY, f"--workdir={run}", "--config.training.baseline=true"]) == 0
+    report = _report(run)
+    assert {"jem", "baseline", "run", "samples"} <= report.keys()
+    for model in (report["jem"], report["baseline"]):
+        assert 0 <= model["accuracy"] <= 1
+        assert 0 <= model["ece"] <= 1
+        assert model["nll"] > 0
+        assert (model["images"], model["split"], model["iteration"]) == (500, "test", 18)
+    assert report["run"]["seconds"].keys() == {"training", "baseline"}
+    for part in (run, run / "baseline"):
+        assert metrics(part)[-1]["step"] == 18
+        assert list((part / "tensorboard").iterdir())
+        assert (part / "checkpoints" / "18" / "manifest.json").exists()
+        assert (part / "best" / "18" / "manifest.json").exists()
+    assert "log_px_samples" not in metrics(run / "baseline")[0]
+    assert "\nclassifier" in capsys.readouterr().out
+
+
+def test_metrics_have_a_line_for_each_step_that_was_to_be_logged():
+    lines = metrics(finished_run())
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 19))
+    wanted = {"epoch", "loss", "accuracy", "cross_entropy", "log_px_data", "log_px_samples"}
+    assert all(wanted <= line.keys() for line in lines if "loss" in line)
+    assert lines[-1].keys() == {"step", "validation_accuracy", "validation_nll"}
+
+
+def test_the_same_command_again_says_that_it_is_finished_and_shows_the_report(run, capsys):
+    kept = {name: text for name, text in contents(run).items() if "tensorboard" not in name}
+    assert main([*TINY, f"--workdir={run}"]) == 0
+    output = capsys.readouterr().out
+    assert f"{run} holds a finished run of 18 iterations; its report:" in output
+    assert f"{json.loads((run / 'report' / 'report.json').read_text())['jem']['accuracy']:.2%}" in output
+    assert f"{run}/report/samples.png" in output
+    assert {name: text for name, text in contents(run).items() if "tensorboard" not in name} == kept
+
+
+def test_a_finished_run_gains_nothing_from_being_looked_at(run):
+    before = contents(run)
+    assert main([*TINY, f"--workdir={run}"]) == 0
+    assert contents(run) == before
+
+
+def test_a_finished_run_is_evaluated_again_where_the_settings_of_that_changed(run, capsys):
+    assert main([*TINY, f"--workdir={run}", "--config.evaluation.ece_bins=5"]) == 0
+    assert "finished run" not in capsys.readouterr().out
+    assert _report(run)["jem"]["ece_bins"] == 5
+
+
+def test_more_epochs_go_on_where_the_run_ended(run, capsys):
+    before = metrics(run)
+    assert main([*TINY, f"--workdir={run}", "--config.training.epochs=2"]) == 0
+    assert "JEM: going on from iteration 18 of 36" in capsys.readouterr().out
+    assert metrics(run)[: len(before)] == before
+    assert metrics(run)[-1]["step"] == 36
+    assert _report(run)["run"]["iterations"] == 36
+
+
+def test_overwrite_starts_anew(run):
+    assert main([*TINY, f"--workdir={run}", "--overwrite", "--config.seed=1"]) == 0
+    assert json.loads((run / "run.json").read_text())["config"]["seed"] == 1
+    assert metrics(run)[0]["step"] == 1
+    assert metrics(run) != metrics(finished_run())
+
+
+def test_overwrite_leaves_what_is_not_the_runs(run):
+    (run / "notes.txt").write_text("mine")
+    assert main([*TINY, f"--workdir={run}", "--overwrite"]) == 0
+    assert (run / "notes.txt").read_text() == "mine"
+    assert metrics(run)[-1]["step"] == 18
+
+
+def test_evaluate_writes_the_report_again_and_nothing_else(run, capsys):
+    old = _report(run)
+    shutil.rmtree(run / "report")
+    before = contents(run)
+    assert main([*TINY, f"--workdir={run}", "--mode=evaluate"]) == 0
+    new = _report(run)
+    assert new["jem"] == old["jem"]
+    assert new["samples"] == old["samples"]
+    assert "report/samples.png" in capsys.readouterr().out
+    after = contents(run)
+    assert {name: after[name] for name in before} == before
+
+
+def test_sample_draws_pictures_and_leaves_the_rest(run, capsys):
+    before = contents(run)
+    assert main([*TINY, f"--workdir={run}", "--mode=sample", "--config.evaluation.num_samples=20"]) == 0
+    assert "drawing 20 samples in 5 steps" in capsys.readouterr().out
+    after = contents(run)
+    assert {name: after[name] for name in before} == before
+    pictures = [run / "samples" / f"{name}.png" for name in ("samples", "samples_by_class", "buffer_by_class")]
+    assert all(_is_a_picture(picture) for picture in pictures)
+
+
+def test_the_workdir_is_named_after_the_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_idea.py").write_text("from jem_jax.configs.digits import get_config\n")
+    shutil.copytree(finished_run(), tmp_path / "runs" / "my_idea")
+    assert main([*TINY, "--config=my_idea.py"]) == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["my_idea"]
+
+
+def test_what_a_run_learned_is_there_for_other_code(run):
+    logits, buffer, config = jem_jax.load(run)
+    assert config.sampler.num_steps == 2
+    assert buffer.shape == (128, 1, 8, 8, 1)
+    np.testing.assert_array_equal(buffer, restored(run).tree["buffer"])
+    assert logits(buffer[:5, 0]).shape == (5, 10)
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(UserError):
+        main(["--debug", "--config=nope.py"])

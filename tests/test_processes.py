@@ -1,0 +1,135 @@
+"""Several processes on one machine: the same run, stopped and gone on with together, and no process left waiting."""
+
+import re
+import shutil
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+import tiny
+from command import TINY, Command, contents, finished_run, metrics, restored, steps_logged
+
+from jem_jax import checkpoint, config_files, datasets, train
+from jem_jax.interrupts import Interrupted
+from jem_jax.main import main, overrides
+
+LONG = (*TINY, "--config.training.epochs=6")
+STEPS = 108
+SOON = "from jem_jax import parallel, run\nparallel._SILENT_SECONDS = 5\nrun._SHARED_SECONDS = 1\n"
+
+
+def _pair(cwd, *arguments, each=((), ()), before=""):
+    """Two processes of two devices each; `each` has what only one of them is given."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"--coordinator_address=127.0.0.1:{probe.getsockname()[1]}"
+    return [
+        Command(
+            *arguments, *own, address, "--num_processes=2", f"--process_id={number}",
+            cwd=cwd, before=before, JAX_NUM_CPU_DEVICES="2",
+        )
+        for number, own in enumerate(each)
+    ]  # fmt: skip
+
+
+def _said(text):
+    """Its lines, but for those that gloo prints."""
+    return [line for line in text.splitlines() if not line.startswith("[Gloo]")]
+
+
+class _StopAt:
+    signal = None
+
+    def __init__(self, step):
+        self.step = step
+
+    def requested(self, step, _):
+        return step == self.step
+
+
+def _stopped_at(step, run):
+    """The checkpoint of the same run in this process, on its four devices, at an iteration."""
+    config = config_files.read("digits", overrides(None, LONG[1:]))
+    with pytest.raises(Interrupted):
+        train.train(config, datasets.load(config.data), run, "one process", _StopAt(step))
+    shutil.copy(finished_run() / "run.json", run)
+    return restored(run).tree
+
+
+def test_two_processes_train_as_one_stop_together_and_one_goes_on(tmp_path, capsys):
+    run = tmp_path / "runs" / "digits"
+    processes = _pair(tmp_path, *LONG)
+    processes[0].wait_for(lambda: steps_logged(run) >= 12)
+    processes[1].send(signal.SIGTERM)
+    ended = [process.wait() for process in processes]
+    assert [status for status, _, _ in ended] == [143, 143]
+    stopped = [re.search(rf"stopped at iteration (\d+) of {STEPS}; saved", output) for _, output, _ in ended]
+    step = int(stopped[0].group(1))
+    assert int(stopped[1].group(1)) == step
+
+    # The same numbers as one process of four devices.
+    logged = [line for line in metrics(run) if "loss" in line]
+    assert [line["step"] for line in logged] == list(range(1, step + 1))
+    for ours, theirs in zip(logged[:10], metrics(finished_run()), strict=False):
+        names = theirs.keys() - {"step", "epoch"}
+        tolerance = 1e-5 if theirs["step"] == 1 else 1e-3
+        np.testing.assert_allclose([ours[name] for name in names], [theirs[name] for name in names], rtol=tolerance)
+
+    # All that both had is in the checkpoint, the buffer whole.
+    assert checkpoint.damage(run / "checkpoints" / str(step)) is None
+    ours, theirs = tiny.leaves(restored(run).tree), tiny.leaves(_stopped_at(step, tmp_path / "alone"))
+    assert ours["buffer"].shape == (128, 1, 8, 8, 1)
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        np.testing.assert_allclose(ours[name], array, rtol=1e-2, atol=1e-3, err_msg=name)
+
+    capsys.readouterr()
+    assert main([*LONG, f"--workdir={run}"]) == 0
+    assert f"JEM: going on from iteration {step} of {STEPS}" in capsys.readouterr().out
+    assert metrics(run)[-1]["step"] == STEPS
+
+
+def test_two_processes_finish_and_the_first_alone_reports(tmp_path):
+    run = shutil.copytree(finished_run(), tmp_path / "run")
+    shutil.rmtree(run / "report")
+    first, second = [process.wait() for process in _pair(tmp_path, *TINY, f"--workdir={run}")]
+    assert (first[0], second[0]) == (0, 0)
+    assert f"{run}/report/report.json" in first[1]
+    assert _said(second[1]) == []
+    assert (run / "report" / "samples.png").exists()
+
+
+def test_where_one_is_killed_the_other_ends_with_an_error(tmp_path):
+    run = tmp_path / "runs" / "digits"
+    first, second = _pair(tmp_path, *TINY, "--config.training.epochs=10000", before=SOON)
+    first.wait_for(lambda: steps_logged(run) >= 2)
+    second.process.kill()
+    started = time.monotonic()
+    assert first.wait(60)[0] not in (0, None)
+    # Twice the time that processes may be silent, which is five seconds here, and some for a busy machine.
+    assert time.monotonic() - started < 30
+    second.wait()
+
+
+@pytest.mark.parametrize(
+    ("each", "said"),
+    [
+        ((("--config.seed=0",), ("--config.seed=1",)), "the processes were started with different settings"),
+        ((("--config.seed=1",), ("--config.seed=1",)), "holds a run of other settings: seed is 0 there, 1 here"),
+        ((("--workdir=new",), ("--workdir=elsewhere",)), "workdir elsewhere is not the same folder on all processes"),
+    ],
+    ids=["settings", "workdir", "not shared"],
+)
+def test_what_one_process_finds_wrong_ends_both_with_one_line(tmp_path, each, said):
+    run = tmp_path / "runs" / "digits"
+    shutil.copytree(finished_run(), run)
+    before = contents(run)
+    for process in _pair(tmp_path, *TINY, each=each, before=SOON):
+        status, _, errors = process.wait()
+        assert status == 2
+        assert len(_said(errors)) == 1
+        assert said in errors
+    assert contents(run) == before
+    assert not (tmp_path / "elsewhere").exists()

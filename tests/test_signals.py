@@ -1,0 +1,99 @@
+"""Interrupted anywhere, a run goes on as if nothing had happened."""
+
+import signal
+import time
+
+import pytest
+import tiny
+from command import TINY, Command, metrics, restored, steps_logged
+
+from jem_jax import checkpoint
+
+# A window of the log is seven iterations, so that interruptions fall into one.
+LONG = (*TINY, "--config.training.epochs=8", "--config.training.checkpoint_every=2", "--config.training.log_every=7")
+STEPS = 144
+
+HANGS = """
+import time
+from jem_jax import checkpoint
+write = checkpoint._write_manifest
+def hang_at_the_second(path):
+    if path.parent.name == "checkpoints" and path.name != "36":
+        time.sleep(600)
+    write(path)
+checkpoint._write_manifest = hang_at_the_second
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert Command(*LONG, cwd=folder).wait()[0] == 0
+    return folder / "runs" / "digits"
+
+
+def _assert_same(run, other):
+    assert tiny.differing(restored(run).tree, restored(other).tree) == []
+    assert metrics(run) == metrics(other)
+
+
+def test_interrupted_twice_and_gone_on_with_it_is_the_same_run_bit_for_bit(undisturbed, tmp_path):
+    run = tmp_path / "runs" / "digits"
+    for number, lines, status in ((signal.SIGINT, 3, 130), (signal.SIGTERM, 9, 143)):
+        command = Command(*LONG, cwd=tmp_path)
+        command.wait_for(lambda lines=lines: steps_logged(run) >= lines)
+        command.send(number)
+        ended, output, errors = command.wait()
+        assert ended == status
+        assert "stopping after this iteration; once more leaves at once" in errors
+        stopped = checkpoint.steps(run / "checkpoints")[-1]
+        assert f"stopped at iteration {stopped} of {STEPS}; saved in runs/digits. The same command goes on" in output
+        assert checkpoint.damage(run / "checkpoints" / str(stopped)) is None
+        assert not (run / "report").exists()
+    ended, output, errors = Command(*LONG, cwd=tmp_path).wait()
+    assert (ended, errors) == (0, "")
+    assert f"JEM: going on from iteration {stopped} of {STEPS}" in output
+    _assert_same(run, undisturbed)
+
+
+def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(undisturbed, tmp_path):
+    run = tmp_path / "runs" / "digits"
+    command = Command(*LONG, cwd=tmp_path, before=HANGS)
+    command.wait_for((run / "checkpoints" / "72").exists)
+    command.send(signal.SIGINT)
+    time.sleep(1)
+    assert command.process.poll() is None
+    command.send(signal.SIGINT)
+    assert command.wait(5)[0] == 130
+    # The checkpoint that was being written is not one, and the one before is whole.
+    assert checkpoint.steps(run / "checkpoints") == [36]
+    assert checkpoint.damage(run / "checkpoints" / "36") is None
+
+    status, output, _ = Command(*LONG, cwd=tmp_path).wait()
+    assert status == 0
+    assert "72 is not used: it was never finished; moved to" in output
+    assert f"JEM: going on from iteration 36 of {STEPS}" in output
+    assert (run / "set_aside" / "checkpoints-72").is_dir()
+    _assert_same(run, undisturbed)
+
+
+def test_killed_without_warning_it_goes_on_from_the_last_checkpoint(undisturbed, tmp_path):
+    run = tmp_path / "runs" / "digits"
+    command = Command(*LONG, cwd=tmp_path)
+    command.wait_for((run / "checkpoints" / "36" / "manifest.json").exists)
+    command.process.kill()
+    command.wait()
+    status, output, _ = Command(*LONG, cwd=tmp_path).wait()
+    assert status == 0
+    assert "JEM: going on from iteration" in output
+    _assert_same(run, undisturbed)
+
+
+def test_before_there_is_anything_to_save_ctrl_c_ends_it_without_a_traceback(tmp_path):
+    command = Command(*LONG, cwd=tmp_path)
+    command.wait_for((tmp_path / "runs" / "digits" / "run.json").exists)
+    command.send(signal.SIGINT)
+    status, _, errors = command.wait()
+    assert status == 130
+    assert "Traceback" not in errors

@@ -1,0 +1,368 @@
+"""The whole loop on tiny data: interrupted and resumed, diverged, finished, read back."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import jem_jax
+from jem_jax import checkpoint, loading, parallel, sizes, train, workdir
+from jem_jax.datasets import Split, digits
+from jem_jax.datasets.splits import to_float
+from jem_jax.errors import UserError
+from jem_jax.evaluation import classification
+from jem_jax.interrupts import Interrupted
+from jem_jax.metrics import TIME_FIELDS
+from jem_jax.workdir import RunFacts
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+EPOCHS, STEPS = 3, 5
+LAST = EPOCHS * STEPS
+SETTINGS = {**tiny.FULL, "training.epochs": EPOCHS}
+"""Log lines at 4, 8, 12, 15; validations and checkpoints at 5, 10, 15."""
+
+
+class Killed(Exception):
+    """The program ended without a chance to save."""
+
+
+class Stop:
+    """Stands for the signals of a run that is stopped, or killed, after some iterations."""
+
+    def __init__(self, *steps, kill=False):
+        self.steps, self.kill, self.asked = steps, kill, []
+
+    def requested(self, step, processes):
+        self.asked.append(step)
+        if step in self.steps and self.kill:
+            raise Killed
+        return step in self.steps
+
+
+def _train(directory, stop=None, **overrides):
+    config = tiny.config(**{**SETTINGS, **overrides})
+    return train.train(config, tiny.dataset(), directory, "tiny", stop or Stop())
+
+
+def _lines(directory):
+    def refuse(name):
+        raise ValueError(f"{name} is not JSON")
+
+    text = (directory / "metrics.jsonl").read_text()
+    assert text.endswith("\n")
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def _untimed(directory):
+    return [{name: value for name, value in line.items() if name not in TIME_FIELDS} for line in _lines(directory)]
+
+
+def _checkpoint(directory, name=workdir.CHECKPOINTS, step=None, **overrides):
+    state, buffer = train.template(tiny.config(**{**SETTINGS, **overrides}), (8, 8, 1), 3)
+    tree = train.tree(checkpoint.template_of(state), None if name == workdir.BEST else buffer)
+    return checkpoint.restore(directory / name, tree, step)
+
+
+def _assert_same_run(one, other, **overrides):
+    """The same bits in the last and the best checkpoints, and the same metrics but for times."""
+    for name in (workdir.CHECKPOINTS, workdir.BEST):
+        ours, theirs = (_checkpoint(directory, name, **overrides) for directory in (one, other))
+        assert ours.step == theirs.step
+        assert not tiny.differing(ours.tree, theirs.tree)
+        assert ours.note.keys() == theirs.note.keys()
+        assert all(ours.note[key] == theirs.note[key] for key in ours.note if key not in TIME_FIELDS)
+    assert _untimed(one) == _untimed(other)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted."""
+    directory = tmp_path_factory.mktemp("whole")
+    with tiny.quick_compilation():
+        trained = _train(directory)
+    assert trained.steps == LAST
+    return directory
+
+
+# To its end
+
+
+def test_a_run_writes_a_line_every_so_many_iterations_and_at_every_validation(whole):
+    lines = _lines(whole)
+    progress = [line for line in lines if "loss" in line]
+    validations = [line for line in lines if "validation_accuracy" in line]
+    assert [line["step"] for line in progress] == [4, 8, 12, 15]
+    assert [line["step"] for line in validations] == [5, 10, 15]
+    assert len(lines) == len(progress) + len(validations)
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    for line in progress:
+        assert line["epoch"] == line["step"] / STEPS
+        assert {"accuracy", "cross_entropy", "log_px_data", "log_px_samples", *TIME_FIELDS} <= line.keys()
+    assert all(np.isfinite(value) for line in lines for value in line.values())
+
+
+def test_a_line_of_the_log_is_the_mean_since_the_one_before(whole, tmp_path):
+    _train(tmp_path, **{"training.log_every": 1})
+    every = {line["step"]: line for line in _lines(tmp_path) if "loss" in line}
+    assert list(every) == list(range(1, LAST + 1))
+    before = 0
+    for line in (line for line in _lines(whole) if "loss" in line):
+        for name in ("loss", "accuracy", "cross_entropy", "log_px_data", "log_px_samples"):
+            mean = np.mean([every[step][name] for step in range(before + 1, line["step"] + 1)])
+            assert line[name] == pytest.approx(mean, rel=1e-4, abs=1e-5)
+        before = line["step"]
+
+
+def test_a_flax_module_named_by_its_factory_learns(whole):
+    params = _checkpoint(whole).tree["state"]["params"]
+    assert params.keys() == {"hidden", "norm", "classes"}
+    assert max(line.get("validation_accuracy", 0) for line in _lines(whole)) > 0.8
+
+
+def test_checkpoints_are_whole_and_as_many_as_asked_for(whole):
+    assert checkpoint.steps(whole / workdir.CHECKPOINTS) == [10, 15]
+    assert checkpoint.newest_whole(whole / workdir.CHECKPOINTS) == (15, {})
+    assert int(_checkpoint(whole).tree["state"]["step"]) == 15
+
+
+def test_the_best_by_validation_is_kept_and_the_first_of_equals(tmp_path, monkeypatch):
+    accuracies = iter([0.5, 0.75, 0.75])
+    monkeypatch.setattr(classification, "accuracy", lambda *_: next(accuracies))
+    _train(tmp_path)
+    kept = _checkpoint(tmp_path, workdir.BEST)
+    assert checkpoint.steps(tmp_path / workdir.BEST) == [10]
+    assert int(kept.tree["state"]["step"]) == 10
+    assert not tiny.differing(kept.tree["state"], _checkpoint(tmp_path, step=10).tree["state"])
+    assert kept.note == {"validation_accuracy": 0.75}
+    assert _checkpoint(tmp_path).note["best_accuracy"] == 0.75
+
+
+def test_a_picture_of_the_buffer_is_drawn(whole):
+    assert [path.name for path in (whole / workdir.SAMPLES).iterdir()] == ["buffer_0000015.png"]
+
+
+def test_a_finished_run_returns_at_once(whole, tmp_path, capsys):
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    stop, lines = Stop(), _lines(copy)
+    trained = _train(copy, stop)
+    assert trained.steps == LAST
+    assert trained.seconds >= _checkpoint(whole).note["seconds"]
+    assert (stop.asked, capsys.readouterr().out) == ([], "")
+    assert _lines(copy) == lines
+    _assert_same_run(copy, whole)
+
+
+def test_a_run_may_be_made_longer(whole, tmp_path):
+    _train(tmp_path, **{"training.epochs": 1})
+    assert _train(tmp_path).steps == LAST
+    ours, theirs = _checkpoint(tmp_path), _checkpoint(whole)
+    for name in ("params", "opt_state", "ema", "model_state"):
+        assert not tiny.differing(ours.tree["state"][name], theirs.tree["state"][name]), name
+    assert not tiny.differing(ours.tree["buffer"], theirs.tree["buffer"])
+
+
+def test_streamed_images_train_as_resident_ones_do(whole, tmp_path):
+    _train(tmp_path, **{"data.place": "host"})
+    _assert_same_run(tmp_path, whole)
+
+
+# Interrupted
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [(3,), (5,), (2, 7, 15)],
+    ids=["within a log interval and an epoch", "at the end of an epoch", "again and again"],
+)
+def test_an_interrupted_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(whole, tmp_path, stops):
+    for step in stops:
+        stop = Stop(step)
+        with pytest.raises(Interrupted) as caught:
+            _train(tmp_path, stop)
+        assert (caught.value.step, caught.value.total_steps) == (step, LAST)
+        assert stop.asked[-1] == step
+        assert checkpoint.newest_whole(tmp_path / workdir.CHECKPOINTS) == (step, {})
+    last = Stop()
+    assert _train(tmp_path, last).steps == LAST
+    assert last.asked == list(range(stops[-1] + 1, LAST + 1))
+    _assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_killed_run_goes_on_from_its_last_checkpoint_bit_for_bit(whole, tmp_path, step):
+    with pytest.raises(Killed):
+        _train(tmp_path, Stop(step, kill=True))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    last = Stop()
+    _train(tmp_path, last)
+    assert last.asked[0] == step // STEPS * STEPS + 1
+    _assert_same_run(tmp_path, whole)
+
+
+def test_what_was_best_after_the_last_checkpoint_is_found_anew(whole, tmp_path):
+    """Validated, and kept as best, at 5 and 10, before there was any checkpoint to go on from."""
+    settings = {"training.checkpoint_every": 3}
+    with pytest.raises(Killed):
+        _train(tmp_path, Stop(11, kill=True), **settings)
+    later = checkpoint.steps(tmp_path / workdir.BEST)
+    with pytest.raises(Interrupted):
+        _train(tmp_path, Stop(1), **settings)
+    assert not checkpoint.steps(tmp_path / workdir.BEST)
+    assert [path.name for path in (tmp_path / workdir.SET_ASIDE).iterdir()] == [f"best-{later[0]}"]
+    _train(tmp_path, **settings)
+    _assert_same_run(tmp_path, whole)
+
+
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(whole, tmp_path, capsys):
+    with pytest.raises(Interrupted):
+        _train(tmp_path, Stop(12))
+    damaged = tmp_path / workdir.CHECKPOINTS / "12"
+    (damaged / "note" / "metadata").write_text("{}")
+    _train(tmp_path)
+    said = capsys.readouterr().out
+    assert f"checkpoint {damaged} is not used: note/metadata is not what was written" in said
+    assert (tmp_path / workdir.SET_ASIDE / "checkpoints-12" / "note" / "metadata").read_text() == "{}"
+    assert not damaged.exists()
+    _assert_same_run(tmp_path, whole)
+
+
+# Diverged
+
+
+@pytest.fixture
+def one_epoch(tmp_path):
+    """A good first epoch, to go on from."""
+    _train(tmp_path, **{"training.epochs": 1})
+    return tmp_path
+
+
+UNBOUND = {"training.max_log_density": 1e-9}
+
+
+def test_a_diverged_run_names_the_iteration_and_keeps_the_last_checkpoint(one_epoch):
+    before = _checkpoint(one_epoch)
+    expected = r"diverged at iteration 6: .*max_log_density; the checkpoint of iteration 5 is kept"
+    with pytest.raises(UserError, match=expected) as caught:
+        _train(one_epoch, **UNBOUND)
+    assert "\n" not in str(caught.value)
+    assert checkpoint.newest_whole(one_epoch / workdir.CHECKPOINTS) == (5, {})
+    assert not tiny.differing(_checkpoint(one_epoch).tree, before.tree)
+
+
+def test_a_run_that_diverges_before_its_first_checkpoint_says_so(tmp_path):
+    with pytest.raises(UserError, match=r"diverged at iteration 1: .*there is no checkpoint yet"):
+        _train(tmp_path, **UNBOUND)
+
+
+def test_an_undone_iteration_is_not_saved_before_the_log_notices(whole, tmp_path):
+    with pytest.raises(Interrupted):
+        _train(tmp_path, Stop(9))
+    # The tenth is undone, a checkpoint is due after it, and a line of the log after the twelfth.
+    with pytest.raises(UserError, match=r"diverged at iteration 10: .*the checkpoint of iteration 9 is kept"):
+        _train(tmp_path, **UNBOUND)
+    assert checkpoint.newest_whole(tmp_path / workdir.CHECKPOINTS) == (9, {})
+    # What caused it is mended, and the run goes on as if it had not been.
+    _train(tmp_path)
+    _assert_same_run(tmp_path, whole)
+
+
+def test_an_undone_iteration_is_not_saved_by_an_interruption(one_epoch):
+    with pytest.raises((UserError, Interrupted)):
+        _train(one_epoch, Stop(7), **UNBOUND)
+    assert checkpoint.newest_whole(one_epoch / workdir.CHECKPOINTS) == (5, {})
+
+
+def test_the_metrics_of_a_loss_that_is_not_finite_are_json(one_epoch):
+    dataset = tiny.dataset()
+    nowhere = Split(dataset.train.images, np.full(tiny.TRAIN, tiny.CLASSES, np.int32))
+    dataset = dataclasses.replace(dataset, train=nowhere)
+    with pytest.raises(UserError, match="diverged at iteration 6"):
+        train.train(tiny.config(**SETTINGS), dataset, one_epoch, "tiny", Stop())
+    assert _lines(one_epoch)[-1]["step"] == 8
+
+
+# Read back
+
+
+@pytest.fixture(scope="module")
+def run_with_baseline(whole, tmp_path_factory):
+    directory = shutil.copytree(whole, tmp_path_factory.mktemp("run") / "run")
+    config, dataset = tiny.config(**SETTINGS), tiny.dataset()
+    workdir.write_facts(directory, RunFacts(config, dataset.image_shape, dataset.class_names, parallel.cpu_devices()))
+    with tiny.quick_compilation():
+        train.train(train.classifier_config(config), dataset, directory / workdir.BASELINE, "classifier", Stop())
+    return directory
+
+
+def _validation(directory, step):
+    lines = _lines(directory)
+    return next(line for line in lines if line["step"] == step and "validation_accuracy" in line)
+
+
+def _measured(logits, split):
+    logits = np.asarray(logits(to_float(split.images)))
+    return classification.accuracy(logits, split.labels), classification.negative_log_likelihood(logits, split.labels)
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+@pytest.mark.parametrize("best", [False, True])
+def test_load_gives_what_was_validated(run_with_baseline, baseline, best):
+    loaded = jem_jax.load(str(run_with_baseline), baseline=baseline, best=best)
+    trained_in = run_with_baseline / workdir.BASELINE if baseline else run_with_baseline
+    step = checkpoint.steps(trained_in / (workdir.BEST if best else workdir.CHECKPOINTS))[-1]
+    expected = _validation(trained_in, step)
+    accuracy, nll = _measured(jax.jit(loaded.logits), tiny.dataset().validation)
+    assert accuracy == expected["validation_accuracy"]
+    assert nll == pytest.approx(expected["validation_nll"], rel=1e-5)
+    assert (loaded.buffer is None) == (baseline or best)
+
+
+def test_load_gives_the_buffer_and_the_settings(run_with_baseline):
+    _, buffer, config = jem_jax.load(run_with_baseline)
+    assert config == tiny.config(**SETTINGS)
+    assert buffer.shape == (32, 1, 8, 8, 1)
+    assert not tiny.differing(buffer, _checkpoint(run_with_baseline).tree["buffer"])
+
+
+def test_a_loaded_model_has_the_averaged_parameters(run_with_baseline):
+    model = loading.read_model(run_with_baseline, workdir.read_facts(run_with_baseline))
+    state = _checkpoint(run_with_baseline).tree["state"]
+    assert not tiny.differing(model.variables["params"], state["ema"])
+    assert tiny.differing(model.variables["params"], state["params"])
+    assert not tiny.differing(model.variables["batch_stats"], state["model_state"]["batch_stats"])
+
+
+def test_loaded_logits_have_a_gradient_for_each_image(run_with_baseline):
+    logits = jem_jax.load(run_with_baseline).logits
+    x = to_float(tiny.dataset().test.images)
+    gradient = jax.grad(lambda x: logits(x).sum())(x)
+    assert gradient.shape == x.shape
+    assert np.abs(gradient).max() > 0
+    one = jax.vmap(lambda image: logits(image[None])[0])(x)
+    np.testing.assert_allclose(one, logits(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_baseline_is_a_plain_classifier_of_the_same_settings():
+    config = tiny.config(**SETTINGS, **{"objective.p_xy": 0.5, "objective.energy_l2": 0.1})
+    plain = train.classifier_config(config)
+    assert (plain.objective.p_x, plain.objective.p_xy, plain.objective.energy_l2) == (0, 0, 0)
+    assert plain.objective.p_y_given_x == 1
+    assert (plain.model, plain.optimizer, plain.data, plain.training) == (
+        config.model,
+        config.optimizer,
+        config.data,
+        config.training,
+    )
+    assert sizes.buffer_size(plain, 3) == (0, 1)
+
+
+def test_a_buffer_of_fewer_chains_than_classes_is_refused():
+    settings = {"sampler.class_conditional": True, "sampler.buffer_size": 8, "training.batch_size": 8}
+    with pytest.raises(UserError, match=r"config\.sampler\.buffer_size 8 "):
+        sizes.check(tiny.config(**settings), digits.load())
