@@ -76,9 +76,11 @@ def read(path: Path) -> Report | None:
     return Report(values, file, sorted(file.parent.glob("*.png")))
 
 
-def is_current(report: Report, facts: RunFacts, step: int) -> bool:
-    """Whether a report is of this iteration and of these evaluation settings."""
+def is_current(report: Report, facts: RunFacts, step: int, baseline: bool) -> bool:
+    """Whether a report is of this iteration and of these evaluation settings, with the baseline if there is one."""
     run = report.values["run"]
+    if baseline and "baseline" not in report.values:
+        return False
     return run["iterations"] == step and run["evaluation"] == dataclasses.asdict(facts.config.evaluation)
 
 

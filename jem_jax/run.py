@@ -110,7 +110,7 @@ def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
     if not parallel.is_first():
         return 0
     old = report.read(path)
-    if old is not None and report.is_current(old, facts, trained.steps):
+    if old is not None and report.is_current(old, facts, trained.steps, "baseline" in seconds):
         _say(f"{path} holds a finished run of {trained.steps} iterations; its report:")
         return _show(old)
     return _write_report(facts, dataset, path, seconds)

@@ -38,19 +38,21 @@ def _assert_same(run, other):
     assert metrics(run) == metrics(other)
 
 
-def test_interrupted_twice_and_gone_on_with_it_is_the_same_run_bit_for_bit(undisturbed, tmp_path):
+def test_stopped_killed_and_gone_on_with_it_is_the_same_run_bit_for_bit(undisturbed, tmp_path):
     run = tmp_path / "runs" / "digits"
-    for number, lines, status in ((signal.SIGINT, 3, 130), (signal.SIGTERM, 9, 143)):
+    for number, lines, status in ((signal.SIGINT, 3, 130), (signal.SIGKILL, 7, -9), (signal.SIGTERM, 12, 143)):
         command = Command(*LONG, cwd=tmp_path)
         command.wait_for(lambda lines=lines: steps_logged(run) >= lines)
         command.send(number)
         ended, output, errors = command.wait()
         assert ended == status
+        assert not (run / "report").exists()
+        if number == signal.SIGKILL:
+            continue
         assert "stopping after this iteration; once more leaves at once" in errors
         stopped = checkpoint.steps(run / "checkpoints")[-1]
         assert f"stopped at iteration {stopped} of {STEPS}; saved in runs/digits. The same command goes on" in output
         assert checkpoint.damage(run / "checkpoints" / str(stopped)) is None
-        assert not (run / "report").exists()
     ended, output, errors = Command(*LONG, cwd=tmp_path).wait()
     assert (ended, errors) == (0, "")
     assert f"JEM: going on from iteration {stopped} of {STEPS}" in output
@@ -75,18 +77,6 @@ def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(undistu
     assert "72 is not used: it was never finished; moved to" in output
     assert f"JEM: going on from iteration 36 of {STEPS}" in output
     assert (run / "set_aside" / "checkpoints-72").is_dir()
-    _assert_same(run, undisturbed)
-
-
-def test_killed_without_warning_it_goes_on_from_the_last_checkpoint(undisturbed, tmp_path):
-    run = tmp_path / "runs" / "digits"
-    command = Command(*LONG, cwd=tmp_path)
-    command.wait_for((run / "checkpoints" / "36" / "manifest.json").exists)
-    command.process.kill()
-    command.wait()
-    status, output, _ = Command(*LONG, cwd=tmp_path).wait()
-    assert status == 0
-    assert "JEM: going on from iteration" in output
     _assert_same(run, undisturbed)
 
 
