@@ -36,3 +36,13 @@ def quick_compilation() -> Iterator[None]:
     """Half the compilation time, for tests that hardly run what they compile."""
     with tiny.quick_compilation():
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Where PyTorch was installed for its tests, one that is skipped has failed."""
+    report = yield
+    if report.skipped and item.get_closest_marker("torch") and os.environ.get("JEM_JAX_REQUIRE_TORCH"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, although JEM_JAX_REQUIRE_TORCH is set"
+    return report
