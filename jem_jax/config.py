@@ -250,6 +250,6 @@ def _is_number(value: Any) -> bool:
 
 def _range(metadata: Mapping[str, Any]) -> str:
     low, above, high = metadata["low"], metadata["above"], metadata["high"]
-    parts = [f"at least {low:g}"] if low is not None else [f"above {above:g}"] if above is not None else []
-    parts += [f"at most {high:g}"] if high is not None else []
+    parts = [f"at least {low}"] if low is not None else [f"above {above}"] if above is not None else []
+    parts += [f"at most {high}"] if high is not None else []
     return " and ".join(parts) or " | ".join(metadata["choices"])

@@ -222,7 +222,9 @@ def _restore(
 ) -> tuple[TrainState, np.ndarray | None, dict[str, float]] | None:
     """The newest whole checkpoint, after everything later was moved out of its way; None where there is none."""
     folder, best = directory / workdir.CHECKPOINTS, directory / workdir.BEST
-    step, faults = checkpoint.newest_whole(folder)
+    # All have looked before the first one moves anything.
+    with parallel.all_or_none():
+        step, faults = checkpoint.newest_whole(folder)
     if parallel.is_first():
         for path, fault in faults.items():
             target = workdir.set_aside(path, directory)
@@ -296,7 +298,8 @@ def _validate(training: _Training, recorder: Recorder, step: int) -> None:
     split = training.dataset.validation
     variables = training.state.evaluation_variables
     logits = training.logits_fn(variables, split.images, training.config.evaluation.batch_size)
-    accuracy = classification.accuracy(logits, split.labels)
+    # The first process's: where rounding differs, two that each trust their own would not save together.
+    accuracy = float(parallel.from_all(repr(classification.accuracy(logits, split.labels)))[0])
     nll = classification.negative_log_likelihood(logits, split.labels)
     recorder.record(step, {"validation_accuracy": accuracy, "validation_nll": nll})
     if accuracy > training.best_accuracy:

@@ -10,8 +10,8 @@ from command import TINY, Command, metrics, restored, steps_logged
 from jem_jax import checkpoint
 
 # A window of the log is seven iterations, so that interruptions fall into one.
-LONG = (*TINY, "--config.training.epochs=8", "--config.training.checkpoint_every=2", "--config.training.log_every=7")
-STEPS = 144
+LONG = (*TINY, "--config.training.epochs=12", "--config.training.checkpoint_every=2", "--config.training.log_every=7")
+STEPS = 216
 
 HANGS = """
 import time
@@ -40,7 +40,7 @@ def _assert_same(run, other):
 
 def test_stopped_killed_and_gone_on_with_it_is_the_same_run_bit_for_bit(undisturbed, tmp_path):
     run = tmp_path / "runs" / "digits"
-    for number, lines, status in ((signal.SIGINT, 3, 130), (signal.SIGKILL, 7, -9), (signal.SIGTERM, 12, 143)):
+    for number, lines, status in ((signal.SIGINT, 3, 130), (signal.SIGKILL, 8, -9), (signal.SIGTERM, 20, 143)):
         command = Command(*LONG, cwd=tmp_path)
         command.wait_for(lambda lines=lines: steps_logged(run) >= lines)
         command.send(number)
