@@ -1,6 +1,10 @@
-"""A JEM on scikit-learn's 8×8 digits: no download, some minutes on two cores.
+"""A JEM on scikit-learn's 8×8 digits: WRN-10-1 with no norm, no download.
 
-python -m jem_jax.main --config=configs/digits.py
+    python -m jem_jax.main --config=configs/digits.py
+
+Cost: 720 iterations of 6.06 GFLOP; on 2 cores 66 to 74 s of training and 91 to 111 s for the whole command.
+Expect: 97.7 % test accuracy (97.6 to 97.8 over 3 seeds), and digits drawn from noise. Both were measured by
+experiments/digits_seeds.py.
 """
 
 import ml_collections
