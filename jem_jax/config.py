@@ -134,6 +134,22 @@ class Evaluation:
     ece_bins: int = _setting(15, "equal-width bins of the expected calibration error", low=1, high=1000)
     num_samples: int = _setting(100, "samples that are drawn", low=1, high=10**6)
     sample_steps: int = _setting(1000, "SGLD steps of a chain that starts afresh", low=1, high=10**7)
+    sections: str = _setting("all", "sections of the report, separated by commas; all: every one")
+    ood_images: int = _setting(2000, "images of each out-of-distribution set", low=10, high=10**6)
+    ood_sets: str = _setting("", "more such sets, separated by commas: names as of data.name")
+    attack_images: int = _setting(200, "test images that are attacked", low=1, high=10**6)
+    attack_steps: int = _setting(20, "steps of PGD", low=1, high=10**5)
+    attack_restarts: int = _setting(1, "random starts of PGD, the best for each image", low=1, high=1000)
+    attack_linf: tuple[float, ...] = _setting(
+        (0.004, 0.008, 0.016, 0.03, 0.06), "ε of the L-inf attack, in [0, 1] pixels", above=0, high=1
+    )
+    attack_l2: tuple[float, ...] = _setting(
+        (0.1, 0.25, 0.5, 1.0, 2.0), "ε of the L2 attack, in [0, 1] pixels", above=0, high=1000
+    )
+    refined_images: int = _setting(20, "test images attacked through SGLD refinement", low=1, high=10**6)
+    refined_linf: tuple[float, ...] = _setting(
+        (0.008, 0.03), "ε of the L-inf attack through refinement, in [0, 1] pixels", above=0, high=1
+    )
 
 
 @dataclass(frozen=True)

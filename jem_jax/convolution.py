@@ -44,12 +44,31 @@ def _conv3x3(x: Array, kernel: Array, stride: int) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=_LAYOUT)
 
 
-def _input_gradient(gradient: Array, kernel: Array, shape: tuple[int, ...], stride: int) -> Array:
-    """The transpose of `_conv3x3` in x, as a forward convolution of the output's gradient."""
+def _transposed(gradient: Array, kernel: Array, shape: tuple[int, ...], stride: int) -> Array:
+    """The transpose of `_conv3x3` in x of that shape, as a forward convolution of the output's gradient."""
     if stride == 1:
         return _conv3x3(gradient, kernel[::-1, ::-1].swapaxes(2, 3), 1)
     padding = tuple((1, 2) if side % 2 == 0 else (1, 1) for side in shape[1:3])
     return jax.lax.conv_transpose(gradient, kernel, (2, 2), padding, dimension_numbers=_LAYOUT, transpose_kernel=True)
+
+
+def _transposed_forward(
+    gradient: Array, kernel: Array, shape: tuple[int, ...], stride: int
+) -> tuple[Array, tuple[Array, Array]]:
+    return _transposed(gradient, kernel, shape, stride), (gradient, kernel)
+
+
+def _transposed_backward(
+    shape: tuple[int, ...], stride: int, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    # Backpropagation through a chain comes here: the transpose of the transpose is the convolution itself.
+    gradient, kernel = residuals
+    kernel_cotangent = jax.vjp(lambda kernel: _transposed(gradient, kernel, shape, stride), kernel)[1](cotangent)[0]
+    return _conv3x3_forward_gradient(cotangent, kernel, stride), kernel_cotangent
+
+
+_input_gradient = jax.custom_vjp(_transposed, nondiff_argnums=(2, 3))
+_input_gradient.defvjp(_transposed_forward, _transposed_backward)
 
 
 def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:

@@ -20,12 +20,15 @@ Variables = dict[str, Any]
 class Network:
     """Pure functions of one Flax module that maps images [B, H, W, C] to logits [B, K].
 
-    Its `__call__` may take `train`; a module without it is the same in training and evaluation.
+    Its `__call__` may take `train`; a module without it is the same in training and evaluation. It may take `features`,
+    to return what its last layer sees [B, D] instead of the logits.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._takes_train = "train" in inspect.signature(type(module).__call__).parameters
+        accepted = inspect.signature(type(module).__call__).parameters
+        self._takes_train = "train" in accepted
+        self.has_features = "features" in accepted
 
     def init(self, key: Array, x: Array) -> Variables:
         """Variables: "params", and other collections such as "batch_stats".
@@ -38,6 +41,12 @@ class Network:
     def logits(self, variables: Variables, x: Array) -> Array:
         """Logits [B, K] in evaluation mode."""
         return jnp.asarray(self.module.apply(variables, x))
+
+    def features(self, variables: Variables, x: Array) -> Array:
+        """Penultimate features [B, D] in evaluation mode; the logits where the module does not take `features`."""
+        if not self.has_features:
+            return self.logits(variables, x)
+        return jnp.asarray(self.module.apply(variables, x, features=True))
 
     def train_logits(self, variables: Variables, batches: Sequence[Array], key: Array) -> tuple[list[Array], Variables]:
         """Logits of each batch in training mode, and the collections that training updates.

@@ -56,3 +56,33 @@ def by_class(images: np.ndarray, logits: np.ndarray, per_class: int) -> list[np.
     """
     predicted = logits.argmax(axis=-1)
     return [images[predicted == label][:per_class] for label in range(logits.shape[-1])]
+
+
+def film(network: Network, *, num_steps: int, every: int, **settings: Any) -> Callable[..., np.ndarray]:
+    """Chains from U(-1, 1) with what lay on their way.
+
+    Args:
+      network: gives the logits.
+      num_steps, every, **settings: as of `sgld.trajectory`.
+
+    Returns:
+      (variables, key, count, image_shape) -> [count, num_steps // every + 1, H, W, C].
+    """
+
+    def run(variables: Variables, examples: tuple[Array, Array]) -> Array:
+        chain_keys, start = examples
+        density = energy.marginal(lambda x: network.logits(variables, x))
+        states = sgld.trajectory(
+            jax.random.wrap_key_data(chain_keys), density, start, num_steps=num_steps, every=every, **settings
+        )
+        return states.swapaxes(0, 1)
+
+    mapped = parallel.over_examples(run)
+
+    def sample(variables: Variables, key: Array, count: int, image_shape: tuple[int, ...]) -> np.ndarray:
+        start_key, chain_key = jax.random.split(key)
+        start = replay_buffer.uniform(start_key, count, image_shape)
+        chain_keys = jax.random.key_data(keys.for_examples(chain_key, count))
+        return mapped(variables, (np.asarray(chain_keys), np.asarray(start)), count)
+
+    return sample

@@ -1,0 +1,36 @@
+"""A JEM on Fashion-MNIST: WRN-10-1 and 10 SGLD steps for 3 epochs.
+
+    python -m jem_jax.main --config=configs/fashion_mnist.py
+
+The step is ten times the paper's, for the reason that cifar10_small.py gives.
+"""
+
+import ml_collections
+
+from jem_jax.config import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = default()
+    config.data.name = "fashion_mnist"
+    config.data.pad = 2
+    config.data.pad_mode = "constant"
+    config.data.flip = True
+    config.data.input_noise = 0.03
+    config.model.depth = 10
+    config.model.width = 1
+    config.sampler.num_steps = 10
+    config.sampler.step_size = 10.0
+    config.sampler.buffer_size = 2000
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 300
+    config.optimizer.decay_epochs = (2, 2.6)
+    config.optimizer.decay_factor = 0.3
+    config.training.batch_size = 64
+    config.training.epochs = 3
+    config.training.validate_every = 1
+    config.training.sample_every = 1
+    config.training.checkpoint_every = 1
+    config.evaluation.sample_steps = 500
+    config.evaluation.num_samples = 50
+    return config

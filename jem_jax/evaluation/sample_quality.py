@@ -1,0 +1,67 @@
+"""How close samples are to data, in the features and predictions of a network that somebody chose.
+
+With Inception-v3's features the first is the FID and with its predictions the second the Inception score. With any
+other network they are neither, and must not be called so: values compare only within one network and one number of
+images.
+"""
+
+import numpy as np
+from scipy import linalg
+
+
+def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """The Fréchet distance of the Gaussians fitted to two sets of features (Heusel et al. 2017).
+
+    |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½), in squared units of the features; biased upwards where images are few.
+
+    Args:
+      one, other: [N, D] and [M, D], at least two rows each.
+
+    Raises:
+      ValueError: fewer rows, or features that are not finite.
+    """
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    if min(len(one), len(other)) < 2 or not (np.isfinite(one).all() and np.isfinite(other).all()):
+        raise ValueError(f"need two or more rows of finite features; got {one.shape} and {other.shape}")
+    covariances = [np.atleast_2d(np.cov(features, rowvar=False)) for features in (one, other)]
+    # tr (Σ₁ Σ₂)^½ = tr (Σ₁^½ Σ₂ Σ₁^½)^½, whose matrix is symmetric: no complex root, singular or not.
+    values, vectors = linalg.eigh(covariances[0])
+    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    inner = np.clip(linalg.eigvalsh(root @ covariances[1] @ root), 0, None)
+    means = one.mean(axis=0) - other.mean(axis=0)
+    distance = means @ means + np.trace(covariances[0] + covariances[1]) - 2 * np.sqrt(inner).sum()
+    return float(max(distance, 0))
+
+
+def inception_style_score(log_posteriors: np.ndarray) -> float:
+    """exp of the mean KL(p(y | x) || p(y)) over images, from 1 to K (Salimans et al. 2016), without splits.
+
+    Args:
+      log_posteriors: [N, K] log p(y | x).
+    """
+    log_posteriors = log_posteriors.astype(np.float64)
+    posteriors = np.exp(log_posteriors)
+    log_marginal = np.log(np.clip(posteriors.mean(axis=0), 1e-300, None))
+    return float(np.exp((posteriors * (log_posteriors - log_marginal)).sum(axis=-1).mean()))
+
+
+def nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each query's nearest reference by Euclidean distance, to see whether samples are copies of training images.
+
+    Args:
+      queries: [N, ...]; references: [M, ...], of the same shape.
+
+    Returns:
+      Indices [N] into the references, and distances [N].
+    """
+    flat_queries = queries.reshape(len(queries), -1).astype(np.float64)
+    flat = references.reshape(len(references), -1).astype(np.float64)
+    squares = (flat**2).sum(axis=-1)
+    indices, distances = np.empty(len(queries), int), np.empty(len(queries))
+    for start in range(0, len(queries), 256):
+        block = flat_queries[start : start + 256]
+        apart = (block**2).sum(axis=-1)[:, None] - 2 * block @ flat.T + squares
+        best = apart.argmin(axis=-1)
+        indices[start : start + 256] = best
+        distances[start : start + 256] = np.sqrt(((block - flat[best]) ** 2).sum(axis=-1))
+    return indices, distances

@@ -1,0 +1,90 @@
+"""The section about out-of-distribution detection: every score, on every set, of both models (section 5.3)."""
+
+from typing import Any
+
+import numpy as np
+
+from jem_jax.datasets import out_of_distribution
+from jem_jax.datasets.out_of_distribution import OutsideSet
+from jem_jax.errors import UserError
+from jem_jax.evaluation import ood
+from jem_jax.report import figures
+from jem_jax.report.result import Result
+from jem_jax.report.subject import TITLES, Subject
+
+_DRAWN = ("log_density", "max_posterior", "approximate_mass")
+_STEPS = 20
+_STREAM = 101
+
+
+def detect(subject: Subject) -> Result:
+    """AUROC, AUPR and FPR at 95 % TPR of every score on every set, and histograms of the paper's three."""
+    result = Result(how={
+        "inside": f"{len(subject.test)} test images", "scores": dict(ood.SCORES), "refinement_steps": _STEPS,
+        "aupr": "test images are the positive class", "fpr95": "share let in where 95 % of test images are",
+        "nan": "a score that is NaN counts as the lowest",
+    })  # fmt: skip
+    sets = _sets(subject, result)
+    sampler = subject.facts.config.sampler
+    score = ood.scorer(
+        subject.jem.network.logits, num_steps=_STEPS, step_size=sampler.step_size, noise_std=sampler.noise_std
+    )
+    scores: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    for name, model in subject.models.items():
+        images = {"test": subject.test} | {key: some.images for key, some in sets.items()}
+        scores[name] = {
+            key: score(model.variables, subject.key(_STREAM), some, subject.settings.batch_size)
+            for key, some in images.items()
+        }
+        result.models[name] = {"ood": {key: _detections(scores[name], key) for key in sets}}
+    _tables(result, sets)
+    drawn, formulas = {}, {}
+    for name in subject.models:
+        for kind in _DRAWN:
+            title = f"{TITLES[name]}, {kind.replace('_', ' ')}"
+            drawn[title] = {key: values[kind] for key, values in scores[name].items()}
+            formulas[title] = ood.SCORES[kind]
+    result.figure(
+        figures.histograms(drawn, list(sets), formulas, subject.folder / "ood_histograms.png"),
+        "Scores of test images (grey) and of each set (blue: JEM, orange: classifier); the less they overlap, the "
+        "better. The outermost 0.5 % on either side are drawn at the edge.",
+    )
+    return result
+
+
+def _sets(subject: Subject, result: Result) -> dict[str, OutsideSet]:
+    settings, seed = subject.settings, subject.facts.config.seed
+    sets = out_of_distribution.builtin(subject.dataset.test, settings.ood_images, seed)
+    for name in filter(None, map(str.strip, settings.ood_sets.split(","))):
+        try:
+            sets[name] = out_of_distribution.named(
+                subject.facts.config.data, name, subject.facts.image_shape, settings.ood_images, seed
+            )
+        except UserError as error:
+            result.text(f"{name} is missing: {error}")
+    result.how["sets"] = {name: {"is": some.description, "images": len(some.images)} for name, some in sets.items()}
+    return sets
+
+
+def _detections(scores: dict[str, dict[str, np.ndarray]], outside: str) -> dict[str, dict[str, Any]]:
+    inside = scores["test"]
+    return {kind: ood.detection(inside[kind], scores[outside][kind])._asdict() for kind in ood.SCORES}
+
+
+def _tables(result: Result, sets: dict[str, OutsideSet]) -> None:
+    result.text(
+        "AUROC is the probability that a test image scores higher than an image of the set: 0.5 is chance, 1 perfect, "
+        "and below 0.5 the score takes the set for more like the data than the data. "
+        + "; ".join(f"{name.replace('_', ' ')}: {some.description}" for name, some in sets.items())
+        + "."
+    )
+    for measure, title in (("auroc", "AUROC"), ("fpr95", "FPR at 95 % TPR"), ("aupr", "AUPR")):
+        rows = [
+            (
+                f"{TITLES[name]}, {kind.replace('_', ' ')}",
+                *(f"{values['ood'][key][kind][measure]:.3f}" for key in sets),
+            )
+            for kind in ood.SCORES
+            for name, values in result.models.items()
+        ]
+        result.table((title, *(name.replace("_", " ") for name in sets)), rows, title)

@@ -1,0 +1,142 @@
+"""The report's plots, in one style: two colours that colour-blind readers tell apart, units on every axis."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+from jem_jax.evaluation.calibration import Reliability  # noqa: E402
+from jem_jax.report.subject import TITLES  # noqa: E402
+
+COLOURS = {"jem": "#0072B2", "baseline": "#D55E00"}
+_STYLE: dict[str, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+    "figure.constrained_layout.use": True,
+}
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Writes the PNG whole or not at all, and makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png")
+    pyplot.close(figure)
+    os.replace(partial, path)
+    return path
+
+
+def confusion(counts: Mapping[str, np.ndarray], class_names: Sequence[str], path: Path) -> Path:
+    """Confusion matrices side by side; counts are written where there are few classes."""
+    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
+        few = len(class_names) <= 12
+        figure, axes = pyplot.subplots(1, len(counts), figsize=(4.2 * len(counts), 4.2), squeeze=False)
+        for axis, (name, matrix) in zip(axes[0], counts.items(), strict=True):
+            axis.imshow(matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+            axis.set(title=TITLES[name], xlabel="predicted class", ylabel="class")
+            if few:
+                places = range(len(class_names))
+                axis.set_xticks(places, class_names, rotation=0 if max(map(len, class_names)) < 3 else 60)
+                axis.set_yticks(places, class_names)
+                for (row, column), count in np.ndenumerate(matrix):
+                    if count:
+                        light = count > matrix[row].sum() / 2
+                        colour = "white" if light else "black"
+                        axis.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
+        return save(figure, path)
+
+
+def reliability(diagrams: Mapping[str, tuple[str, Reliability]], path: Path) -> Path:
+    """Reliability diagrams side by side: accuracy of each bin over its confidence, and how many examples it holds.
+
+    Args:
+      diagrams: name -> title and diagram.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = pyplot.subplots(
+            2, len(diagrams), figsize=(3.1 * len(diagrams), 4.2), height_ratios=(3, 1), squeeze=False, sharex=True
+        )
+        for column, (name, (title, diagram)) in enumerate(diagrams.items()):
+            colour = COLOURS[name.partition(" ")[0]]
+            widths, middles = np.diff(diagram.edges), (diagram.edges[1:] + diagram.edges[:-1]) / 2
+            top, bottom = axes[:, column]
+            top.bar(middles, diagram.accuracy, widths, color=colour, alpha=0.75, edgecolor="white", linewidth=0.5)
+            top.plot([0, 1], [0, 1], "--", color="#444444", linewidth=1)
+            top.set(title=title, xlim=(0, 1), ylim=(0, 1))
+            bottom.bar(middles, diagram.counts / diagram.counts.sum(), widths, color="#999999", edgecolor="white")
+            bottom.set(xlabel="confidence")
+        axes[0, 0].set_ylabel("accuracy")
+        axes[1, 0].set_ylabel("share")
+        return save(figure, path)
+
+
+def histograms(
+    scores: Mapping[str, Mapping[str, np.ndarray]], sets: Sequence[str], formulas: Mapping[str, str], path: Path
+) -> Path:
+    """Histograms of scores: a row for each model and score, test images against each set.
+
+    Args:
+      scores: row title -> set -> [N]; the set "test" is drawn in grey in every column.
+      sets: the columns.
+      formulas: row title -> axis label.
+    """
+    with matplotlib.rc_context({**_STYLE, "font.size": 8}):
+        shape = (len(scores), len(sets))
+        figure, axes = pyplot.subplots(*shape, figsize=(2.1 * shape[1], 1.7 * shape[0]), squeeze=False)
+        for row, (title, by_set) in enumerate(scores.items()):
+            colour = COLOURS["jem" if title.startswith(TITLES["jem"]) else "baseline"]
+            for column, name in enumerate(sets):
+                axis = axes[row, column]
+                both = np.concatenate([by_set["test"], by_set[name]])
+                finite = both[np.isfinite(both)]
+                low, high = np.quantile(finite, [0.005, 0.995]) if len(finite) else (0, 1)
+                bins = np.linspace(low, high if high > low else low + 1, 30)
+                for values, shade, label in ((by_set["test"], "#999999", "test"), (by_set[name], colour, name)):
+                    axis.hist(np.clip(values, low, high), bins, density=True, color=shade, alpha=0.6, label=label)
+                axis.set_yticks([])
+                if row == 0:
+                    axis.set_title(name.replace("_", " "), fontsize=8)
+                if column == 0:
+                    axis.set_ylabel(f"{title}\n{formulas[title]}")
+        return save(figure, path)
+
+
+def curves(panels: Sequence[tuple[str, str, Sequence[tuple[str, str, str, Sequence[float], Sequence[float]]]]],
+           path: Path) -> Path:  # fmt: skip
+    """Accuracy against ε, one panel a norm.
+
+    Args:
+      panels: (title, label of the ε axis, lines); a line is (label, colour, style, ε, accuracies).
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = pyplot.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.8), squeeze=False, sharey=True)
+        for axis, (title, label, lines) in zip(axes[0], panels, strict=True):
+            for name, colour, style, epsilons, accuracies in lines:
+                axis.plot(epsilons, [100 * value for value in accuracies], style, color=colour, label=name, ms=4)
+            axis.set(title=title, xlabel=label, ylim=(-2, 102))
+            axis.legend(fontsize=8)
+        axes[0, 0].set_ylabel("accuracy under attack, %")
+        return save(figure, path)
+
+
+def training(series: Mapping[str, tuple[str, Sequence[tuple[str, Sequence[float], Sequence[float]]]]], path: Path) -> Path:
+    """Metrics over iterations: panel title -> (axis label, lines of (label, iterations, values))."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = pyplot.subplots(1, len(series), figsize=(4 * len(series), 3.2), squeeze=False)
+        for axis, (title, (label, lines)) in zip(axes[0], series.items(), strict=True):
+            for (name, steps, values), colour in zip(lines, ("#0072B2", "#D55E00", "#009E73"), strict=False):
+                axis.plot(steps, values, color=colour, label=name, linewidth=1.2)
+            axis.set(title=title, xlabel="iteration", ylabel=label)
+            axis.legend(fontsize=8)
+        return save(figure, path)

@@ -1,0 +1,46 @@
+"""The section about the training itself, from metrics.jsonl."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jem_jax.report import figures
+from jem_jax.report.result import Result
+from jem_jax.report.subject import Subject
+
+_CURVES = {
+    "log p~": ("log p~(x), nats", {"log_px_data": "data", "log_px_samples": "samples"}),
+    "accuracy": ("fraction", {"accuracy": "training", "validation_accuracy": "validation"}),
+    "loss": ("nats", {"loss": "joint loss", "cross_entropy": "cross-entropy"}),
+}
+
+
+def follow(subject: Subject) -> Result:
+    """Curves of the training: whether data and samples stayed together, and how accuracy and loss went."""
+    lines = _read(subject.path / "metrics.jsonl")
+    result = Result(how={"file": "metrics.jsonl", "means": "each point is the mean since the one before"})
+    series = {}
+    for title, (label, names) in _CURVES.items():
+        found = [
+            (short, *zip(*((line["step"], line[name]) for line in lines if line.get(name) is not None), strict=True))
+            for name, short in names.items()
+            if any(line.get(name) is not None for line in lines)
+        ]
+        if found:
+            series[title] = (label, found)
+    if not series:
+        result.text("metrics.jsonl holds no training metrics; the model was imported.")
+        return result
+    result.figure(
+        figures.training(series, subject.folder / "training.png"),
+        "The JEM's training. Data and samples should keep to about the same log p~; a gap that widens is the beginning "
+        "of a divergence.",
+    )
+    return result
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,41 @@
+"""What a section of the report gives: numbers for report.json, and what the page shows of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Result:
+    """A section's outcome; plain values throughout, so that it can be kept as JSON."""
+
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """numbers of "jem" and "baseline", which report.json holds under these names"""
+    how: dict[str, Any] = field(default_factory=dict)
+    """how the numbers were taken: images, seeds, units, steps"""
+    blocks: list[dict[str, Any]] = field(default_factory=list)
+    """the page's paragraphs, tables and figures in order"""
+
+    def text(self, text: str) -> None:
+        """A paragraph."""
+        self.blocks.append({"kind": "text", "text": text})
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
+        """A table of words; its first column names the rows."""
+        rows = [list(row) for row in rows]
+        self.blocks.append({"kind": "table", "head": list(head), "rows": rows, "caption": caption})
+
+    def figure(self, file: Path, caption: str) -> None:
+        """A picture in the report's folder."""
+        self.blocks.append({"kind": "figure", "file": file.name, "caption": caption})
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the figures' files."""
+        return [block["file"] for block in self.blocks if block["kind"] == "figure"]
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A fraction as a person reads it."""
+    return f"{100 * value:.{digits}f} %"

@@ -1,0 +1,203 @@
+"""The sections about what the model draws: samples, their quality, and hidden pixels filled in."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jem_jax import pictures, train_step
+from jem_jax.datasets.splits import to_float
+from jem_jax.evaluation import classification, generation, inpainting, sample_quality
+from jem_jax.loading import Model
+from jem_jax.report.result import Result, percent
+from jem_jax.report.subject import TITLES, Subject
+from jem_jax.workdir import RunFacts
+
+_PER_CLASS = 10
+_EXTREMES = 20
+_STRIP_CHAINS, _STRIP_PICTURES = 8, 10
+_NEIGHBOURS = 10
+_INPAINTED = 20
+_QUALITY_IMAGES = 2000
+_STRIP_STREAM, _INPAINT_STREAM = 104, 105
+
+
+def fresh_chains(model: Model, facts: RunFacts, conditional: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Chains from U(-1, 1): images [N, H, W, C], unclipped, and the classes [N] they were to follow (0 if none)."""
+    settings = facts.config.evaluation
+    per_class = -(-settings.num_samples // facts.num_classes)
+    labels = np.repeat(np.arange(facts.num_classes, dtype=np.int32), per_class)
+    wanted = labels if conditional else np.zeros(settings.num_samples, dtype=np.int32)
+    sample = generation.sampler(
+        model.network, conditional=conditional, num_steps=settings.sample_steps, **train_step.sgld_settings(facts.config)
+    )
+    key = jax.random.fold_in(jax.random.key(facts.config.seed), conditional)
+    return sample(model.variables, key, wanted, facts.image_shape, settings.batch_size), wanted
+
+
+def draw_fresh(folder: Path, model: Model, facts: RunFacts) -> tuple[dict[str, np.ndarray], list[Path]]:
+    """Fresh chains, of each class and of none, as pictures. Returns the images by name, and the files."""
+    drawn, files = {}, []
+    for name, conditional in (("samples_by_class", True), ("samples", False)):
+        drawn[name], _ = fresh_chains(model, facts, conditional)
+        rows = _rows(drawn[name])
+        if conditional:
+            rows = list(drawn[name].reshape(facts.num_classes, -1, *facts.image_shape))
+        names = facts.class_names if conditional else ()
+        files.append(pictures.save(pictures.grid(rows, names), folder / f"{name}.png"))
+    return drawn, files
+
+
+def draw(subject: Subject) -> Result:
+    """Samples of every kind: afresh, by class, from the buffer, the most and least dense, and a chain's film strip."""
+    facts, folder = subject.facts, subject.folder
+    steps = subject.settings.sample_steps
+    drawn, files = draw_fresh(folder, subject.jem, facts)
+    result = Result(how={"steps": steps, "start": "U(-1, 1)", "seed": facts.config.seed,
+                         "images": {name: len(images) for name, images in drawn.items()}})  # fmt: skip
+    result.figure(files[0], f"Chains that began as noise and followed one class's logit, ∇ f(x)[y], for {steps} steps.")
+    result.figure(files[1], f"Chains that began as noise and followed ∇ log p~(x) for {steps} steps, whatever the class.")
+    densities = {"test image": (subject.test, _log_density(subject.test_logits["jem"]))}
+    if subject.jem.buffer is not None:
+        images = subject.jem.buffer.reshape(-1, *facts.image_shape)
+        logits = subject.logits("jem", images)
+        densities["buffer sample"] = (images, _log_density(logits))
+        rows = generation.by_class(images, logits, _PER_CLASS)
+        result.figure(
+            pictures.save(pictures.grid(rows, facts.class_names), folder / "buffer_by_class.png"),
+            f"The replay buffer, by predicted class: the first {_PER_CLASS} of {len(images)} in each, none chosen.",
+        )
+    rows, names = [], []
+    for kind, (images, density) in densities.items():
+        order = np.argsort(density)
+        for title, chosen in (("highest", order[::-1]), ("lowest", order)):
+            rows.append(images[chosen[:_EXTREMES]])
+            names.append(f"{kind}s, {title}")
+    result.figure(
+        pictures.save(pictures.grid(rows, names), folder / "density_extremes.png"),
+        f"The {_EXTREMES} images of the highest and the lowest log p~(x) by the JEM.",
+    )
+    result.figure(_film_strip(subject), f"{_STRIP_CHAINS} chains from noise (left) to step {steps} (right).")
+    return result
+
+
+def judge(subject: Subject) -> Result:
+    """Samples measured with the features and predictions of a network that never saw one, and looked for copies."""
+    facts, judge = subject.facts, subject.judge
+    train = subject.dataset.train
+    some = np.random.default_rng(facts.config.seed).permutation(len(train))[:_QUALITY_IMAGES]
+    reference = to_float(train.images[some])
+    sources = {"test images": subject.test[:_QUALITY_IMAGES]}
+    if subject.jem.buffer is not None:
+        buffer = np.clip(subject.jem.buffer.reshape(-1, *facts.image_shape), -1, 1)
+        sources["replay buffer"] = buffer[:: max(1, len(buffer) // _QUALITY_IMAGES)][:_QUALITY_IMAGES]
+    sources["fresh chains"] = np.clip(fresh_chains(subject.jem, facts, conditional=False)[0], -1, 1)
+    noise = np.random.default_rng(facts.config.seed).uniform(-1, 1, (500, *facts.image_shape))
+    sources["uniform noise"] = noise.astype(np.float32)
+    result = Result(how={
+        "network": f"the {TITLES[judge]}'s penultimate features and predictions; this is neither FID nor Inception score",
+        "reference": f"{len(some)} training images", "values": "clipped to [-1, 1]",
+        "fresh_chains": f"{subject.settings.sample_steps} steps from U(-1, 1)",
+    })  # fmt: skip
+    reference_features = subject.features(judge, reference)
+    values = {name: _quality(subject, images, reference, reference_features) for name, images in sources.items()}
+    result.models["jem"] = {"sample_quality": values}
+    rows = [
+        (name, str(row["images"]), f"{row['frechet_distance']:.3g}", f"{row['inception_style_score']:.2f}",
+         percent(row["mean_confidence"]), f"{percent(row['rarest_class'])} to {percent(row['commonest_class'])}",
+         f"{row['median_nearest_pixels']:.2f}")
+        for name, row in values.items()
+    ]  # fmt: skip
+    result.text(
+        f"The judge is the {TITLES[judge]}, by its penultimate features and predictions: these are neither FID nor "
+        f"Inception scores and compare only within this table. Reference: {len(some)} training images. A Fréchet distance "
+        "is larger where there are fewer images."
+    )
+    head = ("", "images", "Fréchet distance", "Inception-style score", "mean confidence", "class shares",
+            "median distance to the nearest training image")  # fmt: skip
+    result.table(head, rows, "distance in [-1, 1] pixels, L2; values clipped to [-1, 1]")
+    result.figure(
+        _neighbours(subject, sources["fresh chains"][:_NEIGHBOURS], reference, reference_features),
+        "Are samples copies? Each sample over its nearest of the reference images by pixels, and by the judge's features.",
+    )
+    return result
+
+
+def inpaint(subject: Subject) -> Result:
+    """Hidden pixels sampled given the others, and the error beside filling in the training images' mean."""
+    facts, steps = subject.facts, subject.settings.sample_steps
+    images = to_float(subject.some_test(_INPAINTED).images)
+    mean = to_float(subject.dataset.train.images).mean(axis=0)
+    fill = inpainting.inpainter(
+        subject.jem.network.logits, num_steps=steps, **train_step.sgld_settings(facts.config)
+    )
+    result = Result(how={"images": len(images), "steps": steps, "error": "root mean square of hidden pixels, [0, 1]"})
+    pictured, names, rows, values = [images], ["original"], [], {}
+    for name, known in inpainting.masks(facts.image_shape).items():
+        filled = fill(subject.jem.variables, subject.key(_INPAINT_STREAM), images, known, subject.settings.batch_size)
+        by_mean = np.where(known, images, mean)
+        values[name] = {"sampled": inpainting.error(images, filled, known),
+                        "mean_image": inpainting.error(images, by_mean, known)}  # fmt: skip
+        rows.append((name, f"{values[name]['sampled']:.3f}", f"{values[name]['mean_image']:.3f}"))
+        pictured += [np.where(known, images, -1), filled]
+        names += [f"{name} hidden", "sampled"]
+    result.models["jem"] = {"inpainting": values}
+    result.text(
+        "One sample for each image. A sample errs even where the model is right, since it commits itself to one of many "
+        "possibilities, while the mean image is the blur that makes the squared error small."
+    )
+    result.table(("hidden", "sampled", "mean training image"), rows, "root mean squared error of hidden pixels, [0, 1]")
+    result.figure(
+        pictures.save(pictures.grid(pictured, names), subject.folder / "inpainting.png"),
+        f"Hidden pixels (black) filled in by {steps} SGLD steps with the known ones held fixed.",
+    )
+    return result
+
+
+def _quality(
+    subject: Subject, images: np.ndarray, reference: np.ndarray, reference_features: np.ndarray
+) -> dict[str, Any]:
+    log_posterior = classification.log_posterior(subject.logits(subject.judge, images))
+    shares = np.bincount(log_posterior.argmax(axis=-1), minlength=subject.facts.num_classes) / len(images)
+    _, distances = sample_quality.nearest(images, reference)
+    features = subject.features(subject.judge, images)
+    return {
+        "images": len(images),
+        "frechet_distance": sample_quality.frechet_distance(features, reference_features),
+        "inception_style_score": sample_quality.inception_style_score(log_posterior),
+        "mean_confidence": float(np.exp(log_posterior.max(axis=-1)).mean()),
+        "class_shares": shares.tolist(),
+        "rarest_class": float(shares.min()),
+        "commonest_class": float(shares.max()),
+        "median_nearest_pixels": float(np.median(distances)),
+    }
+
+
+def _neighbours(
+    subject: Subject, samples: np.ndarray, reference: np.ndarray, reference_features: np.ndarray
+) -> Path:
+    by_pixels, _ = sample_quality.nearest(samples, reference)
+    by_features, _ = sample_quality.nearest(subject.features(subject.judge, samples), reference_features)
+    rows = [samples, reference[by_pixels], reference[by_features]]
+    names = ("sample", "nearest by pixels", "nearest by features")
+    return pictures.save(pictures.grid(rows, names), subject.folder / "nearest_training_images.png")
+
+
+def _film_strip(subject: Subject) -> Path:
+    steps = subject.settings.sample_steps
+    count = max(number for number in range(1, _STRIP_PICTURES) if steps % number == 0)
+    film = generation.film(
+        subject.jem.network, num_steps=steps, every=steps // count, **train_step.sgld_settings(subject.facts.config)
+    )
+    states = film(subject.jem.variables, subject.key(_STRIP_STREAM), _STRIP_CHAINS, subject.facts.image_shape)
+    return pictures.save(pictures.grid(list(states)), subject.folder / "film_strip.png")
+
+
+def _log_density(logits: np.ndarray) -> np.ndarray:
+    largest = logits.max(axis=-1)
+    return largest + np.log(np.exp(logits.astype(np.float64) - largest[:, None]).sum(axis=-1))
+
+
+def _rows(images: np.ndarray) -> list[np.ndarray]:
+    return [images[start : start + 10] for start in range(0, len(images), 10)]

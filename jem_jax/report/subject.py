@@ -1,0 +1,92 @@
+"""What a report is about: a trained JEM, the plain classifier beside it, and the data."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jem_jax import loading, parallel, workdir
+from jem_jax.config import Evaluation
+from jem_jax.datasets import Dataset, Split
+from jem_jax.datasets.splits import to_float
+from jem_jax.loading import Model
+from jem_jax.workdir import RunFacts
+
+TITLES = {"jem": "JEM", "baseline": "classifier"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The models of a run, and its data."""
+
+    path: Path
+    facts: RunFacts
+    dataset: Dataset
+    models: dict[str, Model]
+    """"jem" and, where one was trained, "baseline"; of the same shape, so that one program serves both"""
+
+    @property
+    def jem(self) -> Model:
+        """The model that the run is about."""
+        return self.models["jem"]
+
+    @property
+    def judge(self) -> str:
+        """Whose features and predictions samples are measured with: the baseline's, which never saw a sample."""
+        return "baseline" if "baseline" in self.models else "jem"
+
+    @property
+    def folder(self) -> Path:
+        """Where figures go."""
+        return self.path / workdir.REPORT
+
+    @property
+    def settings(self) -> Evaluation:
+        """How much is measured."""
+        return self.facts.config.evaluation
+
+    def key(self, stream: int) -> jax.Array:
+        """A PRNG key of the run's seed, another for each stream."""
+        return jax.random.fold_in(jax.random.key(self.facts.config.seed), stream)
+
+    def logits(self, name: str, images: np.ndarray) -> np.ndarray:
+        """A model's logits [N, K] of images [N, H, W, C] in [-1, 1]."""
+        model = self.models[name]
+        return _over_examples(self.jem.network.logits)(model.variables, images, self.settings.batch_size)
+
+    def features(self, name: str, images: np.ndarray) -> np.ndarray:
+        """A model's penultimate features [N, D]; its logits where the network has no `features` argument."""
+        model = self.models[name]
+        return _over_examples(self.jem.network.features)(model.variables, images, self.settings.batch_size)
+
+    @functools.cached_property
+    def test(self) -> np.ndarray:
+        """All test images as floats."""
+        return to_float(self.dataset.test.images)
+
+    @functools.cached_property
+    def test_logits(self) -> dict[str, np.ndarray]:
+        """Every model's logits of the test images."""
+        return {name: self.logits(name, self.test) for name in self.models}
+
+    def some_test(self, count: int) -> Split:
+        """At most `count` test images, the same for every model and section of a seed."""
+        test = self.dataset.test
+        return test.rows(np.random.default_rng(self.facts.config.seed).permutation(len(test))[:count])
+
+
+_over_examples = functools.lru_cache(maxsize=8)(parallel.over_examples)
+
+
+def read(path: Path, facts: RunFacts, dataset: Dataset) -> Subject:
+    """The last checkpoints of a run and of its baseline.
+
+    Raises:
+      UserError: the run has no finished checkpoint.
+    """
+    models = {"jem": loading.read_model(path, facts)}
+    if (path / workdir.BASELINE).is_dir():
+        models["baseline"] = loading.read_model(path, facts, baseline=True)
+    return Subject(path, facts, dataset, models)
