@@ -41,7 +41,7 @@ def attack(subject: Subject) -> Result:
             lines.append((TITLES[name], colour, "o-", [0, *epsilons], list(values.values())))
         _accuracy_table(result, norm, epsilons, settings.attack_images)
         panels.append((f"PGD-{settings.attack_steps}, {_NORMS[norm]}", f"{_NORMS[norm]} ε, [0, 1] pixels", lines))
-    result.figure(
+    result.plot(
         figures.curves(panels, subject.folder / "robustness.png"),
         "Accuracy of the attacked images against the attack's size; ε 0 is no attack.",
     )
@@ -122,7 +122,7 @@ def climb(subject: Subject) -> Result:
         result.models[name] = {"distal": values}
         rows = list(ends.images.reshape(len(names), _DISTAL_PER_CLASS, *subject.facts.image_shape))
         agreed = values.get("taken_for_the_class_by_the_other")
-        result.figure(
+        result.images(
             pictures.save(pictures.grid(rows, names), subject.folder / f"distal_{name}.png"),
             f"{TITLES[name]}: from noise until it is 90 % sure of the row's class; {percent(values['reached'])} got "
             f"there, in {values['median_steps']:.0f} steps (median)."

@@ -41,7 +41,7 @@ def classify(subject: Subject) -> Result:
             for label in names
         ]
         result.table(("class", *heads), by_class, "recall: found of the class; precision: right of those predicted")
-    result.figure(
+    result.plot(
         figures.confusion(confusions, names, subject.folder / "confusion.png"),
         "Which class (row) was taken for which (column), in images; the shade is the share of the row.",
     )
@@ -84,7 +84,7 @@ def calibrate(subject: Subject) -> Result:
         )
     head = ("", "ECE", "95 % interval", "ECE, equal mass", "MCE", "NLL, nats")
     result.table(head, rows, f"{bins} bins; the temperature is fitted on {len(validation)} validation images")
-    result.figure(
+    result.plot(
         figures.reliability(diagrams, subject.folder / "reliability.png"),
         "Reliability: accuracy over confidence. Bars above the dashed line are underconfident, below it overconfident; "
         "the lower row is the share of test images.",

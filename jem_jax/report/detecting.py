@@ -44,7 +44,7 @@ def detect(subject: Subject) -> Result:
             title = f"{TITLES[name]}, {kind.replace('_', ' ')}"
             drawn[title] = {key: values[kind] for key, values in scores[name].items()}
             formulas[title] = ood.SCORES[kind]
-    result.figure(
+    result.plot(
         figures.histograms(drawn, list(sets), formulas, subject.folder / "ood_histograms.png"),
         "Scores of test images (grey) and of each set (blue: JEM, orange: classifier); the less they overlap, the "
         "better. The outermost 0.5 % on either side are drawn at the edge.",

@@ -31,7 +31,7 @@ def follow(subject: Subject) -> Result:
     if not series:
         result.text("metrics.jsonl holds no training metrics; the model was imported.")
         return result
-    result.figure(
+    result.plot(
         figures.training(series, subject.folder / "training.png"),
         "The JEM's training. Data and samples should keep to about the same log p~; a gap that widens is the beginning "
         "of a divergence.",

@@ -26,9 +26,13 @@ class Result:
         rows = [list(row) for row in rows]
         self.blocks.append({"kind": "table", "head": list(head), "rows": rows, "caption": caption})
 
-    def figure(self, file: Path, caption: str) -> None:
-        """A picture in the report's folder."""
-        self.blocks.append({"kind": "figure", "file": file.name, "caption": caption})
+    def plot(self, file: Path, caption: str) -> None:
+        """A plot in the report's folder; its labels must stay legible, so that a small screen scrolls it."""
+        self.blocks.append({"kind": "figure", "file": file.name, "caption": caption, "look": "plot"})
+
+    def images(self, file: Path, caption: str) -> None:
+        """A grid of images in the report's folder."""
+        self.blocks.append({"kind": "figure", "file": file.name, "caption": caption, "look": "images"})
 
     @property
     def files(self) -> list[str]:

@@ -56,15 +56,15 @@ def draw(subject: Subject) -> Result:
     drawn, files = draw_fresh(folder, subject.jem, facts)
     result = Result(how={"steps": steps, "start": "U(-1, 1)", "seed": facts.config.seed,
                          "images": {name: len(images) for name, images in drawn.items()}})  # fmt: skip
-    result.figure(files[0], f"Chains that began as noise and followed one class's logit, ∇ f(x)[y], for {steps} steps.")
-    result.figure(files[1], f"Chains that began as noise and followed ∇ log p~(x) for {steps} steps, whatever the class.")
+    result.images(files[0], f"Chains that began as noise and followed one class's logit, ∇ f(x)[y], for {steps} steps.")
+    result.images(files[1], f"Chains that began as noise and followed ∇ log p~(x) for {steps} steps, whatever the class.")
     densities = {"test image": (subject.test, _log_density(subject.test_logits["jem"]))}
     if subject.jem.buffer is not None:
         images = subject.jem.buffer.reshape(-1, *facts.image_shape)
         logits = subject.logits("jem", images)
         densities["buffer sample"] = (images, _log_density(logits))
         rows = generation.by_class(images, logits, _PER_CLASS)
-        result.figure(
+        result.images(
             pictures.save(pictures.grid(rows, facts.class_names), folder / "buffer_by_class.png"),
             f"The replay buffer, by predicted class: the first {_PER_CLASS} of {len(images)} in each, none chosen.",
         )
@@ -74,11 +74,11 @@ def draw(subject: Subject) -> Result:
         for title, chosen in (("highest", order[::-1]), ("lowest", order)):
             rows.append(images[chosen[:_EXTREMES]])
             names.append(f"{kind}s, {title}")
-    result.figure(
+    result.images(
         pictures.save(pictures.grid(rows, names), folder / "density_extremes.png"),
         f"The {_EXTREMES} images of the highest and the lowest log p~(x) by the JEM.",
     )
-    result.figure(_film_strip(subject), f"{_STRIP_CHAINS} chains from noise (left) to step {steps} (right).")
+    result.images(_film_strip(subject), f"{_STRIP_CHAINS} chains from noise (left) to step {steps} (right).")
     return result
 
 
@@ -117,7 +117,7 @@ def judge(subject: Subject) -> Result:
     head = ("", "images", "Fréchet distance", "Inception-style score", "mean confidence", "class shares",
             "median distance to the nearest training image")  # fmt: skip
     result.table(head, rows, "distance in [-1, 1] pixels, L2; values clipped to [-1, 1]")
-    result.figure(
+    result.images(
         _neighbours(subject, sources["fresh chains"][:_NEIGHBOURS], reference, reference_features),
         "Are samples copies? Each sample over its nearest of the reference images by pixels, and by the judge's features.",
     )
@@ -148,7 +148,7 @@ def inpaint(subject: Subject) -> Result:
         "possibilities, while the mean image is the blur that makes the squared error small."
     )
     result.table(("hidden", "sampled", "mean training image"), rows, "root mean squared error of hidden pixels, [0, 1]")
-    result.figure(
+    result.images(
         pictures.save(pictures.grid(pictured, names), subject.folder / "inpainting.png"),
         f"Hidden pixels (black) filled in by {steps} SGLD steps with the known ones held fixed.",
     )

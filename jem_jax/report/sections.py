@@ -27,6 +27,8 @@ class Section:
 
     name: str
     title: str
+    about: str
+    """what it asks and how to read the answer, for someone who has not read the paper"""
     measure: Callable[[Subject], Result]
     settings: tuple[str, ...] = ()
     """fields of `Evaluation` that it depends on"""
@@ -45,19 +47,65 @@ class Outcome:
 
 _DRAWING = ("num_samples", "sample_steps")
 SECTIONS = (
-    Section("classification", "What it classifies", classifying.classify),
-    Section("calibration", "Whether its confidence can be trusted", classifying.calibrate, ("ece_bins",)),
-    Section("ood", "Whether it notices what it was not made for", detecting.detect, ("ood_images", "ood_sets")),
     Section(
-        "adversarial", "Whether it can be fooled", attacking.attack,
+        "classification",
+        "What it classifies",
+        "How often the class with the largest logit is the right one, and what the probabilities cost: NLL is the mean "
+        "of -log p(y|x), the Brier score the mean squared error of the probabilities. Both are better when smaller.",
+        classifying.classify,
+    ),
+    Section(
+        "calibration",
+        "Whether its confidence can be trusted",
+        "A calibrated classifier is right 80 % of the time where it is 80 % sure. ECE, the expected calibration error, "
+        "is the mean gap between the two over bins of confidence; MCE is the largest gap. Temperature scaling divides "
+        "all logits by one number, the usual remedy.",
+        classifying.calibrate,
+        ("ece_bins",),
+    ),
+    Section(
+        "ood",
+        "Whether it notices what it was not made for",
+        "Each score should be high for images like the training data and low for others. The paper's are log p~(x), "
+        "max p(y|x), and the approximate mass -|∇ log p~(x)|, which is small where the density has no peak; the "
+        "refinement scores compare an image with what a short chain makes of it. A plain classifier has all of them "
+        "too, since they need only logits.",
+        detecting.detect,
+        ("ood_images", "ood_sets"),
+    ),
+    Section(
+        "adversarial",
+        "Whether it can be fooled",
+        "An attacker who knows the network moves every pixel by at most ε (L∞), or the whole image by a distance of at "
+        "most ε (L2), so that the class comes out wrong. Pixels range over [0, 1].",
+        attacking.attack,
         ("attack_images", "attack_steps", "attack_restarts", "attack_linf", "attack_l2", "refined_images",
          "refined_linf"),
     ),
-    Section("distal", "What it takes noise for", attacking.climb),
-    Section("samples", "What it draws", sampling.draw, _DRAWING),
-    Section("sample_quality", "How good what it draws is", sampling.judge, _DRAWING),
-    Section("inpainting", "What it makes of half an image", sampling.inpaint, _DRAWING),
-    Section("training", "How it was trained", progress.follow),
+    Section(
+        "distal",
+        "What it takes noise for",
+        "Start from noise and follow the gradient of log p(y|x) until the network is 90 % sure of a class. Where the "
+        "result looks like the class, confidence means something far from the data as well.",
+        attacking.climb,
+    ),
+    Section(
+        "samples",
+        "What it draws",
+        "Samples by stochastic gradient Langevin dynamics (SGLD): from noise, step by step up the gradient of log p~(x) "
+        "with a little noise in each step. The replay buffer holds the chains that training went on from.",
+        sampling.draw,
+        _DRAWING,
+    ),
+    Section("sample_quality", "How good what it draws is", "", sampling.judge, _DRAWING),
+    Section(
+        "inpainting",
+        "What it makes of half an image",
+        "The known pixels are held fixed, the hidden ones begin as noise and follow SGLD.",
+        sampling.inpaint,
+        _DRAWING,
+    ),
+    Section("training", "How it was trained", "", progress.follow),
 )  # fmt: skip
 
 
@@ -83,16 +131,17 @@ def run(subject: Subject, say: Callable[[str], None]) -> Iterator[Outcome]:
     """Every wanted section in turn: read where it was kept, else measured and kept. A failure ends its section alone.
 
     Args:
-      say: is given a line as each section is done.
+      say: is given the beginning of a line as a section begins, and its end as it is done.
     """
     some = wanted(subject.settings)
     for number, section in enumerate(some, 1):
+        say(f"  [{number}/{len(some)}] {section.name}: ")
         outcome = _kept(subject, section)
         note = "as before"
         if outcome is None:
             outcome = _measure(subject, section)
             note = f"{outcome.seconds:.1f} s" if not outcome.failure else f"FAILED: {outcome.failure}"
-        say(f"  [{number}/{len(some)}] {section.name}: {note}")
+        say(f"{note}\n")
         yield outcome
 
 

@@ -1,0 +1,137 @@
+"""What a finished run shows: report.html for people, report.json for programs, and a short table."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jem_jax
+from jem_jax import metrics, parallel, workdir
+from jem_jax.config import Evaluation
+from jem_jax.datasets import Dataset
+from jem_jax.report import headline, page, sections, subject
+from jem_jax.report.subject import Subject
+from jem_jax.workdir import RunFacts
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_NUMBERS, _PAGE = "report.json", "report.html"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report and where it lies."""
+
+    values: dict[str, Any]
+    folder: Path
+
+    @property
+    def numbers(self) -> Path:
+        """report.json"""
+        return self.folder / _NUMBERS
+
+    @property
+    def page(self) -> Path:
+        """report.html"""
+        return self.folder / _PAGE
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """section -> why it failed"""
+        return {name: some["failure"] for name, some in self.values["sections"].items() if some["failure"]}
+
+
+def write(
+    path: Path, facts: RunFacts, dataset: Dataset, seconds: dict[str, float], say: Callable[[str], None]
+) -> Report:
+    """Measures a run's last checkpoint, and its baseline's, and writes report/.
+
+    Args:
+      path: the workdir.
+      seconds: how long each part of the run took.
+      say: is given the progress, piece by piece.
+
+    Raises:
+      UserError: the run has no finished checkpoint.
+    """
+    about = subject.read(path, facts, dataset)
+    outcomes = list(sections.run(about, say))
+    values: dict[str, Any] = {name: {"iteration": model.step} for name, model in about.models.items()}
+    for outcome in outcomes:
+        for name, found in outcome.result.models.items():
+            _merge(values[name], found)
+    values["sections"] = {
+        some.section.name: {"seconds": some.seconds, "failure": some.failure, "how": some.result.how}
+        for some in outcomes
+    }
+    measured = sum(outcome.seconds for outcome in outcomes)
+    values["run"] = _about_run(about, dict(seconds) | {"evaluation": measured})
+    report = Report(values, about.folder)
+    workdir.write_text(report.page, page.render(values, outcomes, about.folder))
+    # Last, since this file is what tells that a report is whole.
+    workdir.write_text(report.numbers, json.dumps(values, indent=1) + "\n")
+    return report
+
+
+def read(path: Path) -> Report | None:
+    """The report that lies in a workdir, if there is one and it can be read."""
+    report = Report({}, path / workdir.REPORT)
+    try:
+        values = json.loads(report.numbers.read_text(encoding="utf-8"))
+        if not {"iterations", "evaluation", "seconds"} <= values["run"].keys() or "jem" not in values:
+            return None
+        whole = dataclasses.replace(report, values=values)
+        return whole if report.page.is_file() and isinstance(whole.failures, dict) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def is_current(report: Report, facts: RunFacts, step: int, baseline: bool) -> bool:
+    """Whether a report is whole, of this iteration and of these settings, with the baseline if there is one."""
+    run = report.values["run"]
+    if baseline != ("baseline" in report.values) or report.failures:
+        return False
+    return run["iterations"] == step and run["evaluation"] == _as_json(facts.config.evaluation)
+
+
+def table(report: Report) -> str:
+    """The short table that ends a run."""
+    return headline.as_text(report.values)
+
+
+def seconds_in_words(report: Report) -> str:
+    """How long the parts of the run took."""
+    parts = report.values["run"]["seconds"]
+    return ", ".join(f"{name} {metrics.duration(value)}" for name, value in parts.items())
+
+
+def _about_run(about: Subject, seconds: dict[str, float]) -> dict[str, Any]:
+    config, dataset = about.facts.config, about.dataset
+    return {
+        "data": dataset.name,
+        "split_sizes": {name: len(getattr(dataset, name)) for name in ("train", "validation", "test")},
+        "iterations": about.jem.step,
+        "evaluation": _as_json(config.evaluation),
+        "seed": config.seed,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "devices": parallel.describe(),
+        "python": platform.python_version(),
+        "versions": {"jem_jax": jem_jax.__version__} | {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _as_json(settings: Evaluation) -> dict[str, Any]:
+    """As JSON reads it back, tuples as lists."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+    """Sections of one model side by side; of nested dicts too."""
+    for name, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(name), dict):
+            _merge(into[name], value)
+        else:
+            into[name] = value
