@@ -1,11 +1,12 @@
 """Grids of images as PNG files."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from jem_jax import files
 
 _GAP = 2
 _BACKGROUND = 255
@@ -52,8 +53,6 @@ def square(images: np.ndarray) -> Image.Image:
 
 def save(image: Image.Image, path: Path) -> Path:
     """Writes the PNG whole or not at all, and makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    image.save(partial, format="PNG")
-    os.replace(partial, path)
+    with files.whole(path) as partial:
+        image.save(partial, format="PNG")
     return path

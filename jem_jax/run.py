@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from jem_jax import datasets, loading, parallel, report, sizes, train, train_step, workdir
+from jem_jax import datasets, export, loading, parallel, report, sizes, train, train_step, workdir
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.errors import UserError
@@ -40,6 +40,7 @@ def run(mode: str, config: Config, path: Path, overwrite: bool, cluster: Cluster
         raise UserError(f"--overwrite starts a run anew; it does not go with --mode={mode}")
     if require_devices < 1:
         raise UserError(f"--require_devices must be at least 1, not {require_devices}")
+    report.check(config.evaluation)
     known = None if overwrite else workdir.find_facts(path)
     if mode != "train" and known is None:
         raise UserError(f"{path} holds no run to {mode}; train one first, or name its folder with --workdir")
@@ -147,16 +148,17 @@ def _evaluate(facts: RunFacts, dataset: Dataset, path: Path) -> int:
 
 
 def _write_report(facts: RunFacts, dataset: Dataset, path: Path, seconds: dict[str, float]) -> int:
-    _say(f"evaluating on {len(dataset.test)} test images and drawing samples …")
-    return _show(report.write(path, facts, dataset, seconds))
+    _say("evaluating:")
+    return _show(report.write(path, facts, dataset, seconds, _say_piece))
 
 
 def _show(shown: report.Report) -> int:
     print(f"\n{report.table(shown)}\n", flush=True)
-    if shown.values["run"]["seconds"]:
-        _say(f"time: {report.seconds_in_words(shown)}")
+    for section, failure in shown.failures.items():
+        _say(f"section {section} failed: {failure}; --mode=evaluate tries it again")
+    _say(f"time: {report.seconds_in_words(shown)}")
     _say("look at:")
-    for file in (*shown.pictures, shown.path):
+    for file in (shown.page, *shown.samples, shown.numbers):
         _say(f"  {file}")
     return 0
 
@@ -166,8 +168,9 @@ def _sample(facts: RunFacts, path: Path) -> int:
         return 0
     started = time.monotonic()
     model = loading.read_model(path, facts)
-    _say(f"drawing {facts.config.evaluation.num_samples} samples in {facts.config.evaluation.sample_steps} steps …")
-    _, files = report.draw_samples(path / workdir.SAMPLES, model, facts)
+    settings = facts.config.evaluation
+    _say(f"drawing {settings.num_samples} samples in {settings.sample_steps} steps …")
+    files = export.write(path / workdir.SAMPLES, model, facts)
     _say(f"took {duration(time.monotonic() - started)}; look at:")
     for file in files:
         _say(f"  {file}")
@@ -176,3 +179,7 @@ def _sample(facts: RunFacts, path: Path) -> int:
 
 def _say(text: str) -> None:
     print(text, flush=True)
+
+
+def _say_piece(text: str) -> None:
+    print(text, end="", flush=True)

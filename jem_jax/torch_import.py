@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jem_jax import files
 from jem_jax.wide_resnet import NORMS, WideResNet
 
 Variables = dict[str, Any]
@@ -545,12 +546,8 @@ def write_checkpoint(
         "model_state_dict": {name: torch.tensor(array) for name, array in arrays.items()},
         "replay_buffer": torch.tensor(images),
     }
-    partial = path.with_name(f"{path.name}.partial")
-    try:
+    with files.whole(path) as partial:
         torch.save(content, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _torch() -> Any:

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jem_jax import config as configuration
+from jem_jax import files
 from jem_jax.config import Config
 from jem_jax.errors import UserError
 
@@ -81,10 +81,8 @@ def write_facts(path: Path, facts: RunFacts) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all, and makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with files.whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -36,6 +36,10 @@ class Attacked(NamedTuple):
     """[N] bool: still classified as the label, under fresh noise where the defence has any"""
 
 
+Attacker = Callable[[Any, Array, np.ndarray, np.ndarray, float, int], Attacked]
+"""(variables, key, images [N, ...] in [-1, 1], labels [N], epsilon, batch_size) -> `Attacked`"""
+
+
 def undefended(logits_fn: VariablesLogits) -> Defence:
     """The classifier as it is."""
     return lambda variables, _, x: logits_fn(variables, x)
@@ -143,14 +147,8 @@ def margin(logits: Array, labels: Array) -> Array:
     return jnp.where(jnp.isnan(value), jnp.inf, value)
 
 
-def attacker(
-    defence: Defence, *, norm: str, num_steps: int, restarts: int = 1
-) -> Callable[[Any, Array, np.ndarray, np.ndarray, float, int], Attacked]:
-    """The attack over many images, on all devices, the best of its restarts for each image.
-
-    Returns:
-      (variables, key, images [N, ...] in [-1, 1], labels [N], epsilon, batch_size) -> `Attacked`.
-    """
+def attacker(defence: Defence, *, norm: str, num_steps: int, restarts: int = 1) -> Attacker:
+    """The attack over many images, on all devices, the best of its restarts for each image."""
 
     def attack(shared: tuple[Any, Array], examples: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         variables, epsilon = shared

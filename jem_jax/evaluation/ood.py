@@ -91,7 +91,7 @@ def detection(inside: np.ndarray, outside: np.ndarray) -> Detection:
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
     """P(inside > outside) + P(equal) / 2: the area under the ROC curve (Mann and Whitney 1947). NaN is lowest."""
-    inside_ranks, outside_ranks = _ranks(inside, outside)
+    inside_ranks, _ = _ranks(inside, outside)
     wins = inside_ranks.sum() - len(inside) * (len(inside) + 1) / 2
     return float(wins / (len(inside) * len(outside)))
 

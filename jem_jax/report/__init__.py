@@ -13,7 +13,7 @@ import jem_jax
 from jem_jax import metrics, parallel, workdir
 from jem_jax.config import Evaluation
 from jem_jax.datasets import Dataset
-from jem_jax.report import headline, page, sections, subject
+from jem_jax.report import headline, page, sampling, sections, subject
 from jem_jax.report.subject import Subject
 from jem_jax.workdir import RunFacts
 
@@ -39,9 +39,23 @@ class Report:
         return self.folder / _PAGE
 
     @property
+    def samples(self) -> list[Path]:
+        """The pictures of samples, as far as they were drawn."""
+        return [path for name in sampling.PICTURES if (path := self.folder / name).is_file()]
+
+    @property
     def failures(self) -> dict[str, str]:
         """section -> why it failed"""
         return {name: some["failure"] for name, some in self.values["sections"].items() if some["failure"]}
+
+
+def check(settings: Evaluation) -> None:
+    """Makes sure that the settings name sections that there are.
+
+    Raises:
+      UserError: they do not.
+    """
+    sections.wanted(settings)
 
 
 def write(

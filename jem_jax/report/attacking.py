@@ -8,7 +8,7 @@ import numpy as np
 from jem_jax import pictures
 from jem_jax.datasets.splits import to_float
 from jem_jax.evaluation import adversarial, distal
-from jem_jax.evaluation.adversarial import Defence
+from jem_jax.evaluation.adversarial import Attacker, Defence
 from jem_jax.report import figures
 from jem_jax.report.result import Result, percent
 from jem_jax.report.subject import TITLES, Subject
@@ -34,11 +34,13 @@ def attack(subject: Subject) -> Result:
     plain = adversarial.undefended(network.logits)
     for norm, epsilons in (("linf", settings.attack_linf), ("l2", settings.attack_l2)):
         lines = []
+        run = _attacker(subject, plain, norm)
         for name in subject.models:
-            values = _robust(subject, plain, name, norm, epsilons, settings.attack_images)
+            values = _robust(subject, run, name, epsilons, settings.attack_images)
             result.models.setdefault(name, {}).setdefault("pgd", {})[norm] = values
-            colour = figures.COLOURS[name]
-            lines.append((TITLES[name], colour, "o-", [0, *epsilons], list(values.values())))
+            style = "o-" if name == "jem" else "s--"
+            heights = list(values.values())
+            lines.append(figures.AttackLine(TITLES[name], figures.COLOURS[name], style, [0, *epsilons], heights))
         _accuracy_table(result, norm, epsilons, settings.attack_images)
         panels.append((f"PGD-{settings.attack_steps}, {_NORMS[norm]}", f"{_NORMS[norm]} ε, [0, 1] pixels", lines))
     result.plot(
@@ -50,16 +52,18 @@ def attack(subject: Subject) -> Result:
     return result
 
 
-def _robust(
-    subject: Subject, defence: Defence, name: str, norm: str, epsilons: Sequence[float], count: int
-) -> dict[str, float]:
+def _attacker(subject: Subject, defence: Defence, norm: str) -> Attacker:
+    settings = subject.settings
+    return adversarial.attacker(defence, norm=norm, num_steps=settings.attack_steps, restarts=settings.attack_restarts)
+
+
+def _robust(subject: Subject, run: Attacker, name: str, epsilons: Sequence[float], count: int) -> dict[str, float]:
     """ε -> accuracy, from ε 0."""
-    settings, some = subject.settings, subject.some_test(count)
-    run = adversarial.attacker(defence, norm=norm, num_steps=settings.attack_steps, restarts=settings.attack_restarts)
+    some, key = subject.some_test(count), subject.key(_ATTACK_STREAM)
     images, variables = to_float(some.images), subject.models[name].variables
     return {
         f"{epsilon:g}": float(
-            run(variables, subject.key(_ATTACK_STREAM), images, some.labels, epsilon, settings.batch_size).right.mean()
+            run(variables, key, images, some.labels, epsilon, subject.settings.batch_size).right.mean()
         )
         for epsilon in (0.0, *epsilons)
     }
@@ -83,7 +87,8 @@ def _refined(subject: Subject, result: Result) -> None:
                 subject.jem.network.logits, num_steps=steps, step_size=sampler.step_size,
                 noise_std=sampler.noise_std, backpropagate=backpropagate,
             )  # fmt: skip
-            values = _robust(subject, defence, "jem", "linf", settings.refined_linf, settings.refined_images)
+            run = _attacker(subject, defence, "linf")
+            values = _robust(subject, run, "jem", settings.refined_linf, settings.refined_images)
             mode = "backpropagated" if backpropagate else "straight_through"
             found[f"jem_{steps}_{mode}"] = values
             how = "" if not steps else ", attack through the chain" if backpropagate else ", official attack"
@@ -108,7 +113,11 @@ def climb(subject: Subject) -> Result:
                          "max_steps": 400, "images": len(classes)})  # fmt: skip
     for name, model in subject.models.items():
         ends = ascend(
-            model.variables, subject.key(_DISTAL_STREAM), classes, subject.facts.image_shape, subject.settings.batch_size
+            model.variables,
+            subject.key(_DISTAL_STREAM),
+            classes,
+            subject.facts.image_shape,
+            subject.settings.batch_size,
         )
         other = next((key for key in subject.models if key != name), None)
         values: dict[str, Any] = {

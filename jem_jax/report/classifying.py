@@ -1,5 +1,7 @@
 """The sections about the classifier: what it gets right, and whether it knows how sure it may be."""
 
+from typing import Any
+
 import numpy as np
 
 from jem_jax.datasets.splits import to_float
@@ -60,7 +62,7 @@ def calibrate(subject: Subject) -> Result:
     diagrams, rows = {}, []
     for name, logits in subject.test_logits.items():
         temperature = calibration.fit_temperature(subject.logits(name, to_float(validation.images)), validation.labels)
-        values: dict[str, object] = {"ece_bins": bins, "temperature": temperature}
+        values: dict[str, Any] = {"ece_bins": bins, "temperature": temperature}
         for when, scaled in (("", logits), ("_scaled", logits / temperature)):
             low, high = calibration.ece_interval(scaled, labels, bins, seed=subject.facts.config.seed)
             ece = calibration.expected_calibration_error(scaled, labels, bins)
@@ -73,11 +75,11 @@ def calibrate(subject: Subject) -> Result:
             interval = f"{percent(low)} to {percent(high)}"
             rows.append((title, percent(ece), interval, percent(mass), percent(mce), f"{nll:.4f}"))
             diagrams[f"{name} {when}"] = (title, calibration.reliability(scaled, labels, bins))
-        gap = np.exp(classification.log_posterior(logits).max(axis=-1)).mean() - classification.accuracy(logits, labels)
-        values["confidence_less_accuracy"] = float(gap)
+        confidence = np.exp(classification.log_posterior(logits).max(axis=-1)).mean()
+        values["confidence_less_accuracy"] = float(confidence) - classification.accuracy(logits, labels)
         result.models[name] = values
     for name, values in result.models.items():
-        gap = float(values["confidence_less_accuracy"])
+        gap = values["confidence_less_accuracy"]
         result.text(
             f"The {TITLES[name]} is {'over' if gap > 0 else 'under'}confident: its mean confidence is "
             f"{percent(abs(gap))} {'above' if gap > 0 else 'below'} its accuracy."

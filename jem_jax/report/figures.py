@@ -1,21 +1,21 @@
 """The report's plots, in one style: two colours that colour-blind readers tell apart, units on every axis."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
-from jem_jax.evaluation.calibration import Reliability  # noqa: E402
-from jem_jax.report.subject import TITLES  # noqa: E402
+from jem_jax import files
+from jem_jax.evaluation.calibration import Reliability
+from jem_jax.report.subject import TITLES
 
 COLOURS = {"jem": "#0072B2", "baseline": "#D55E00"}
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -27,13 +27,29 @@ _STYLE: dict[str, Any] = {
 }
 
 
+class AttackLine(NamedTuple):
+    """Accuracy of one model over ε."""
+
+    name: str
+    colour: str
+    style: str
+    epsilons: Sequence[float]
+    accuracies: Sequence[float]
+
+
+class TrainingLine(NamedTuple):
+    """One metric over iterations."""
+
+    name: str
+    steps: Sequence[int]
+    values: Sequence[float]
+
+
 def save(figure: Any, path: Path) -> Path:
     """Writes the PNG whole or not at all, and makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png")
+    with files.whole(path) as partial:
+        figure.savefig(partial, format="png")
     pyplot.close(figure)
-    os.replace(partial, path)
     return path
 
 
@@ -112,31 +128,27 @@ def histograms(
         return save(figure, path)
 
 
-def curves(panels: Sequence[tuple[str, str, Sequence[tuple[str, str, str, Sequence[float], Sequence[float]]]]],
-           path: Path) -> Path:  # fmt: skip
-    """Accuracy against ε, one panel a norm.
-
-    Args:
-      panels: (title, label of the ε axis, lines); a line is (label, colour, style, ε, accuracies).
-    """
+def curves(panels: Sequence[tuple[str, str, Sequence[AttackLine]]], path: Path) -> Path:
+    """Accuracy against ε, one panel a norm: (title, label of the ε axis, lines)."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = pyplot.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.8), squeeze=False, sharey=True)
         for axis, (title, label, lines) in zip(axes[0], panels, strict=True):
-            for name, colour, style, epsilons, accuracies in lines:
-                axis.plot(epsilons, [100 * value for value in accuracies], style, color=colour, label=name, ms=4)
+            for line in lines:
+                heights = [100 * value for value in line.accuracies]
+                axis.plot(line.epsilons, heights, line.style, color=line.colour, label=line.name, ms=4)
             axis.set(title=title, xlabel=label, ylim=(-2, 102))
             axis.legend(fontsize=8)
         axes[0, 0].set_ylabel("accuracy under attack, %")
         return save(figure, path)
 
 
-def training(series: Mapping[str, tuple[str, Sequence[tuple[str, Sequence[float], Sequence[float]]]]], path: Path) -> Path:
-    """Metrics over iterations: panel title -> (axis label, lines of (label, iterations, values))."""
+def training(series: Mapping[str, tuple[str, Sequence[TrainingLine]]], path: Path) -> Path:
+    """Metrics over iterations: panel title -> (axis label, lines)."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = pyplot.subplots(1, len(series), figsize=(4 * len(series), 3.2), squeeze=False)
         for axis, (title, (label, lines)) in zip(axes[0], series.items(), strict=True):
-            for (name, steps, values), colour in zip(lines, ("#0072B2", "#D55E00", "#009E73"), strict=False):
-                axis.plot(steps, values, color=colour, label=name, linewidth=1.2)
+            for line, colour in zip(lines, ("#0072B2", "#D55E00", "#009E73"), strict=False):
+                axis.plot(line.steps, line.values, color=colour, label=line.name, linewidth=1.2)
             axis.set(title=title, xlabel="iteration", ylabel=label)
             axis.legend(fontsize=8)
         return save(figure, path)

@@ -27,9 +27,11 @@ def lines(values: Mapping[str, Any]) -> list[Line]:
     found = [
         _line(models, "accuracy", lambda model: model["accuracy"], lambda value: percent(value, 2)),
         _line(models, "NLL, nats", lambda model: model["nll"], "{:.4f}".format, higher=False),
-        _line(models, "calibration error (ECE)", lambda model: model["ece"], lambda value: percent(value, 2), higher=False),
+        _line(
+            models, "calibration error (ECE)", lambda model: model["ece"], lambda value: percent(value, 2), higher=False
+        ),
     ]
-    some = next(iter(models.values()), {})
+    some: Any = next(iter(models.values()), {})
     for score, formula in _OOD.items():
         count = len(some.get("ood", {}))
         title = f"AUROC of {formula}, mean of {count} outside sets"

@@ -29,13 +29,14 @@ th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2
 .caption, details, footer { color: #555; font-size: .88rem; }
 figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; display: block; }
 .failed { border-left: 4px solid #d55e00; padding: .5rem 1rem; background: #fff4ec; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; } dt { font-weight: 600; } dd { margin: 0; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }
+dt { font-weight: 600; } dd { margin: 0; }
 @media (max-width: 40rem) { body { padding: .6rem; } .plot { min-width: 40rem; max-width: none; }
   dl { grid-template-columns: 1fr; } }
 """
-_LEAD = """The logits f(x)[y] of any classifier also say how likely an image is: log p~(x) = logsumexp of f(x)[y] over y,
-up to a constant. A joint energy-based model (JEM) is a classifier that was trained for both, p(y|x) and p(x). This page
-shows what that did to one network on {data}, beside a plain classifier of the same shape that learned p(y|x)
+_LEAD = """The logits f(x)[y] of any classifier also say how likely an image is: log p~(x) = logsumexp of f(x)[y]
+over y, up to a constant. A joint energy-based model (JEM) is a classifier that was trained for both, p(y|x) and p(x).
+This page shows what that did to one network on {data}, beside a plain classifier of the same shape that learned p(y|x)
 alone. Where the plain classifier is better, the page says so as well."""
 _LEAD_ALONE = """The logits f(x)[y] of any classifier also say how likely an image is: log p~(x) = logsumexp of f(x)[y]
 over y, up to a constant. This page shows how one network on {data} does as a classifier and as a model of images."""
@@ -61,7 +62,9 @@ def render(values: Mapping[str, Any], outcomes: Sequence[Outcome], folder: Path)
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_CSS}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
+        f"<title>{html.escape(title)}</title><style>{_CSS}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
     )
 
 
@@ -124,7 +127,8 @@ def _paragraph(text: str) -> str:
 
 def _definitions(values: Mapping[str, Any]) -> str:
     items = "".join(
-        f"<dt>{html.escape(str(name).replace('_', ' '))}</dt><dd>{_definition(value)}</dd>" for name, value in values.items()
+        f"<dt>{html.escape(str(name).replace('_', ' '))}</dt><dd>{_definition(value)}</dd>"
+        for name, value in values.items()
     )
     return f"<dl>{items}</dl>"
 

@@ -21,11 +21,11 @@ def follow(subject: Subject) -> Result:
     result = Result(how={"file": "metrics.jsonl", "means": "each point is the mean since the one before"})
     series = {}
     for title, (label, names) in _CURVES.items():
-        found = [
-            (short, *zip(*((line["step"], line[name]) for line in lines if line.get(name) is not None), strict=True))
-            for name, short in names.items()
-            if any(line.get(name) is not None for line in lines)
-        ]
+        found = []
+        for name, short in names.items():
+            points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+            if points:
+                found.append(figures.TrainingLine(short, *zip(*points, strict=True)))
         if found:
             series[title] = (label, found)
     if not series:

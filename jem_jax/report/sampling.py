@@ -14,7 +14,10 @@ from jem_jax.report.result import Result, percent
 from jem_jax.report.subject import TITLES, Subject
 from jem_jax.workdir import RunFacts
 
+PICTURES = ("samples_by_class.png", "samples.png", "buffer_by_class.png")
+"""what a person looks at first"""
 _PER_CLASS = 10
+_SHOWN = 100
 _EXTREMES = 20
 _STRIP_CHAINS, _STRIP_PICTURES = 8, 10
 _NEIGHBOURS = 10
@@ -30,23 +33,31 @@ def fresh_chains(model: Model, facts: RunFacts, conditional: bool) -> tuple[np.n
     labels = np.repeat(np.arange(facts.num_classes, dtype=np.int32), per_class)
     wanted = labels if conditional else np.zeros(settings.num_samples, dtype=np.int32)
     sample = generation.sampler(
-        model.network, conditional=conditional, num_steps=settings.sample_steps, **train_step.sgld_settings(facts.config)
+        model.network,
+        conditional=conditional,
+        num_steps=settings.sample_steps,
+        **train_step.sgld_settings(facts.config),
     )
     key = jax.random.fold_in(jax.random.key(facts.config.seed), conditional)
     return sample(model.variables, key, wanted, facts.image_shape, settings.batch_size), wanted
 
 
 def draw_fresh(folder: Path, model: Model, facts: RunFacts) -> tuple[dict[str, np.ndarray], list[Path]]:
-    """Fresh chains, of each class and of none, as pictures. Returns the images by name, and the files."""
-    drawn, files = {}, []
-    for name, conditional in (("samples_by_class", True), ("samples", False)):
-        drawn[name], _ = fresh_chains(model, facts, conditional)
-        rows = _rows(drawn[name])
-        if conditional:
-            rows = list(drawn[name].reshape(facts.num_classes, -1, *facts.image_shape))
-        names = facts.class_names if conditional else ()
-        files.append(pictures.save(pictures.grid(rows, names), folder / f"{name}.png"))
-    return drawn, files
+    """Fresh chains, of each class and of none, as pictures of a hundred or so. Returns all by name, and the files."""
+    by_class, _ = fresh_chains(model, facts, conditional=True)
+    unconditional, _ = fresh_chains(model, facts, conditional=False)
+    rows = [images[:_PER_CLASS] for images in by_class.reshape(facts.num_classes, -1, *facts.image_shape)]
+    files = [
+        pictures.save(pictures.grid(rows, facts.class_names), folder / PICTURES[0]),
+        pictures.save(pictures.grid(_rows(unconditional[:_SHOWN])), folder / PICTURES[1]),
+    ]
+    return {"by_class": by_class, "unconditional": unconditional}, files
+
+
+def draw_buffer(folder: Path, images: np.ndarray, logits: np.ndarray, facts: RunFacts) -> Path:
+    """A picture of the replay buffer, by predicted class: the first of each, none chosen."""
+    rows = generation.by_class(images, logits, _PER_CLASS)
+    return pictures.save(pictures.grid(rows, facts.class_names), folder / PICTURES[2])
 
 
 def draw(subject: Subject) -> Result:
@@ -57,18 +68,20 @@ def draw(subject: Subject) -> Result:
     result = Result(how={"steps": steps, "start": "U(-1, 1)", "seed": facts.config.seed,
                          "images": {name: len(images) for name, images in drawn.items()}})  # fmt: skip
     result.images(files[0], f"Chains that began as noise and followed one class's logit, ∇ f(x)[y], for {steps} steps.")
-    result.images(files[1], f"Chains that began as noise and followed ∇ log p~(x) for {steps} steps, whatever the class.")
+    result.images(
+        files[1], f"Chains that began as noise and followed ∇ log p~(x) for {steps} steps, whatever the class."
+    )
     densities = {"test image": (subject.test, _log_density(subject.test_logits["jem"]))}
     if subject.jem.buffer is not None:
         images = subject.jem.buffer.reshape(-1, *facts.image_shape)
         logits = subject.logits("jem", images)
         densities["buffer sample"] = (images, _log_density(logits))
-        rows = generation.by_class(images, logits, _PER_CLASS)
         result.images(
-            pictures.save(pictures.grid(rows, facts.class_names), folder / "buffer_by_class.png"),
+            draw_buffer(folder, images, logits, facts),
             f"The replay buffer, by predicted class: the first {_PER_CLASS} of {len(images)} in each, none chosen.",
         )
-    rows, names = [], []
+    rows: list[np.ndarray] = []
+    names: list[str] = []
     for kind, (images, density) in densities.items():
         order = np.argsort(density)
         for title, chosen in (("highest", order[::-1]), ("lowest", order)):
@@ -96,7 +109,7 @@ def judge(subject: Subject) -> Result:
     noise = np.random.default_rng(facts.config.seed).uniform(-1, 1, (500, *facts.image_shape))
     sources["uniform noise"] = noise.astype(np.float32)
     result = Result(how={
-        "network": f"the {TITLES[judge]}'s penultimate features and predictions; this is neither FID nor Inception score",
+        "network": f"the {TITLES[judge]}'s penultimate features and predictions; neither FID nor Inception score",
         "reference": f"{len(some)} training images", "values": "clipped to [-1, 1]",
         "fresh_chains": f"{subject.settings.sample_steps} steps from U(-1, 1)",
     })  # fmt: skip
@@ -111,15 +124,15 @@ def judge(subject: Subject) -> Result:
     ]  # fmt: skip
     result.text(
         f"The judge is the {TITLES[judge]}, by its penultimate features and predictions: these are neither FID nor "
-        f"Inception scores and compare only within this table. Reference: {len(some)} training images. A Fréchet distance "
-        "is larger where there are fewer images."
+        f"Inception scores and compare only within this table. Reference: {len(some)} training images. A Fréchet "
+        "distance is larger where there are fewer images."
     )
     head = ("", "images", "Fréchet distance", "Inception-style score", "mean confidence", "class shares",
             "median distance to the nearest training image")  # fmt: skip
     result.table(head, rows, "distance in [-1, 1] pixels, L2; values clipped to [-1, 1]")
     result.images(
         _neighbours(subject, sources["fresh chains"][:_NEIGHBOURS], reference, reference_features),
-        "Are samples copies? Each sample over its nearest of the reference images by pixels, and by the judge's features.",
+        "Are samples copies? Each sample over its nearest reference image by pixels, and by the judge's features.",
     )
     return result
 
@@ -129,9 +142,7 @@ def inpaint(subject: Subject) -> Result:
     facts, steps = subject.facts, subject.settings.sample_steps
     images = to_float(subject.some_test(_INPAINTED).images)
     mean = to_float(subject.dataset.train.images).mean(axis=0)
-    fill = inpainting.inpainter(
-        subject.jem.network.logits, num_steps=steps, **train_step.sgld_settings(facts.config)
-    )
+    fill = inpainting.inpainter(subject.jem.network.logits, num_steps=steps, **train_step.sgld_settings(facts.config))
     result = Result(how={"images": len(images), "steps": steps, "error": "root mean square of hidden pixels, [0, 1]"})
     pictured, names, rows, values = [images], ["original"], [], {}
     for name, known in inpainting.masks(facts.image_shape).items():
@@ -144,8 +155,8 @@ def inpaint(subject: Subject) -> Result:
         names += [f"{name} hidden", "sampled"]
     result.models["jem"] = {"inpainting": values}
     result.text(
-        "One sample for each image. A sample errs even where the model is right, since it commits itself to one of many "
-        "possibilities, while the mean image is the blur that makes the squared error small."
+        "One sample for each image. A sample errs even where the model is right, since it commits itself to one of "
+        "many possibilities, while the mean image is the blur that makes the squared error small."
     )
     result.table(("hidden", "sampled", "mean training image"), rows, "root mean squared error of hidden pixels, [0, 1]")
     result.images(
@@ -174,9 +185,7 @@ def _quality(
     }
 
 
-def _neighbours(
-    subject: Subject, samples: np.ndarray, reference: np.ndarray, reference_features: np.ndarray
-) -> Path:
+def _neighbours(subject: Subject, samples: np.ndarray, reference: np.ndarray, reference_features: np.ndarray) -> Path:
     by_pixels, _ = sample_quality.nearest(samples, reference)
     by_features, _ = sample_quality.nearest(subject.features(subject.judge, samples), reference_features)
     rows = [samples, reference[by_pixels], reference[by_features]]

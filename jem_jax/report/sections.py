@@ -92,8 +92,8 @@ SECTIONS = (
     Section(
         "samples",
         "What it draws",
-        "Samples by stochastic gradient Langevin dynamics (SGLD): from noise, step by step up the gradient of log p~(x) "
-        "with a little noise in each step. The replay buffer holds the chains that training went on from.",
+        "Samples by stochastic gradient Langevin dynamics (SGLD): from noise, step by step up the gradient of log "
+        "p~(x) with a little noise in each step. The replay buffer holds the chains that training went on from.",
         sampling.draw,
         _DRAWING,
     ),
