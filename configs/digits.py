@@ -28,9 +28,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.decay_factor = 0.3
     config.training.batch_size = 64
     config.training.epochs = 40
+    config.evaluation.ood_images = 500
     config.evaluation.attack_images = 500
     config.evaluation.attack_linf = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3)
     config.evaluation.attack_l2 = (0.25, 0.5, 1.0, 2.0)
     config.evaluation.refined_images = 50
-    config.evaluation.refined_linf = (0.05, 0.1, 0.2)
+    config.evaluation.refined_linf = (0.1,)
     return config

@@ -168,7 +168,8 @@ def attacker(defence: Defence, *, norm: str, num_steps: int, restarts: int = 1) 
         attack_key, final_key = jax.random.split(key)
         strongest: np.ndarray = images
         margins = np.full(len(images), -np.inf, np.float32)
-        for restart in range(restarts):
+        # At ε 0 there is nowhere to go.
+        for restart in range(restarts if epsilon else 0):
             data = _key_data(jax.random.fold_in(attack_key, restart), len(images))
             found, new = attack_all((variables, np.float32(epsilon)), (data, images, labels), batch_size)
             better = new > margins

@@ -1,15 +1,14 @@
 """The sections about what the model draws: samples, their quality, and hidden pixels filled in."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jem_jax import pictures, train_step
 from jem_jax.datasets.splits import to_float
 from jem_jax.evaluation import classification, generation, inpainting, sample_quality
-from jem_jax.loading import Model
 from jem_jax.report.result import Result, percent
 from jem_jax.report.subject import TITLES, Subject
 from jem_jax.workdir import RunFacts
@@ -26,32 +25,13 @@ _QUALITY_IMAGES = 2000
 _STRIP_STREAM, _INPAINT_STREAM = 104, 105
 
 
-def fresh_chains(model: Model, facts: RunFacts, conditional: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Chains from U(-1, 1): images [N, H, W, C], unclipped, and the classes [N] they were to follow (0 if none)."""
-    settings = facts.config.evaluation
-    per_class = -(-settings.num_samples // facts.num_classes)
-    labels = np.repeat(np.arange(facts.num_classes, dtype=np.int32), per_class)
-    wanted = labels if conditional else np.zeros(settings.num_samples, dtype=np.int32)
-    sample = generation.sampler(
-        model.network,
-        conditional=conditional,
-        num_steps=settings.sample_steps,
-        **train_step.sgld_settings(facts.config),
-    )
-    key = jax.random.fold_in(jax.random.key(facts.config.seed), conditional)
-    return sample(model.variables, key, wanted, facts.image_shape, settings.batch_size), wanted
-
-
-def draw_fresh(folder: Path, model: Model, facts: RunFacts) -> tuple[dict[str, np.ndarray], list[Path]]:
-    """Fresh chains, of each class and of none, as pictures of a hundred or so. Returns all by name, and the files."""
-    by_class, _ = fresh_chains(model, facts, conditional=True)
-    unconditional, _ = fresh_chains(model, facts, conditional=False)
-    rows = [images[:_PER_CLASS] for images in by_class.reshape(facts.num_classes, -1, *facts.image_shape)]
-    files = [
+def draw_fresh(folder: Path, fresh: Mapping[str, np.ndarray], facts: RunFacts) -> list[Path]:
+    """Pictures of `subject.fresh_chains`, ten of a class and a hundred of none; their files."""
+    rows = [images[:_PER_CLASS] for images in fresh["by_class"].reshape(facts.num_classes, -1, *facts.image_shape)]
+    return [
         pictures.save(pictures.grid(rows, facts.class_names), folder / PICTURES[0]),
-        pictures.save(pictures.grid(_rows(unconditional[:_SHOWN])), folder / PICTURES[1]),
+        pictures.save(pictures.grid(_rows(fresh["unconditional"][:_SHOWN])), folder / PICTURES[1]),
     ]
-    return {"by_class": by_class, "unconditional": unconditional}, files
 
 
 def draw_buffer(folder: Path, images: np.ndarray, logits: np.ndarray, facts: RunFacts) -> Path:
@@ -64,9 +44,9 @@ def draw(subject: Subject) -> Result:
     """Samples of every kind: afresh, by class, from the buffer, the most and least dense, and a chain's film strip."""
     facts, folder = subject.facts, subject.folder
     steps = subject.settings.sample_steps
-    drawn, files = draw_fresh(folder, subject.jem, facts)
+    files = draw_fresh(folder, subject.fresh, facts)
     result = Result(how={"steps": steps, "start": "U(-1, 1)", "seed": facts.config.seed,
-                         "images": {name: len(images) for name, images in drawn.items()}})  # fmt: skip
+                         "images": {name: len(images) for name, images in subject.fresh.items()}})  # fmt: skip
     result.images(files[0], f"Chains that began as noise and followed one class's logit, ∇ f(x)[y], for {steps} steps.")
     result.images(
         files[1], f"Chains that began as noise and followed ∇ log p~(x) for {steps} steps, whatever the class."
@@ -105,7 +85,7 @@ def judge(subject: Subject) -> Result:
     if subject.jem.buffer is not None:
         buffer = np.clip(subject.jem.buffer.reshape(-1, *facts.image_shape), -1, 1)
         sources["replay buffer"] = buffer[:: max(1, len(buffer) // _QUALITY_IMAGES)][:_QUALITY_IMAGES]
-    sources["fresh chains"] = np.clip(fresh_chains(subject.jem, facts, conditional=False)[0], -1, 1)
+    sources["fresh chains"] = np.clip(subject.fresh["unconditional"], -1, 1)
     noise = np.random.default_rng(facts.config.seed).uniform(-1, 1, (500, *facts.image_shape))
     sources["uniform noise"] = noise.astype(np.float32)
     result = Result(how={

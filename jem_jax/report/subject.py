@@ -7,10 +7,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jem_jax import loading, parallel, workdir
+from jem_jax import loading, parallel, train_step, workdir
 from jem_jax.config import Evaluation
 from jem_jax.datasets import Dataset, Split
 from jem_jax.datasets.splits import to_float
+from jem_jax.evaluation import generation
 from jem_jax.loading import Model
 from jem_jax.workdir import RunFacts
 
@@ -71,6 +72,11 @@ class Subject:
         """Every model's logits of the test images."""
         return {name: self.logits(name, self.test) for name in self.models}
 
+    @functools.cached_property
+    def fresh(self) -> dict[str, np.ndarray]:
+        """The JEM's `fresh_chains`."""
+        return fresh_chains(self.jem, self.facts)
+
     def some_test(self, count: int) -> Split:
         """At most `count` test images, the same for every model and section of a seed."""
         test = self.dataset.test
@@ -90,3 +96,26 @@ def read(path: Path, facts: RunFacts, dataset: Dataset) -> Subject:
     if (path / workdir.BASELINE).is_dir():
         models["baseline"] = loading.read_model(path, facts, baseline=True)
     return Subject(path, facts, dataset, models)
+
+
+def fresh_chains(model: Model, facts: RunFacts) -> dict[str, np.ndarray]:
+    """Samples that began as U(-1, 1), unclipped [N, H, W, C]: "by_class", equally many of each in order, following
+    ∇ f(x)[y], and "unconditional", following ∇ log p~(x)."""
+    settings = facts.config.evaluation
+    per_class = -(-settings.num_samples // facts.num_classes)
+    classes = {
+        "by_class": np.repeat(np.arange(facts.num_classes, dtype=np.int32), per_class),
+        "unconditional": np.zeros(settings.num_samples, np.int32),
+    }
+    drawn = {}
+    for kind, wanted in classes.items():
+        conditional = kind == "by_class"
+        sample = generation.sampler(
+            model.network,
+            conditional=conditional,
+            num_steps=settings.sample_steps,
+            **train_step.sgld_settings(facts.config),
+        )
+        key = jax.random.fold_in(jax.random.key(facts.config.seed), conditional)
+        drawn[kind] = sample(model.variables, key, wanted, facts.image_shape, settings.batch_size)
+    return drawn
