@@ -23,7 +23,7 @@ VARIANTS = {
     "log p(x) + log p(y|x), 20 labels a class": ["data.labels_per_class=20"],
     "log p(x) + log p(y|x), 5 labels a class": ["data.labels_per_class=5"],
 }
-QUICK = ["evaluation.sample_steps=1"]
+QUICK = ["evaluation.sections=classification,calibration"]
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
 
+_LONG = ("confusion", "recall", "precision")
+
 
 def run_command(config: str, workdir: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
     """Trains and evaluates once.
@@ -23,7 +25,8 @@ def run_command(config: str, workdir: Path, settings: Sequence[str] = ()) -> dic
       settings: "group.key=value".
 
     Returns:
-      The report's values but for the pictures', with `settings`, `command_seconds` (wall) and `peak_memory_mib`.
+      The report's values without its longest tables, with `settings`, `command_seconds` (wall) and
+      `peak_memory_mib`.
 
     Raises:
       SystemExit: the run failed.
@@ -36,7 +39,11 @@ def run_command(config: str, workdir: Path, settings: Sequence[str] = ()) -> dic
     if status:
         raise SystemExit(f"{' '.join(command)} ended with status {os.waitstatus_to_exitcode(status)}")
     report = json.loads((workdir / "report" / "report.json").read_text())
-    report.pop("samples")
+    for model in ("jem", "baseline"):
+        for name in _LONG:
+            report.get(model, {}).pop(name, None)
+    for section in report["sections"].values():
+        section.pop("how")
     return {
         "settings": list(settings),
         "command_seconds": round(time.monotonic() - started, 1),
