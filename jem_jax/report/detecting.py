@@ -78,13 +78,17 @@ def _tables(result: Result, sets: dict[str, OutsideSet]) -> None:
         + "; ".join(f"{name.replace('_', ' ')}: {some.description}" for name, some in sets.items())
         + "."
     )
-    for measure, title in (("auroc", "AUROC"), ("fpr95", "FPR at 95 % TPR"), ("aupr", "AUPR")):
-        rows = [
-            (
-                f"{TITLES[name]}, {kind.replace('_', ' ')}",
-                *(f"{values['ood'][key][kind][measure]:.3f}" for key in sets),
-            )
-            for kind in ood.SCORES
-            for name, values in result.models.items()
-        ]
-        result.table((title, *(name.replace("_", " ") for name in sets)), rows, title)
+    for measure, title, better in (("auroc", "AUROC", max), ("fpr95", "FPR at 95 % TPR", min), ("aupr", "AUPR", max)):
+        rows = []
+        for kind in ood.SCORES:
+            both = {name: [values["ood"][key][kind][measure] for key in sets] for name, values in result.models.items()}
+            best = [better(numbers) if len(set(numbers)) > 1 else None for numbers in zip(*both.values(), strict=True)]
+            for name, numbers in both.items():
+                cells = [
+                    f"{number:.3f}{' ✓' if number == top else ''}" for number, top in zip(numbers, best, strict=True)
+                ]
+                rows.append((f"{TITLES[name]}, {kind.replace('_', ' ')}", *cells))
+        head = (title, *(name.replace("_", " ") for name in sets))
+        wanted = "greater" if better is max else "smaller"
+        caption = f"{title} of each score, on each set; {wanted} is better, ✓ marks the better of the two models"
+        result.table(head, rows, caption, folded=measure != "auroc")

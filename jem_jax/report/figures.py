@@ -109,7 +109,7 @@ def histograms(
     """
     with matplotlib.rc_context({**_STYLE, "font.size": 8}):
         shape = (len(scores), len(sets))
-        figure, axes = pyplot.subplots(*shape, figsize=(2.1 * shape[1], 1.7 * shape[0]), squeeze=False)
+        figure, axes = pyplot.subplots(*shape, figsize=(1.6 * shape[1], 1.5 * shape[0]), squeeze=False)
         for row, (title, by_set) in enumerate(scores.items()):
             colour = COLOURS["jem" if title.startswith(TITLES["jem"]) else "baseline"]
             for column, name in enumerate(sets):
@@ -121,6 +121,7 @@ def histograms(
                 for values, shade, label in ((by_set["test"], "#999999", "test"), (by_set[name], colour, name)):
                     axis.hist(np.clip(values, low, high), bins, density=True, color=shade, alpha=0.6, label=label)
                 axis.set_yticks([])
+                axis.locator_params(axis="x", nbins=3)
                 if row == 0:
                     axis.set_title(name.replace("_", " "), fontsize=8)
                 if column == 0:

@@ -25,13 +25,14 @@ nav a { margin-right: 1rem; white-space: nowrap; display: inline-block; } a { co
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
-.better { font-weight: 700; } .better::after { content: " ✓"; } td.cell { white-space: nowrap; }
+td { white-space: nowrap; } td:first-child { white-space: normal; min-width: 7rem; }
+.better { font-weight: 700; } .better::after { content: " ✓"; }
 .caption, details, footer { color: #555; font-size: .88rem; }
 figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; display: block; }
 .failed { border-left: 4px solid #d55e00; padding: .5rem 1rem; background: #fff4ec; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }
 dt { font-weight: 600; } dd { margin: 0; }
-@media (max-width: 40rem) { body { padding: .6rem; } .plot { min-width: 40rem; max-width: none; }
+@media (max-width: 40rem) { body { padding: .6rem; } .plot { width: 42rem; max-width: none; }
   dl { grid-template-columns: 1fr; } }
 """
 _LEAD = """The logits f(x)[y] of any classifier also say how likely an image is: log p~(x) = logsumexp of f(x)[y]
@@ -73,7 +74,7 @@ def _headline(values: Mapping[str, Any]) -> str:
     rows = []
     for line in headline.lines(values):
         cells = "".join(
-            f'<td class="cell{" better" if line.better == name else ""}">{html.escape(line.cells[name])}</td>'
+            f'<td class="{"better" if line.better == name else ""}">{html.escape(line.cells[name])}</td>'
             for name in names
         )
         rows.append(f"<tr><td>{html.escape(line.title)}</td>{cells}</tr>")
@@ -110,6 +111,8 @@ def _block(block: Mapping[str, Any], folder: Path) -> str:
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in block["rows"]
         )
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        if block.get("folded"):
+            return f'<details><summary>{caption}</summary><div class="wide">{table}</div></details>'
         return f'<div class="wide">{table}</div><p class="caption">{caption}</p>'
     data = base64.b64encode((folder / block["file"]).read_bytes()).decode("ascii")
     image = f'<img class="{block["look"]}" alt="{caption}" src="data:image/png;base64,{data}">'

@@ -21,10 +21,12 @@ class Result:
         """A paragraph."""
         self.blocks.append({"kind": "text", "text": text})
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
-        """A table of words; its first column names the rows."""
-        rows = [list(row) for row in rows]
-        self.blocks.append({"kind": "table", "head": list(head), "rows": rows, "caption": caption})
+    def table(
+        self, head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", folded: bool = False
+    ) -> None:
+        """A table of words; its first column names the rows. A folded one shows its caption until it is opened."""
+        words = [list(row) for row in rows]
+        self.blocks.append({"kind": "table", "head": list(head), "rows": words, "caption": caption, "folded": folded})
 
     def plot(self, file: Path, caption: str) -> None:
         """A plot in the report's folder; its labels must stay legible, so that a small screen scrolls it."""

@@ -131,7 +131,7 @@ def inpaint(subject: Subject) -> Result:
         values[name] = {"sampled": inpainting.error(images, filled, known),
                         "mean_image": inpainting.error(images, by_mean, known)}  # fmt: skip
         rows.append((name, f"{values[name]['sampled']:.3f}", f"{values[name]['mean_image']:.3f}"))
-        pictured += [np.where(known, images, -1), filled]
+        pictured += [np.where(known, images, 0), filled]
         names += [f"{name} hidden", "sampled"]
     result.models["jem"] = {"inpainting": values}
     result.text(
@@ -141,7 +141,7 @@ def inpaint(subject: Subject) -> Result:
     result.table(("hidden", "sampled", "mean training image"), rows, "root mean squared error of hidden pixels, [0, 1]")
     result.images(
         pictures.save(pictures.grid(pictured, names), subject.folder / "inpainting.png"),
-        f"Hidden pixels (black) filled in by {steps} SGLD steps with the known ones held fixed.",
+        f"Hidden pixels (grey) filled in by {steps} SGLD steps with the known ones held fixed.",
     )
     return result
 
