@@ -32,8 +32,9 @@ SHORT = (
     "--config.evaluation.sample_steps=1",
     "--config.evaluation.num_samples=10",
     "--config.training.baseline=false",
+    "--config.evaluation.sections=classification,samples",
 )
-"""A whole run on the digits, without a classifier beside it: 18 iterations."""
+"""A whole run on the digits, without a classifier beside it and with a short report: 18 iterations."""
 
 TINY = (
     *SHORT,
