@@ -45,6 +45,11 @@ def _report(run: Path) -> dict:
     return json.loads((run / "report" / "report.json").read_text())
 
 
+def _accuracy(report: dict) -> str:
+    """As the command prints it."""
+    return f"{100 * report['jem']['accuracy']:.2f} %"
+
+
 def test_the_whole_command_as_the_readme_has_it(tmp_path):
     arguments = (*SHORT, "--config=configs/digits.py")
     status, output, errors = Command(*arguments, cwd=tmp_path, flags="").wait(300)
@@ -54,7 +59,8 @@ def test_the_whole_command_as_the_readme_has_it(tmp_path):
     report = _report(run)
     assert report["run"]["iterations"] == 18
     assert report["run"]["split_sizes"] == {"train": 1167, "validation": 130, "test": 500}
-    assert report["run"]["seconds"].keys() == {"training"}
+    assert report["run"]["seconds"].keys() == {"training", "evaluation"}
+    assert report["sections"].keys() == {"classification", "samples"}
     assert report["run"]["versions"]["jem_jax"] == jem_jax.__version__
 
     pictures = [run / "report" / f"{name}.png" for name in ("samples", "samples_by_class", "buffer_by_class")]
@@ -64,9 +70,9 @@ def test_the_whole_command_as_the_readme_has_it(tmp_path):
     # What is about to happen, what came of it, and where to look.
     assert "JEM: 4 CPU devices; 77,418 parameters; " in output
     assert "18 iterations will take about" in output
-    for path in (*pictures, run / "report" / "report.json"):
+    for path in (*pictures, run / "report" / "report.json", run / "report" / "report.html"):
         assert str(path.relative_to(tmp_path)) in output
-    assert f"{report['jem']['accuracy']:.2%}" in output
+    assert _accuracy(report) in output
 
 
 def test_a_classifier_may_be_added_to_a_finished_run(run):
@@ -78,20 +84,21 @@ def test_a_classifier_of_the_same_shape_is_trained_and_evaluated_beside_it(tmp_p
     run = tmp_path / "run"
     assert main([*TINY, f"--workdir={run}", "--config.training.baseline=true"]) == 0
     report = _report(run)
-    assert {"jem", "baseline", "run", "samples"} <= report.keys()
+    assert {"jem", "baseline", "run", "sections"} <= report.keys()
     for model in (report["jem"], report["baseline"]):
         assert 0 <= model["accuracy"] <= 1
-        assert 0 <= model["ece"] <= 1
         assert model["nll"] > 0
         assert (model["images"], model["split"], model["iteration"]) == (500, "test", 18)
-    assert report["run"]["seconds"].keys() == {"training", "baseline"}
+    assert report["run"]["seconds"].keys() == {"training", "baseline", "evaluation"}
     for part in (run, run / "baseline"):
         assert metrics(part)[-1]["step"] == 18
         assert list((part / "tensorboard").iterdir())
         assert (part / "checkpoints" / "18" / "manifest.json").exists()
         assert (part / "best" / "18" / "manifest.json").exists()
     assert "log_px_samples" not in metrics(run / "baseline")[0]
-    assert "\nclassifier" in capsys.readouterr().out
+    accuracies = [f"{100 * report[model]['accuracy']:.2f} %" for model in ("jem", "baseline")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy ")]
+    assert all(accuracy in lines[-1] for accuracy in accuracies)
 
 
 def test_metrics_have_a_line_for_each_step_that_was_to_be_logged():
@@ -107,7 +114,7 @@ def test_the_same_command_again_says_that_it_is_finished_and_shows_the_report(ru
     assert main([*TINY, f"--workdir={run}"]) == 0
     output = capsys.readouterr().out
     assert f"{run} holds a finished run of 18 iterations; its report:" in output
-    assert f"{json.loads((run / 'report' / 'report.json').read_text())['jem']['accuracy']:.2%}" in output
+    assert _accuracy(_report(run)) in output
     assert f"{run}/report/samples.png" in output
     assert {name: text for name, text in contents(run).items() if "tensorboard" not in name} == kept
 
@@ -119,8 +126,11 @@ def test_a_finished_run_gains_nothing_from_being_looked_at(run):
 
 
 def test_a_finished_run_is_evaluated_again_where_the_settings_of_that_changed(run, capsys):
-    assert main([*TINY, f"--workdir={run}", "--config.evaluation.ece_bins=5"]) == 0
-    assert "finished run" not in capsys.readouterr().out
+    more = "--config.evaluation.sections=classification,samples,calibration"
+    assert main([*TINY, more, f"--workdir={run}", "--config.evaluation.ece_bins=5"]) == 0
+    output = capsys.readouterr().out
+    assert "finished run" not in output
+    assert [line.split(":")[1].strip() for line in output.splitlines() if "/3] " in line].count("as before") == 2
     assert _report(run)["jem"]["ece_bins"] == 5
 
 
@@ -154,7 +164,7 @@ def test_evaluate_writes_the_report_again_and_nothing_else(run, capsys):
     assert main([*TINY, f"--workdir={run}", "--mode=evaluate"]) == 0
     new = _report(run)
     assert new["jem"] == old["jem"]
-    assert new["samples"] == old["samples"]
+    assert new["sections"].keys() == old["sections"].keys()
     assert "report/samples.png" in capsys.readouterr().out
     after = contents(run)
     assert {name: after[name] for name in before} == before
