@@ -1,0 +1,119 @@
+"""Classification and calibration against scikit-learn, closed forms and hand-made bins."""
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+from sklearn import metrics as sklearn_metrics
+
+from jem_jax.evaluation import calibration, classification
+
+
+@pytest.fixture
+def random_logits():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, 500)
+    logits = random.normal(size=(500, 4)).astype(np.float32)
+    logits[np.arange(500), labels] += 1.5
+    return logits, labels
+
+
+def _logits(confidences, classes: int = 2) -> np.ndarray:
+    """Logits whose first class has these probabilities, the others sharing the rest."""
+    first = np.asarray(confidences, np.float64)
+    rest = np.repeat(((1 - first) / (classes - 1))[:, None], classes - 1, axis=1)
+    with np.errstate(divide="ignore"):
+        return np.log(np.concatenate([first[:, None], rest], axis=1))
+
+
+def test_classification_is_scikit_learns(random_logits):
+    logits, labels = random_logits
+    posterior, predicted = np.exp(log_softmax(logits.astype(np.float64), axis=1)), logits.argmax(axis=1)
+    np.testing.assert_allclose(classification.log_posterior(logits), np.log(posterior), rtol=1e-9, atol=1e-12)
+    assert classification.accuracy(logits, labels) == sklearn_metrics.accuracy_score(labels, predicted)
+    assert classification.negative_log_likelihood(logits, labels) == pytest.approx(
+        sklearn_metrics.log_loss(labels, posterior), rel=1e-9
+    )
+    onehot = np.eye(4)[labels]
+    assert classification.brier_score(logits, labels) == pytest.approx(((posterior - onehot) ** 2).sum(1).mean())
+    confusion = classification.confusion_matrix(logits, labels)
+    np.testing.assert_array_equal(confusion, sklearn_metrics.confusion_matrix(labels, predicted))
+    recall, precision = classification.recall_and_precision(confusion)
+    np.testing.assert_allclose(recall, sklearn_metrics.recall_score(labels, predicted, average=None))
+    np.testing.assert_allclose(precision, sklearn_metrics.precision_score(labels, predicted, average=None))
+
+
+def test_a_class_with_no_example_and_one_never_predicted_have_no_share():
+    recall, precision = classification.recall_and_precision(np.array([[2, 0, 1], [0, 0, 0], [1, 0, 3]]))
+    assert np.isnan(recall[1])
+    assert np.isnan(precision[1])
+    np.testing.assert_allclose([recall[0], precision[2]], [2 / 3, 3 / 4])
+
+
+def test_logits_of_any_size_give_a_posterior():
+    logits = np.array([[1e4, -1e4], [-1e30, -1e30]], np.float32)
+    np.testing.assert_allclose(np.exp(classification.log_posterior(logits)), [[1, 0], [0.5, 0.5]])
+
+
+def test_ece_of_bins_made_by_hand():
+    # Two bins of ten: (0.6, 0.7] holds confidence 0.65 at accuracy 1/2, (0.8, 0.9] holds 0.85 at accuracy 1.
+    logits = _logits([0.65, 0.65, 0.85, 0.85, 0.85])
+    labels = np.array([0, 1, 0, 0, 0])
+    assert calibration.expected_calibration_error(logits, labels, 10) == pytest.approx(2 / 5 * 0.15 + 3 / 5 * 0.15)
+    assert calibration.expected_calibration_error(logits, labels, 1) == pytest.approx(abs(3.85 / 5 - 4 / 5))
+    assert calibration.maximum_calibration_error(logits, labels, 10) == pytest.approx(0.15)
+    diagram = calibration.reliability(logits, labels, 10)
+    assert diagram.counts.tolist() == [0] * 6 + [2, 0, 3, 0]
+    np.testing.assert_allclose(diagram.confidence[[6, 8]], [0.65, 0.85])
+    np.testing.assert_allclose(diagram.accuracy[[6, 8]], [0.5, 1])
+    assert np.isnan(diagram.accuracy[[0, 7, 9]]).all()
+    np.testing.assert_allclose(diagram.edges, np.linspace(0, 1, 11))
+
+
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below_it():
+    diagram = calibration.reliability(_logits([0.5, 0.75, 1.0]), np.zeros(3, int), 4)
+    assert diagram.counts.tolist() == [0, 1, 1, 1]
+
+
+def test_bins_of_equal_mass_hold_equally_many(random_logits):
+    logits, labels = random_logits
+    diagram = calibration.reliability(logits, labels, 15, equal_mass=True)
+    assert diagram.counts.min() >= 500 // 15
+    assert diagram.counts.max() <= 500 // 15 + 1
+    assert (np.diff(diagram.confidence) > 0).all()
+    expected = (diagram.counts * np.abs(diagram.confidence - diagram.accuracy)).sum() / 500
+    assert calibration.expected_calibration_error(logits, labels, 15, equal_mass=True) == pytest.approx(expected)
+
+
+def test_a_calibrated_classifier_has_a_small_ece_and_an_overconfident_one_a_large():
+    random = np.random.default_rng(1)
+    confidence = random.uniform(0.5, 1, 20_000)
+    labels = (random.uniform(size=20_000) > confidence).astype(int)
+    assert calibration.expected_calibration_error(_logits(confidence), labels) < 0.01
+    assert calibration.expected_calibration_error(5 * _logits(confidence), labels) > 0.1
+
+
+def test_the_interval_holds_the_ece_and_shrinks_with_the_examples(random_logits):
+    logits, labels = random_logits
+    low, high = calibration.ece_interval(logits, labels, seed=3)
+    assert low < calibration.expected_calibration_error(logits, labels) < high
+    assert (low, high) == calibration.ece_interval(logits, labels, seed=3)
+    again = np.tile(np.arange(500), 16)
+    narrow = calibration.ece_interval(logits[again], labels[again], seed=3)
+    assert narrow[1] - narrow[0] < (high - low) / 2
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_the_fitted_temperature_is_the_one_the_labels_were_drawn_with(temperature):
+    random = np.random.default_rng(2)
+    logits = random.normal(scale=2, size=(50_000, 5))
+    posterior = np.exp(classification.log_posterior(logits / temperature))
+    labels = (random.uniform(size=(len(logits), 1)) > posterior.cumsum(axis=1)).sum(axis=1).clip(max=4)
+    assert calibration.fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.03)
+
+
+def test_a_temperature_scaled_posterior_has_the_smallest_nll_there_is(random_logits):
+    logits, labels = random_logits
+    best = calibration.fit_temperature(logits, labels)
+    nll = classification.negative_log_likelihood(logits / best, labels)
+    for other in (0.5 * best, 0.9 * best, 1.1 * best, 2 * best):
+        assert nll < classification.negative_log_likelihood(logits / other, labels)

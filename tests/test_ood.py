@@ -1,0 +1,171 @@
+"""Detection of outside images: the measures against scikit-learn, the scores against closed forms, the sets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from sklearn import metrics as sklearn_metrics
+
+from jem_jax.config import Data
+from jem_jax.datasets import Split, out_of_distribution
+from jem_jax.datasets.splits import to_float
+from jem_jax.errors import UserError
+from jem_jax.evaluation import ood
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_measures_are_scikit_learns(ties):
+    random = np.random.default_rng(0)
+    inside, outside = random.normal(0.7, 1, 300), random.normal(0, 1, 170)
+    if ties:
+        inside, outside = inside.round(), outside.round()
+    truth = np.repeat([1, 0], [300, 170])
+    scores = np.concatenate([inside, outside])
+    assert ood.auroc(inside, outside) == pytest.approx(sklearn_metrics.roc_auc_score(truth, scores), abs=1e-12)
+    assert ood.aupr(inside, outside) == pytest.approx(sklearn_metrics.average_precision_score(truth, scores), abs=1e-12)
+    false, true, _ = sklearn_metrics.roc_curve(truth, scores, drop_intermediate=False)
+    assert ood.fpr_at_tpr(inside, outside) == pytest.approx(false[true >= 0.95 - 1e-12].min(), abs=1e-12)
+
+
+def test_scores_that_are_all_the_same_detect_nothing():
+    found = ood.detection(np.zeros(30), np.zeros(10))
+    assert found == ood.Detection(auroc=0.5, aupr=0.75, fpr95=1.0, not_finite=0)
+
+
+def test_perfect_and_reversed_scores():
+    low, high = np.arange(20.0), np.arange(20.0) + 100
+    assert ood.detection(high, low)[:3] == (1.0, 1.0, 0.0)
+    assert ood.detection(low, high).auroc == 0
+    assert ood.detection(low, high).fpr95 == 1
+
+
+def test_the_threshold_keeps_at_least_95_percent_and_no_more_than_it_must():
+    inside = np.arange(20.0)
+    # 19 of 20 are kept by a threshold at 1, which lets in what is at 1 or above.
+    assert ood.fpr_at_tpr(inside, np.array([0.5, 0.99, 1.0, 7.0])) == 0.5
+
+
+def test_nan_is_the_lowest_score_there_is_and_is_counted():
+    found = ood.detection(np.array([1.0, 2.0, np.nan]), np.array([-np.inf, np.nan]))
+    # Of six pairs the inside wins four, the two NaN tie, and NaN loses to -inf.
+    assert found.auroc == pytest.approx((4 + 0.5) / 6)
+    assert found.not_finite == 2
+    assert ood.detection(np.full(3, np.nan), np.ones(4)).auroc == 0
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """f(x) = Wx, whose every score is known; and what a scorer without chain finds."""
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(12, 3)).astype(np.float32)
+    images = random.uniform(-1, 1, (10, 2, 2, 3)).astype(np.float32)
+    logits_fn = lambda weights, x: x.reshape(len(x), -1) @ weights  # noqa: E731
+    return weights, images, logits_fn
+
+
+def test_scores_of_a_linear_classifier_are_their_closed_forms(linear):
+    weights, images, logits_fn = linear
+    scores = ood.scorer(logits_fn, num_steps=0)(weights, jax.random.key(0), images, 4)
+    logits = images.reshape(10, -1).astype(np.float64) @ weights
+    posterior = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert scores.keys() == ood.SCORES.keys()
+    expected = {
+        "log_density": np.log(np.exp(logits).sum(axis=1)),
+        "max_posterior": np.log(posterior.max(axis=1)),
+        "approximate_mass": -np.linalg.norm(posterior @ weights.T.astype(np.float64), axis=1),
+        "max_logit": logits.max(axis=1),
+        "refine": np.zeros(10),
+        "refine_gradient": np.zeros(10),
+        "refine_distance": np.zeros(10),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(scores[name], values, rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+def test_refinement_scores_compare_with_the_end_of_a_chain(linear):
+    weights, images, logits_fn = linear
+    score = ood.scorer(logits_fn, num_steps=1, step_size=0.1, noise_std=0.0)
+    scores = score(weights, jax.random.key(0), images, 16)
+    density = lambda x: jax.scipy.special.logsumexp(logits_fn(weights, x), axis=-1)  # noqa: E731
+    moved = images + 0.1 * jax.grad(lambda x: density(x).sum())(jnp.asarray(images))
+    np.testing.assert_allclose(scores["refine"], density(images) - density(moved), atol=1e-5)
+    np.testing.assert_allclose(scores["refine_distance"], 0.1 * scores["approximate_mass"], rtol=1e-5)
+    # Up the gradient, the density grows.
+    assert (scores["refine"] < 0).all()
+
+
+def test_scores_do_not_depend_on_how_images_are_put_into_batches(linear):
+    weights, images, logits_fn = linear
+    score = ood.scorer(logits_fn, num_steps=3)
+    one, other = (score(weights, jax.random.key(1), images, size) for size in (4, 12))
+    for name in ood.SCORES:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def test_split() -> Split:
+    return tiny.dataset().test
+
+
+def test_builtin_sets_are_images_and_a_function_of_the_seed(test_split):
+    sets = out_of_distribution.builtin(test_split, 9, seed=0)
+    again, other = (out_of_distribution.builtin(test_split, 9, seed=seed) for seed in (0, 1))
+    for name, (description, images) in sets.items():
+        assert description
+        assert images.shape == (9, 8, 8, 1), name
+        assert images.dtype == np.float32
+        assert np.abs(images).max() <= 1
+        np.testing.assert_array_equal(images, again[name].images)
+        assert not np.array_equal(images, other[name].images)
+
+
+def test_builtin_sets_are_what_they_say(test_split):
+    sets = {name: some.images for name, some in out_of_distribution.builtin(test_split, 12, seed=0).items()}
+    test = to_float(test_split.images)
+
+    def made_from(images: np.ndarray, wanted: np.ndarray) -> bool:
+        return all(np.isclose(wanted, image, atol=1e-6).all(axis=(1, 2, 3)).any() for image in images)
+
+    first, second = np.triu_indices(12, 1)
+    halfway = (test[first] + test[second]) / 2
+    assert made_from(sets["midpoints"], halfway)
+    differ = test_split.labels[first] != test_split.labels[second]
+    assert made_from(sets["midpoints_of_classes"], halfway[differ])
+    assert not made_from(sets["midpoints"], halfway[differ])
+    assert made_from(sets["inverted"], -test)
+    assert made_from(sets["rotated"], np.stack([np.rot90(image) for image in test]))
+    assert (sets["constant"].std(axis=(1, 2)) < 1e-6).all()
+    assert len(np.unique(sets["constant"][:, 0, 0, 0])) > 6
+    assert sets["uniform_noise"].std() == pytest.approx(1 / np.sqrt(3), rel=0.1)
+    assert sets["photographs"].std(axis=(1, 2)).max() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (32, 32, 3), (6, 9, 1)])
+def test_sets_are_there_for_colour_and_for_images_that_are_not_square(shape):
+    random = np.random.default_rng(0)
+    split = Split(random.integers(0, 256, (6, *shape)).astype(np.uint8), np.arange(6, dtype=np.int32))
+    for name, some in out_of_distribution.builtin(split, 5, seed=0).items():
+        assert some.images.shape == (5, *shape), name
+
+
+def test_another_data_set_is_brought_to_the_models_size_and_channels():
+    some = out_of_distribution.named(Data(), "digits", (12, 12, 3), 7, seed=0)
+    assert some.images.shape == (7, 12, 12, 3)
+    assert "digits" in some.description
+    np.testing.assert_array_equal(some.images[..., 0], some.images[..., 2])
+    assert out_of_distribution.named(Data(), "digits", (6, 9, 1), 2, seed=0).images.shape == (2, 6, 9, 1)
+
+
+def test_colour_becomes_grey_by_luma(tmp_path):
+    colours = np.zeros((30, 8, 8, 3), np.uint8)
+    colours[..., 1] = 200
+    labels = np.arange(30) % 3
+    np.savez(tmp_path / "green.npz", images=colours, labels=labels)
+    some = out_of_distribution.named(Data(), str(tmp_path / "green.npz"), (8, 8, 1), 3, seed=0)
+    np.testing.assert_allclose(some.images, round(0.587 * 200) / 127.5 - 1, atol=1e-6)
+
+
+def test_a_set_that_is_not_there_says_so():
+    with pytest.raises(UserError, match="nowhere"):
+        out_of_distribution.named(Data(), "nowhere.npz", (8, 8, 1), 3, seed=0)
