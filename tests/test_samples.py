@@ -1,0 +1,164 @@
+"""What the model draws: chains, film strips, hidden pixels, and the measures of their quality."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from scipy import linalg
+
+from jem_jax import network
+from jem_jax.evaluation import generation, inpainting, sample_quality
+
+SHAPE = (8, 8, 1)
+SETTINGS = {"step_size": 0.05, "noise_std": 0.01}
+
+
+@pytest.fixture(scope="module")
+def net():
+    """An untrained network and its variables."""
+    net = network.build(tiny.config(**{"model.factory": "tiny:mlp"}).model, tiny.CLASSES)
+    return net, net.init(jax.random.key(0), np.zeros((1, *SHAPE), np.float32))
+
+
+def test_conditional_chains_raise_the_logit_of_their_class(net):
+    model, variables = net
+    classes = np.arange(12, dtype=np.int32) % tiny.CLASSES
+    sample = generation.sampler(model, conditional=True, num_steps=40, **SETTINGS)
+    drawn = sample(variables, jax.random.key(0), classes, SHAPE, 8)
+    start = generation.sampler(model, conditional=True, num_steps=0, **SETTINGS)
+    before = model.logits(variables, start(variables, jax.random.key(0), classes, SHAPE, 8))
+    after = model.logits(variables, drawn)
+    rows = np.arange(12)
+    assert (np.asarray(after)[rows, classes] > np.asarray(before)[rows, classes]).all()
+
+
+def test_a_chain_depends_on_its_place_alone(net):
+    model, variables = net
+    sample = generation.sampler(model, conditional=False, num_steps=5, **SETTINGS)
+    classes = np.zeros(12, np.int32)
+    one, other = (sample(variables, jax.random.key(3), classes, SHAPE, size) for size in (4, 12))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    assert len(np.unique(one[:, 0, 0, 0])) == 12
+
+
+def test_a_film_strip_begins_at_the_start_and_ends_at_the_sample(net):
+    model, variables = net
+    film = generation.film(model, num_steps=6, every=2, **SETTINGS)
+    strip = film(variables, jax.random.key(3), 4, SHAPE)
+    assert strip.shape == (4, 4, *SHAPE)
+    sample = generation.sampler(model, conditional=False, num_steps=6, **SETTINGS)
+    np.testing.assert_allclose(
+        strip[:, -1], sample(variables, jax.random.key(3), np.zeros(4, np.int32), SHAPE, 4), atol=1e-5
+    )
+    assert np.abs(strip[:, 0]).max() <= 1
+    assert (np.diff(model.logits(variables, strip.reshape(-1, *SHAPE)).max(axis=-1).reshape(4, 4)) > -0.1).all()
+
+
+def test_images_are_put_to_the_class_that_wins():
+    logits = np.array([[0.0, 1, 2], [5, 1, 2], [0, 1, 9], [0, 0, 1]])
+    rows = generation.by_class(np.arange(4), logits, per_class=2)
+    assert [row.tolist() for row in rows] == [[1], [], [0, 2]]
+
+
+def test_known_pixels_stay_to_the_last_bit_and_hidden_ones_do_not(net):
+    model, variables = net
+    images = np.random.default_rng(0).uniform(-1, 1, (6, *SHAPE)).astype(np.float32)
+    fill = inpainting.inpainter(model.logits, num_steps=5, **SETTINGS)
+    for name, known in inpainting.masks(SHAPE).items():
+        filled = fill(variables, jax.random.key(0), images, known, 4)
+        np.testing.assert_array_equal(filled[:, known], images[:, known], err_msg=name)
+        assert (filled[:, ~known] != images[:, ~known]).all()
+
+
+def test_hidden_pixels_follow_the_density_given_the_known_ones():
+    """log p~ = -Σ (right - left)² / 2 has its peak where the hidden half is the known one."""
+
+    def logits_fn(_, x):
+        density = -0.5 * ((x[:, :, 2:] - x[:, :, :2]) ** 2).sum(axis=(1, 2, 3))
+        return jnp.stack([density, density], axis=-1)
+
+    images = np.random.default_rng(0).uniform(-1, 1, (6, 4, 4, 1)).astype(np.float32)
+    known = inpainting.masks((4, 4, 1))["right half"]
+    fill = inpainting.inpainter(logits_fn, num_steps=100, step_size=0.2, noise_std=0.0)
+    filled = fill({}, jax.random.key(0), images, known, 6)
+    np.testing.assert_allclose(filled[:, :, 2:], images[:, :, :2], atol=1e-4)
+
+
+def test_masks_hide_what_they_say_and_the_error_is_of_hidden_pixels_alone():
+    masks = inpainting.masks((8, 6, 3))
+    assert masks["lower half"][:4].all()
+    assert not masks["lower half"][4:].any()
+    assert masks["right half"][:, :3].all()
+    assert not masks["right half"][:, 3:].any()
+    assert (~masks["centre"]).sum() == 4 * 4 * 3
+    images = np.zeros((2, 8, 6, 3), np.float32)
+    known = masks["lower half"]
+    filled = np.where(known, 7.0, 0.5)[None].repeat(2, axis=0)
+    # Half of the range from 0 to 1 in [-1, 1] is a quarter of that in [0, 1].
+    assert inpainting.error(images, filled, known) == pytest.approx(0.25)
+    assert inpainting.error(images, np.full_like(images, 9), known) == pytest.approx(0.5)
+
+
+def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return features.mean(axis=0), np.cov(features, rowvar=False)
+
+
+def test_the_frechet_distance_is_its_formula():
+    random = np.random.default_rng(0)
+    one = random.normal(size=(400, 5)) @ random.normal(size=(5, 5)) + 1
+    other = random.normal(size=(300, 5)) @ random.normal(size=(5, 5))
+    (mean, covariance), (other_mean, other_covariance) = _moments(one), _moments(other)
+    root = linalg.sqrtm(covariance @ other_covariance).real
+    expected = ((mean - other_mean) ** 2).sum() + np.trace(covariance + other_covariance - 2 * root)
+    assert sample_quality.frechet_distance(one, other) == pytest.approx(expected, rel=1e-6)
+    assert sample_quality.frechet_distance(other, one) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_frechet_distance_of_shifted_features_is_the_square_of_the_shift():
+    features = np.random.default_rng(0).normal(size=(50, 4))
+    assert sample_quality.frechet_distance(features, features) == pytest.approx(0, abs=1e-9)
+    assert sample_quality.frechet_distance(features, features + np.array([3, 0, 4, 0])) == pytest.approx(25)
+    assert sample_quality.frechet_distance(features, 3 * features - 2 * features.mean(axis=0)) == pytest.approx(
+        4 * np.trace(_moments(features)[1])
+    )
+
+
+def test_fewer_images_than_features_are_enough():
+    """Covariances are singular then."""
+    random = np.random.default_rng(0)
+    one, other = random.normal(size=(4, 9)), random.normal(size=(5, 9))
+    (_, covariance), (_, other_covariance) = _moments(one), _moments(other)
+    found = sample_quality.frechet_distance(one, other)
+    assert found > 0
+    assert np.isfinite(found)
+    assert found <= ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(covariance + other_covariance)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((1, 3)), np.full((4, 3), np.nan)])
+def test_features_that_have_no_gaussian_are_an_error(bad):
+    with pytest.raises(ValueError, match="finite"):
+        sample_quality.frechet_distance(bad, np.zeros((4, 3)))
+
+
+def test_the_inception_style_score_runs_from_one_to_the_number_of_classes():
+    with np.errstate(divide="ignore"):
+        sure = np.maximum(np.log(np.eye(4)), -700)
+    assert sample_quality.inception_style_score(sure) == pytest.approx(4)
+    assert sample_quality.inception_style_score(sure[[0, 0, 0]]) == pytest.approx(1)
+    assert sample_quality.inception_style_score(np.log(np.full((5, 4), 0.25))) == pytest.approx(1)
+    two = np.log(np.array([[0.9, 0.1], [0.1, 0.9]]))
+    assert sample_quality.inception_style_score(two) == pytest.approx(
+        np.exp(np.log(2) + 0.9 * np.log(0.9) + 0.1 * np.log(0.1))
+    )
+
+
+def test_nearest_finds_copies_and_the_closest():
+    random = np.random.default_rng(0)
+    references = random.normal(size=(300, 3, 3, 1)).astype(np.float32)
+    queries = np.concatenate([references[[17, 4]], random.normal(size=(290, 3, 3, 1)).astype(np.float32)])
+    indices, distances = sample_quality.nearest(queries, references)
+    apart = np.linalg.norm((queries[:, None] - references[None]).reshape(292, 300, -1), axis=-1)
+    np.testing.assert_array_equal(indices, apart.argmin(axis=1))
+    np.testing.assert_allclose(distances, apart.min(axis=1), rtol=1e-5, atol=1e-6)
+    assert distances[:2].tolist() == [0, 0]
