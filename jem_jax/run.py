@@ -160,7 +160,7 @@ def _show(shown: report.Report) -> int:
     _say("look at:")
     for file in (shown.page, *shown.samples, shown.numbers):
         _say(f"  {file}")
-    return 0
+    return 1 if shown.failures else 0
 
 
 def _sample(facts: RunFacts, path: Path) -> int:

@@ -36,6 +36,7 @@ def config_file(tmp_path, monkeypatch):
         "    config.sampler.num_steps = 1\n"
         "    config.evaluation.sample_steps = 1\n"
         "    config.evaluation.num_samples = 10\n"
+        "    config.evaluation.sections = 'classification,samples'\n"
         "    return config\n"
     )
     return file

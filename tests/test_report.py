@@ -1,0 +1,320 @@
+"""The report: sections that are measured, kept and fail on their own, and the page that a person reads."""
+
+import dataclasses
+import json
+import re
+import shutil
+from contextlib import suppress
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import TINY, contents, finished_run
+from PIL import Image
+
+from jem_jax import config, files, report, workdir
+from jem_jax.config import Evaluation
+from jem_jax.main import main
+from jem_jax.report import headline, page, sections
+from jem_jax.report.result import Result
+from jem_jax.report.sections import Outcome, Section
+
+WHOLE = (
+    *TINY,
+    "--config.evaluation.sections=all",
+    "--config.training.baseline=true",
+    "--config.evaluation.ood_images=20",
+    "--config.evaluation.attack_images=12",
+    "--config.evaluation.attack_steps=2",
+    "--config.evaluation.attack_linf=(0.1,0.3)",
+    "--config.evaluation.attack_l2=(0.5,)",
+    "--config.evaluation.refined_images=4",
+    "--config.evaluation.refined_linf=(0.1,)",
+)
+PLOTS = {"confusion", "reliability", "ood_histograms", "robustness", "training"}
+IMAGES = {
+    "buffer_by_class", "distal_baseline", "distal_jem", "density_extremes", "film_strip", "inpainting",
+    "nearest_training_images", "samples", "samples_by_class",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The workdir of a finished run with every section; not to be changed."""
+    run = shutil.copytree(finished_run(), tmp_path_factory.mktemp("whole") / "run")
+    assert main([*WHOLE, f"--workdir={run}"]) == 0
+    return run
+
+
+@pytest.fixture
+def run(whole, tmp_path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def _values(run: Path) -> dict:
+    return json.loads((run / "report" / "report.json").read_text())
+
+
+class _Page(HTMLParser):
+    """Everything that a browser would fetch or run, the ids and links within, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.fetched: list[str] = []
+        self.ids: set[str] = set()
+        self.links: set[str] = set()
+        self.policy = ""
+        self.words = ""
+        self.cells: list[str] = []
+        self.alternatives: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.tags.append(tag)
+        self.fetched += [found[name] for name in ("src", "data", "srcset") if name in found]
+        if tag == "img":
+            self.alternatives.append(found.get("alt", ""))
+        if tag == "meta" and found.get("http-equiv") == "Content-Security-Policy":
+            self.policy = found["content"]
+        if "id" in found:
+            self.ids.add(found["id"])
+        if tag == "a":
+            self.links.add(found["href"])
+
+    def handle_data(self, data):
+        self.words += data
+        if self.tags[-1:] == ["td"]:
+            self.cells.append(data)
+
+
+def test_every_section_is_there_with_numbers_of_both_models(whole):
+    values = _values(whole)
+    assert list(values["sections"]) == [section.name for section in sections.SECTIONS]
+    assert not any(some["failure"] for some in values["sections"].values())
+    assert all(some["how"] for some in values["sections"].values())
+    for model in ("jem", "baseline"):
+        found = values[model]
+        assert {"accuracy", "nll", "brier", "recall", "confusion", "ece", "mce", "temperature", "ood", "pgd",
+                "distal"} <= found.keys()  # fmt: skip
+        assert list(found["pgd"]["linf"]) == ["0", "0.1", "0.3"]
+        assert list(found["pgd"]["l2"]) == ["0", "0.5"]
+        assert len(found["ood"]) == 7
+        for scores in found["ood"].values():
+            assert len(scores) == 7
+            assert all(0 <= score["auroc"] <= 1 for score in scores.values())
+    assert values["jem"]["pgd"]["refined_linf"].keys() == {
+        "jem_0_straight_through", "jem_1_straight_through", "jem_1_backpropagated",
+        "jem_10_straight_through", "jem_10_backpropagated",
+    }  # fmt: skip
+    assert {"test images", "replay buffer", "fresh chains", "uniform noise"} == values["jem"]["sample_quality"].keys()
+    assert values["jem"]["inpainting"].keys() == {"lower half", "right half", "centre"}
+
+
+def test_every_figure_is_a_picture(whole):
+    found = {path.stem for path in (whole / "report").glob("*.png")}
+    assert found == PLOTS | IMAGES
+    for name in found:
+        pixels = np.asarray(Image.open(whole / "report" / f"{name}.png").convert("L"))
+        assert min(pixels.shape) > 40, name
+        assert len(np.unique(pixels)) > 8, name
+
+
+def test_the_page_needs_nothing_else(whole):
+    found = _Page((whole / "report" / "report.html").read_text())
+    assert found.fetched
+    assert all(source.startswith("data:image/png;base64,") for source in found.fetched)
+    assert len(found.fetched) == len(PLOTS | IMAGES)
+    assert not {"script", "link", "iframe", "object"} & set(found.tags)
+    assert found.policy.startswith("default-src 'none'")
+    assert found.links == {f"#{section.name}" for section in sections.SECTIONS}
+    assert {section.name for section in sections.SECTIONS} <= found.ids
+    assert all(found.alternatives)
+    for model in ("jem", "baseline"):
+        assert f"{100 * _values(whole)[model]['accuracy']:.2f} %" in found.words
+    assert len(found.cells) > 200
+    assert not [cell for cell in found.cells if "nan" in cell.lower()]
+
+
+def test_what_was_measured_is_not_measured_again(run, capsys):
+    arguments = [*WHOLE, f"--workdir={run}", "--mode=evaluate"]
+    before = contents(run / "report")
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("as before") == len(sections.SECTIONS)
+    changed = {Path(name).name for name, text in contents(run / "report").items() if before[name] != text}
+    assert changed <= {"report.json", "report.html"}
+
+
+def test_only_what_is_missing_or_damaged_or_set_otherwise_is_measured(run, capsys):
+    (run / "report" / "confusion.png").unlink()
+    (run / "report" / "sections" / "training.json").write_text("{")
+    assert main([*WHOLE, f"--workdir={run}", "--mode=evaluate", "--config.evaluation.ece_bins=7"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"  \[\d/\d\]", line)]
+    again = {line.split("] ")[1].split(":")[0] for line in lines if "as before" not in line}
+    assert again == {"classification", "training", "calibration"}
+    assert (run / "report" / "confusion.png").is_file()
+
+
+def test_more_training_makes_everything_anew(run, capsys):
+    arguments = [*WHOLE, f"--workdir={run}", "--config.training.epochs=2", "--config.evaluation.sections=training"]
+    assert main(arguments) == 0
+    assert "as before" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Classification fails."""
+
+    def fail(_):
+        raise ValueError("no <b>luck</b>\nat all")
+
+    some = tuple(
+        Section("classification", "What", "", fail) if section.name == "classification" else section
+        for section in sections.SECTIONS
+    )
+    monkeypatch.setattr(sections, "SECTIONS", some)
+
+
+def test_a_section_that_fails_says_why_and_leaves_the_others(broken, run, capsys):
+    shutil.rmtree(run / "report" / "sections")
+    arguments = [*WHOLE, "--config.evaluation.sections=classification,training", f"--workdir={run}", "--mode=evaluate"]
+    assert main(arguments) == 1
+    output = capsys.readouterr().out
+    assert "FAILED: ValueError: no <b>luck</b> (test_report.py:" in output
+    assert "section classification failed: ValueError: no <b>luck</b>" in output
+    values = _values(run)["sections"]
+    assert "no <b>luck</b>" in values["classification"]["failure"]
+    assert not values["training"]["failure"]
+    text = (run / "report" / "report.html").read_text()
+    assert "no &lt;b&gt;luck" in text
+    assert "<b>luck" not in text
+
+
+def test_a_report_with_a_failed_section_is_made_again_by_the_next_command(broken, run, monkeypatch, capsys):
+    arguments = [*WHOLE, "--config.evaluation.sections=classification,training", f"--workdir={run}"]
+    shutil.rmtree(run / "report" / "sections")
+    assert main(arguments) == 1
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "FAILED" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("named", ["clasification", "all,ood", "ood,,training"])
+def test_a_section_that_there_is_not_is_refused_before_the_run(named, tmp_path, capsys):
+    assert main([*TINY, f"--config.evaluation.sections={named}", f"--workdir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert "config.evaluation.sections" in error
+    assert "classification, calibration, ood" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_sections_come_in_the_pages_order_whatever_the_settings():
+    wanted = sections.wanted(Evaluation(sections=" training ,classification"))
+    assert [section.name for section in wanted] == ["classification", "training"]
+
+
+def test_an_unknown_outside_set_is_named_on_the_page_and_the_others_are_measured(run):
+    more = ("--config.evaluation.ood_sets=nowhere.npz,digits", "--config.evaluation.sections=ood")
+    assert main([*WHOLE, *more, f"--workdir={run}", "--mode=evaluate"]) == 0
+    assert set(_values(run)["jem"]["ood"]) > {"digits", "inverted"}
+    assert "nowhere.npz is missing" in (run / "report" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"run": 3}', '{"run": {"iterations": 1}, "sections": {}}'])
+def test_a_damaged_report_is_none(tmp_path, damage):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.json").write_text(damage)
+    (tmp_path / "report" / "report.html").write_text("x")
+    assert report.read(tmp_path) is None
+
+
+def test_a_report_is_current_for_its_iteration_settings_and_models_alone(whole):
+    found, facts = report.read(whole), workdir.read_facts(whole)
+    assert found is not None
+    assert report.is_current(found, facts, 18, baseline=True)
+    assert not report.is_current(found, facts, 19, baseline=True)
+    assert not report.is_current(found, facts, 18, baseline=False)
+    other = config.validate({**config.as_dict(facts.config), "evaluation": {"ece_bins": 3}})
+    assert not report.is_current(found, dataclasses.replace(facts, config=other), 18, baseline=True)
+
+
+def _about(**models) -> dict:
+    run = {"data": "<i>data</i>", "iterations": 1, "seed": 0, "split_sizes": {}, "devices": "one", "seconds": {},
+           "versions": {}}  # fmt: skip
+    return {"run": run, "sections": {}, **models}
+
+
+def test_names_from_outside_are_escaped(tmp_path):
+    result = Result(how={"<b>how</b>": ["<u>"]})
+    result.text("<script>alert(1)</script>")
+    result.table(("<em>",), [("<td>",)], "<caption>", folded=True)
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    result.images(tmp_path / "a.png", '"><script>')
+    section = Section("some", "<h1>", "<p>", lambda _: result)
+    text = page.render(_about(jem={}), [Outcome(section, result, 0.1)], tmp_path)
+    found = _Page(text)
+    assert not {"script", "i", "b", "u", "em", "caption"} & set(found.tags)
+    for words in ("<script>alert(1)</script>", "<em>", "<caption>", "<i>data</i>", "<b>how</b>", "<u>"):
+        assert words in found.words
+    assert found.alternatives == ['"><script>']
+
+
+def test_the_better_model_is_marked_and_a_draw_is_not():
+    values = _about(
+        jem={"accuracy": 0.98, "nll": 0.2, "ece": 0.03},
+        baseline={"accuracy": 0.98001, "nll": 0.1, "ece": 0.04},
+    )
+    better = {line.title: line.better for line in headline.lines(values)}
+    assert better == {"accuracy": "", "NLL, nats": "baseline", "calibration error (ECE)": "jem"}
+
+
+def test_nobody_is_better_than_nan():
+    values = _about(jem={"nll": float("nan")}, baseline={"nll": 0.1})
+    assert [line.better for line in headline.lines(values)] == [""]
+
+
+def test_the_headline_has_the_mean_auroc_and_the_middle_attack():
+    scores = {name: {score: {"auroc": auroc} for score in ("log_density", "approximate_mass", "max_posterior")}
+              for name, auroc in (("a", 0.4), ("b", 0.9))}  # fmt: skip
+    values = _about(jem={"ood": scores, "pgd": {"linf": {"0": 1.0, "0.1": 0.5, "0.2": 0.25, "0.3": 0.125}}})
+    lines = {line.title: line.cells["jem"] for line in headline.lines(values)}
+    assert lines["AUROC of log p~(x), mean of 2 outside sets"] == "0.650"
+    assert lines["accuracy under PGD, L∞ ε 0.2"] == "25.0 %"
+    assert "JEM" in headline.as_text(values).splitlines()[0]
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "new" / "file"
+    with files.whole(target) as partial:
+        partial.write_text("old")
+        assert not target.exists()
+    with suppress(RuntimeError), files.whole(target) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+def test_an_export_is_what_fid_tools_read(run):
+    assert main([*WHOLE, f"--workdir={run}", "--mode=sample", "--config.evaluation.num_samples=20"]) == 0
+    folder = run / "samples" / "export"
+    for kind, count in (("unconditional", 20), ("by_class", 20), ("buffer", 128)):
+        with np.load(folder / f"{kind}.npz", allow_pickle=False) as arrays:
+            images = arrays["arr_0"]
+            assert (images.shape, images.dtype) == ((count, 8, 8, 3), np.uint8)
+            if kind == "by_class":
+                assert arrays["arr_1"].tolist() == np.repeat(np.arange(10), 2).tolist()
+        names = sorted(path.name for path in (folder / kind).iterdir())
+        assert names == [f"{number:06d}.png" for number in range(count)]
+        np.testing.assert_array_equal(np.asarray(Image.open(folder / kind / names[3])), images[3])
+
+
+def test_an_older_export_does_not_stay_between_the_new_one(run):
+    arguments = [*WHOLE, f"--workdir={run}", "--mode=sample"]
+    assert main([*arguments, "--config.evaluation.num_samples=30"]) == 0
+    assert main([*arguments, "--config.evaluation.num_samples=10"]) == 0
+    assert len(list((run / "samples" / "export" / "unconditional").iterdir())) == 10
