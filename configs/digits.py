@@ -2,9 +2,10 @@
 
     python -m jem_jax.main --config=configs/digits.py
 
-Cost: 720 iterations of 6.06 GFLOP; on 2 cores 66 to 74 s of training and 91 to 111 s for the whole command.
-Expect: 97.7 % test accuracy (97.6 to 97.8 over 3 seeds), and digits drawn from noise. Both were measured by
-experiments/digits_seeds.py.
+Cost: 720 iterations of 6.06 GFLOP; on 2 cores 71 to 75 s of training and 169 to 178 s for the whole command, with the
+report of both models.
+Expect: 97.7 % test accuracy (97.6 to 97.8 over 3 seeds), and digits drawn from noise. All of it was measured by
+experiments/digits_seeds.py; docs/results.md has the rest.
 """
 
 import ml_collections
