@@ -97,10 +97,6 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 self._manager.close()
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether all processes are to stop at this step, since one of them was told to (SIGTERM)."""
-        return bool(self._manager.reached_preemption(step))
-
     def _finish(self, step: int) -> None:
         try:
             self._manager.wait_until_finished()

@@ -3,17 +3,9 @@
 import os
 import signal
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from jem_jax import parallel
-
-
-class Preemptible(Protocol):
-    """What knows whether all processes are to stop at a step."""
-
-    def reached_preemption(self, step: int) -> bool:
-        """Whether to stop, the same on every process."""
-        ...
 
 
 class Interrupted(Exception):
@@ -30,46 +22,42 @@ class Interrupted(Exception):
 
 
 class Interrupts:
-    """A context in which signals are requests.
-
-    With several processes SIGTERM is left to JAX's coordination service, which lets all of them stop at one step;
-    Ctrl-C is passed on as SIGTERM. Afterwards SIGTERM ends the process again.
-    """
+    """A context in which signals are requests. Afterwards, with several processes, SIGTERM ends this one again."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._when = ""
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
-        several = parallel.process_count() > 1
-        for number in (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM):
-            self._old[number] = signal.signal(number, self._pass_on if several else self._request)
+        self._when = "after this iteration" if parallel.process_count() == 1 else "at the next line of the log"
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
-            signal.signal(number, handler)
-        if parallel.process_count() > 1:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            # None: not set from Python; JAX's coordination leaves such a handler.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def requested(self, step: int, processes: Preemptible) -> bool:
-        """Whether to save and stop after this iteration; every process gets the same answer."""
-        if parallel.process_count() > 1:
-            if processes.reached_preemption(step):
-                self.signal = self.signal or signal.SIGTERM
-                return True
+    def requested(self, step: int, every: int) -> bool:
+        """Whether to save and stop after this iteration; every process gets the same answer.
+
+        Args:
+          step: iterations done.
+          every: several processes, who have to tell each other, do so after so many iterations.
+        """
+        if parallel.process_count() == 1:
+            return self.signal is not None
+        if step % every:
             return False
-        return self.signal is not None
+        told = [int(said) for said in parallel.from_all(str(self.signal or 0)) if said != "0"]
+        self.signal = self.signal or next(iter(told), None)
+        return bool(told)
 
     def _request(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None:
             # Straight out: no handler, no thread and no half-written file of ours can hold the program.
             os._exit(128 + number)
         self.signal = number
-        os.write(2, b"\nstopping after this iteration; once more leaves at once\n")
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            os._exit(128 + number)
-        self.signal = number
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.write(2, f"\nstopping {self._when}; once more leaves at once\n".encode())

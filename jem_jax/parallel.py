@@ -88,6 +88,8 @@ def _join(cluster: Cluster) -> None:
         if not 0 <= process < number:
             raise UserError(f"--process_id must be from 0 to {number - 1}, not {process}")
         rendezvous.meet(address, number, process, _START_SECONDS)
+    # SIGTERM is `interrupts`' to handle; processes tell each other of it where they meet.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             *explicit,

@@ -117,7 +117,7 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
                 _draw_buffer(training, done)
             if training.due(done, every.checkpoint_every):
                 _save(training, done)
-            if interrupts.requested(done, training.checkpoints):
+            if interrupts.requested(done, every.log_every):
                 _save(training, done)
                 training.checkpoints.finish()
                 raise Interrupted(done, training.total_steps)
