@@ -72,7 +72,7 @@ def _kill_all(run: Path, count: int, moments: random.Random, total: int) -> list
 
 
 def _kill(run: Path, kind: str, line: int, moments: random.Random) -> dict[str, Any]:
-    """Starts the command and kills it: after some seconds, some time after a line of the log, or in a write after it."""
+    """Starts the command and kills it: after some seconds, soon after a line of the log, or in a write after it."""
     delay = moments.uniform(0, _STARTING_SECONDS if kind == "starting" else 0.5)
     process = _start(run)
     if kind != "starting":
