@@ -7,7 +7,7 @@ package take the dataclasses.
 
 import dataclasses
 import difflib
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -253,7 +253,7 @@ def _value(key: str, value: Any, field: dataclasses.Field) -> Any:
     low, above, high, choices = (metadata[name] for name in ("low", "above", "high", "choices"))
     for number in numbers:
         within = (low is None or number >= low) and (above is None or number > above)
-        if not (math.isfinite(number) and within and (high is None or number <= high)):
+        if not (abs(number) <= sys.float_info.max and within and (high is None or number <= high)):
             raise UserError(f"{key} must be {_range(metadata)}, not {number!r}")
     if choices and value not in choices:
         raise UserError(f"{key} must be one of {', '.join(choices)}; not {value!r}")
@@ -261,7 +261,8 @@ def _value(key: str, value: Any, field: dataclasses.Field) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # An int past the largest float is no number that a setting can be.
+    return isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max)
 
 
 def _range(metadata: Mapping[str, Any]) -> str:

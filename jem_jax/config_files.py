@@ -98,7 +98,11 @@ def _override(settings: ml_collections.ConfigDict, name: str, text: str) -> None
             raise UserError(f"config.{name} is not a setting; the groups are: {_groups(settings)}")
         place = place[group]
     with settings.unlocked(), place.ignore_type():
-        place[key] = text if isinstance(place.get(key), str) else _value(text)
+        value = text if isinstance(place.get(key), str) else _value(text)
+        if key in place:
+            # Over an old value ConfigDict converts the new one: true to 1.0, and an int too large to an OverflowError.
+            del place[key]
+        place[key] = value
 
 
 def _value(text: str) -> object:

@@ -44,8 +44,13 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
     except (UserError, OSError) as error:
         if "--debug" in arguments:
             raise
-        print(f"jem-jax: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"jem-jax: {_printable(str(error))}", file=sys.stderr)
         return 2
+
+
+def _printable(text: str) -> str:
+    """One line that says the same, without what would steer a terminal: a file's name can hold anything."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
 
 def entry_point() -> None:

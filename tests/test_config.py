@@ -208,3 +208,8 @@ def test_every_config_that_comes_with_the_package_is_valid(path):
     config = configuration.validate(module.get_config())
     assert config != Config()
     assert f"--config=configs/{path.name}" in module.__doc__
+
+
+@pytest.mark.parametrize("key", ["seed", "sampler.step_size", "optimizer.decay_epochs"])
+def test_an_integer_that_no_float_can_be_is_refused(key):
+    assert f"config.{key} must be " in _error(key, (10**400,) if key.endswith("epochs") else 10**400)

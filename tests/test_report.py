@@ -16,7 +16,7 @@ from PIL import Image
 from jem_jax import config, files, report, workdir
 from jem_jax.config import Evaluation
 from jem_jax.main import main
-from jem_jax.report import headline, page, sections
+from jem_jax.report import figures, headline, page, sections
 from jem_jax.report.result import Result
 from jem_jax.report.sections import Outcome, Section
 
@@ -318,3 +318,20 @@ def test_an_older_export_does_not_stay_between_the_new_one(run):
     assert main([*arguments, "--config.evaluation.num_samples=30"]) == 0
     assert main([*arguments, "--config.evaluation.num_samples=10"]) == 0
     assert len(list((run / "samples" / "export" / "unconditional").iterdir())) == 10
+
+
+def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path):
+    names = (r"$\frac{$", "$x", "a$b$^")
+    path = figures.confusion({"jem": np.eye(3, dtype=int)}, names, tmp_path / "confusion.png")
+    assert Image.open(path).size[0] > 100
+
+
+def test_what_steers_a_terminal_is_written_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "\x1b]0;title\x07"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "mine" / "a" / "a.png")
+    assert main([*TINY, "--config.data.name=mine"]) == 2
+    line = capsys.readouterr().err.removesuffix("\n")
+    assert line.isprintable()
+    assert r"\x1b]0;title\x07" in line

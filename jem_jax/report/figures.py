@@ -24,6 +24,8 @@ _STYLE: Any = {
     "legend.frameon": False,
     "savefig.dpi": 160,
     "figure.constrained_layout.use": True,
+    # Names from outside are words, whatever dollar signs they hold.
+    "text.parse_math": False,
 }
 
 
