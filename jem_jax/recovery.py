@@ -183,6 +183,11 @@ def event(history: History, number: int) -> dict[str, Any]:
     return {"recovery": number, "diverged_at": entry["step"]} | {name: entry[name] for name in told}
 
 
+def events(history: History) -> list[dict[str, Any]]:
+    """`event` of every recovery."""
+    return [event(history, number + 1) for number in range(len(history))]
+
+
 def in_words(entry: Recovery) -> str:
     """A recovery in a line."""
     where = f"the checkpoint of iteration {entry.back_to}" if entry.back_to else "the start"

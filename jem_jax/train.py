@@ -33,7 +33,6 @@ from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.datasets.splits import to_float
 from jem_jax.device_data import DeviceData, Order
-from jem_jax.errors import UserError
 from jem_jax.evaluation import classification
 from jem_jax.interrupts import Interrupted, Interrupts
 from jem_jax.metrics import Recorder
@@ -139,7 +138,7 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
         if training.step >= training.total_steps:
             return Trained(training.step, training.seconds_before)
         _announce(training, title)
-        events = [recovery.event(training.history, number + 1) for number in range(len(training.history))]
+        events = recovery.events(training.history)
         recorder = Recorder(directory, title, training.step, training.total_steps, events, writes=parallel.is_first())
         stack.callback(recorder.close)
         while training.step < training.total_steps:
@@ -149,9 +148,9 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
             if training.logs(done):
                 _log(training, recorder)
             # Nothing that lasts is made of a run that has gone wrong.
-            if training.logs(done) or validates or draws or training.saves(done):
-                if _recovered(training, recorder):
-                    continue
+            looks = training.logs(done) or validates or draws or training.saves(done)
+            if looks and _recovered(training, recorder):
+                continue
             if validates:
                 _validate(training, recorder)
             if draws:
