@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import flax.serialization
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jem_jax.errors import UserError
 
@@ -44,11 +45,22 @@ class Checkpoints:
       directory: made if missing.
       keep: how many of the last are kept.
       writes: whether this process writes manifests (the first one does).
+      kept: of the steps that there are, increasing, those that stay after a save; in the place of `keep`.
     """
 
-    def __init__(self, directory: Path, keep: int, writes: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        keep: int,
+        writes: bool = True,
+        kept: Callable[[Sequence[int]], set[int]] | None = None,
+    ) -> None:
         self._directory, self._writes = directory, writes
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_Kept(kept or (lambda steps: set(steps[-keep:]))),
+            create=True,
+            cleanup_tmp_directories=True,
+        )
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
         self._finishing: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -74,6 +86,13 @@ class Checkpoints:
             raise self._failed(error) from error
         self._finishing = threading.Thread(target=self._finish, args=(step,), name="checkpoint-manifest")
         self._finishing.start()
+
+    def replace(self, step: int, tree: Any, note: dict[str, Any]) -> None:
+        """`save`, in the place of what may be there under that number. Errors are those of `save`."""
+        self.finish()
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+        self.save(step, tree, note)
 
     def finish(self) -> None:
         """Waits until what was saved is whole.
@@ -109,6 +128,18 @@ class Checkpoints:
         full = "No space left" in str(error)
         reason = "no space left on the device" if full else " ".join(str(error).split())[:200] or type(error).__name__
         return UserError(f"no checkpoint could be written to {self._directory} ({reason}); earlier ones are kept")
+
+
+class _Kept(preservation_policy.PreservationPolicy):
+    """Tells Orbax which checkpoints stay."""
+
+    def __init__(self, kept: Callable[[Sequence[int]], set[int]]) -> None:
+        self._kept = kept
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        steps = [one.step for one in checkpoints]
+        kept = self._kept(sorted(steps))
+        return [step in kept for step in steps]
 
 
 def restore(directory: Path, template: Any, step: int | None = None) -> Restored:

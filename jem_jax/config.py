@@ -120,10 +120,59 @@ class Training:
     validate_every: int = _setting(2, "epochs between two validations", low=1, high=10**6)
     sample_every: int = _setting(10, "epochs between two pictures of the buffer", low=1, high=10**6)
     checkpoint_every: int = _setting(2, "epochs between two checkpoints", low=1, high=10**6)
-    keep_checkpoints: int = _setting(2, "how many of the last checkpoints are kept", low=2, high=1000)
-    max_log_density: float = _setting(
-        1e6, "an iteration whose |log p~| passes this is undone, and the run ends", above=0
+    keep_checkpoints: int = _setting(
+        2,
+        "how many of the last checkpoints are kept at least; more until one has proved good, which takes "
+        "recovery.patience iterations",
+        low=2,
+        high=1000,
     )
+    max_log_density: float = _setting(
+        1e6, "an iteration whose |log p~| passes this is undone, and the run has diverged", above=0
+    )
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """When a run counts as diverged, and what is done then."""
+
+    max_recoveries: int = _setting(
+        5, "times that a run goes back to a good checkpoint; the next divergence ends it", low=0, high=1000
+    )
+    patience: int = _setting(
+        100, "iterations on end that a gap, a collapse or a saturation lasts before the run has diverged", low=1,
+        high=10**6,
+    )  # fmt: skip
+    max_gap: float = _setting(
+        1000.0, "gap: |mean log p~(data) - mean log p~(samples)| is larger than this, in nats", above=0, high=1e9
+    )
+    min_spread: float = _setting(
+        0.1,
+        "collapse: the samples' standard deviation over a batch is less than this fraction of the data's; 0: never",
+        low=0,
+        high=1,
+    )
+    max_rms: float = _setting(
+        3.0, "saturation of unclipped chains: the samples' root mean square is larger; data lie in [-1, 1]", above=0,
+        high=1e9,
+    )  # fmt: skip
+    max_clipped_rms: float = _setting(
+        0.999, "saturation of chains that sampler.clip_x clips to [-1, 1]: it is larger, all but 1", above=0, high=1
+    )
+    learning_rate_factor: float = _setting(
+        0.5, "after a divergence the learning rate is multiplied by this for a while", above=0, high=1
+    )
+    chain_steps_factor: float = _setting(
+        1.0, "after a divergence sampler.num_steps is multiplied by this for a while", low=1, high=100
+    )
+    iterations: int = _setting(
+        1000, "how long a while is, from the checkpoint that the run went back to; later divergences in it add theirs",
+        low=1, high=10**9,
+    )  # fmt: skip
+    buffer: str = _setting(
+        "restore", "the replay buffer after a divergence: the checkpoint's, or fresh chains",
+        choices=("restore", "fresh"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -162,6 +211,7 @@ class Config:
     objective: Objective = dataclasses.field(default_factory=Objective)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     training: Training = dataclasses.field(default_factory=Training)
+    recovery: Recovery = dataclasses.field(default_factory=Recovery)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     seed: int = _setting(0, "of everything random", low=0, high=2**31 - 1)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,58 @@ class Recorder:
       title: stands before the progress bar.
       first_step: iterations already done; lines of metrics.jsonl past it are cut.
       total_steps: of the whole run.
+      events: lines without a number that is plotted, which stay wherever the run went back to; those that metrics.jsonl
+        lacks are added.
       writes: whether this process writes at all.
     """
 
-    def __init__(self, directory: Path, title: str, first_step: int, total_steps: int, writes: bool = True) -> None:
-        self._writes = writes
+    def __init__(
+        self,
+        directory: Path,
+        title: str,
+        first_step: int,
+        total_steps: int,
+        events: Sequence[dict[str, Any]] = (),
+        writes: bool = True,
+    ) -> None:
+        self._directory, self._writes = directory, writes
         self._title, self._total, self._step = title, total_steps, first_step
         self._started = self._logged = self._printed = time.monotonic()
         if not writes:
             return
-        path = directory / "metrics.jsonl"
-        cut(path, first_step)
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
+        present = self._open(first_step)
+        for event in events[present:]:
+            self.record(first_step, event)
         # Without a terminal a bar would fill a log file; plain lines now and then do better there.
         self._bar = tqdm(
             total=total_steps, initial=first_step, desc=title, unit="it", disable=None, dynamic_ncols=True, leave=True
         )
+
+    def rewind(self, step: int, event: dict[str, Any], text: str) -> None:
+        """The run went back to an iteration: what was said of later ones is cut, and a line about it stays.
+
+        Args:
+          event: for metrics.jsonl and TensorBoard.
+          text: for the screen.
+        """
+        self._step, self._logged = step, time.monotonic()
+        if not self._writes:
+            return
+        self._file.close()
+        self._board.close()
+        self._open(step)
+        self.record(step, event)
+        self._board.add_text("recovery", text, step)
+        self._bar.n = step
+        self._bar.refresh()
+        tqdm.write(f"{self._title}: {text}")
+
+    def _open(self, step: int) -> int:
+        path = self._directory / "metrics.jsonl"
+        events = cut(path, step)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(self._directory / "tensorboard"), purge_step=step)
+        return events
 
     def progress(self, step: int, values: dict[str, float]) -> None:
         """A line of training metrics at an iteration, and the bar moved on to it."""
@@ -76,22 +112,28 @@ class Recorder:
             self._board.close()
 
 
-def cut(path: Path, last_step: int) -> None:
-    """Drops the lines of a metrics.jsonl that lie past an iteration, and an unfinished last line."""
+def cut(path: Path, last_step: int) -> int:
+    """Drops the lines of a metrics.jsonl that lie past an iteration, and an unfinished last line.
+
+    Returns:
+      How many lines about recoveries there are, all of which are kept.
+    """
     if not path.exists():
-        return
-    kept = []
+        return 0
+    kept, events = [], 0
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= last_step:
+            values = json.loads(line)
+            is_event = "recovery" in values
+            if is_event or 0 < values["step"] <= last_step:
                 kept.append(line + "\n")
+            events += is_event
         except (ValueError, KeyError, TypeError):
             break
-    if last_step == 0:
-        kept = []
     partial = path.with_suffix(".partial")
     partial.write_text("".join(kept), encoding="utf-8")
     partial.replace(path)
+    return events
 
 
 def duration(seconds: float) -> str:

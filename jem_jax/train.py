@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import numpy as np
 from jem_jax import (
     checkpoint,
     device_data,
+    divergence,
     forecast,
     metrics,
     network,
     optimizer,
     parallel,
     pictures,
+    recovery,
     replay_buffer,
     sizes,
     train_step,
@@ -31,11 +33,11 @@ from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.datasets.splits import to_float
 from jem_jax.device_data import DeviceData, Order
-from jem_jax.errors import UserError
 from jem_jax.evaluation import classification
 from jem_jax.interrupts import Interrupted, Interrupts
 from jem_jax.metrics import Recorder
 from jem_jax.network import Network
+from jem_jax.recovery import History, Recovery
 from jem_jax.train_step import Step, TrainState
 
 Array = jax.Array
@@ -54,23 +56,32 @@ class Trained:
 
 @dataclass
 class _Training:
-    """A training's parts, and where it stands."""
+    """A training's parts, and where it stands once it was placed there."""
 
     config: Config
     dataset: Dataset
     directory: Path
     network: Network
-    step_fn: Step
+    rule: Any
     logits_fn: Callable[..., np.ndarray]
     data: DeviceData
-    steps_per_epoch: int
-    state: TrainState
-    buffer: Array | None
-    checkpoints: Checkpoints
-    best: Checkpoints
-    best_accuracy: float
-    seconds_before: float
-    started: float
+    order: Order
+    programs: dict[int, Step] = field(default_factory=dict)
+    """the step of each number of chain steps that was needed so far"""
+    step: int = field(init=False)
+    state: TrainState = field(init=False)
+    buffer: Array | None = field(init=False)
+    learning_rate_factor: float = field(init=False)
+    history: History = field(init=False)
+    checkpoints: Checkpoints = field(init=False)
+    best: Checkpoints = field(init=False)
+    best_accuracy: float = field(init=False)
+    seconds_before: float = field(init=False)
+    started: float = field(init=False)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.order.steps_per_epoch
 
     @property
     def total_steps(self) -> int:
@@ -80,8 +91,31 @@ class _Training:
     def seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
 
+    @property
+    def step_fn(self) -> Step:
+        """Of as many chain steps as the next iteration is to have."""
+        count = recovery.chain_steps(self.config.sampler.num_steps, self.history, self.step)
+        if count not in self.programs:
+            sampler = dataclasses.replace(self.config.sampler, num_steps=count)
+            config = dataclasses.replace(self.config, sampler=sampler)
+            self.programs[count] = train_step.build(
+                config, self.network, self.rule, self.dataset.num_classes, self.data.streamed
+            )
+        return self.programs[count]
+
     def due(self, step: int, epochs: int) -> bool:
         return step % (epochs * self.steps_per_epoch) == 0 or step == self.total_steps
+
+    def saves(self, step: int) -> bool:
+        return self.due(step, self.config.training.checkpoint_every)
+
+    def logs(self, step: int) -> bool:
+        return step % self.config.training.log_every == 0 or step == self.total_steps
+
+    def close(self) -> None:
+        """Closes the checkpoints, which are opened anew where the training is placed elsewhere."""
+        self.checkpoints.close()
+        self.best.close()
 
 
 def train(config: Config, dataset: Dataset, directory: Path, title: str, interrupts: Interrupts) -> Trained:
@@ -93,32 +127,38 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
       title: stands before the progress bar.
       interrupts: asked after every iteration whether to stop.
 
+    A run that diverges goes back to its last good checkpoint, as `config.recovery` says.
+
     Raises:
       Interrupted: a signal came; everything is saved.
-      UserError: sizes that do not fit, a damaged or foreign checkpoint, or an iteration that had to be undone.
+      UserError: sizes that do not fit, a damaged or foreign checkpoint, or a divergence too many.
     """
     with contextlib.ExitStack() as stack:
         training = _set_up(config, dataset, directory, stack)
-        first_step, every = int(training.state.step), config.training
-        if first_step >= training.total_steps:
-            return Trained(first_step, training.seconds_before)
+        if training.step >= training.total_steps:
+            return Trained(training.step, training.seconds_before)
         _announce(training, title)
-        recorder = Recorder(directory, title, first_step, training.total_steps, writes=parallel.is_first())
+        events = recovery.events(training.history)
+        recorder = Recorder(directory, title, training.step, training.total_steps, events, writes=parallel.is_first())
         stack.callback(recorder.close)
-        for step in range(first_step, training.total_steps):
-            data = training.data.at(step)
-            training.state, training.buffer = training.step_fn(training.state, training.buffer, data)
-            done = step + 1
-            if done % every.log_every == 0 or done == training.total_steps:
-                _log(training, recorder, done)
-            if training.due(done, every.validate_every):
-                _validate(training, recorder, done)
-            if training.due(done, every.sample_every):
-                _draw_buffer(training, done)
-            if training.due(done, every.checkpoint_every):
-                _save(training, done)
-            if interrupts.requested(done, every.log_every):
-                _save(training, done)
+        while training.step < training.total_steps:
+            _iterate(training)
+            done, every = training.step, config.training
+            validates, draws = training.due(done, every.validate_every), training.due(done, every.sample_every)
+            if training.logs(done):
+                _log(training, recorder)
+            # Nothing that lasts is made of a run that has gone wrong.
+            looks = training.logs(done) or validates or draws or training.saves(done)
+            if looks and _recovered(training, recorder):
+                continue
+            if validates:
+                _validate(training, recorder)
+            if draws:
+                _draw_buffer(training)
+            if training.saves(done):
+                _save(training)
+            if interrupts.requested(done, every.log_every) and not _recovered(training, recorder):
+                _save(training)
                 training.checkpoints.finish()
                 raise Interrupted(done, training.total_steps)
         training.checkpoints.finish()
@@ -170,57 +210,92 @@ def _set_up(config: Config, dataset: Dataset, directory: Path, stack: contextlib
     net = network.build(config.model, dataset.num_classes)
     order = Order(config, dataset.train.labels)
     data = device_data.build(config, dataset.train, order)
-    rule = optimizer.build(config.optimizer, order.steps_per_epoch)
-    restored = _restore(config, dataset, directory)
-    buffer: Array | np.ndarray | None
-    if restored is None:
-        first_batch = to_float(dataset.train.images[order.batch(0, 0)])
-        state, buffer, note = _begin(config, dataset, net, rule, first_batch)
-    else:
-        state, buffer, note = restored
-    writes = parallel.is_first()
-    checkpoints = Checkpoints(directory / workdir.CHECKPOINTS, config.training.keep_checkpoints, writes)
-    best = Checkpoints(directory / workdir.BEST, 1, writes)
-    for part in (data, checkpoints, best):
-        stack.callback(part.close)
-    return _Training(
+    stack.callback(data.close)
+    training = _Training(
         config=config,
         dataset=dataset,
         directory=directory,
         network=net,
-        step_fn=train_step.build(config, net, rule, dataset.num_classes, data.streamed),
+        rule=optimizer.build(config.optimizer, order.steps_per_epoch),
         logits_fn=parallel.over_examples(lambda variables, images: net.logits(variables, to_float(images))),
         data=data,
-        steps_per_epoch=order.steps_per_epoch,
-        state=parallel.replicate(state),
-        buffer=None if buffer is None else parallel.shard(buffer),
-        checkpoints=checkpoints,
-        best=best,
-        best_accuracy=note["best_accuracy"],
-        seconds_before=note["seconds"],
-        started=time.monotonic(),
+        order=order,
     )
+    note = _place(training)
+    stack.callback(training.close)
+    training.seconds_before, training.started = note["seconds"], time.monotonic()
+    return training
 
 
-def _begin(
-    config: Config, dataset: Dataset, net: Network, rule: Any, first_batch: np.ndarray
-) -> tuple[TrainState, Array | None, dict[str, float]]:
+def _place(training: _Training) -> dict[str, float]:
+    """Puts a training where its directory says that it stands, after a recovery that was cut off was finished.
+
+    Returns:
+      The note of the checkpoint, or what stands for it.
+    """
+    config, dataset, directory = training.config, training.dataset, training.directory
+    with parallel.all_or_none():
+        history = recovery.read(directory)
+    # All have read before the first one writes.
+    parallel.wait("recoveries")
+    if parallel.is_first():
+        recovery.settle(directory, directory / workdir.CHECKPOINTS, history)
+    history = recovery.settled(history)
+    parallel.wait("settled")
+    restored = _restore(config, dataset, directory, history)
+    state, buffer, note = _begin(training) if restored is None else restored
+    if history and int(state.step) <= history[-1].back_to:
+        state, buffer, note = _otherwise(config, dataset, state, buffer, history)
+    training.step, training.history = int(state.step), history
+    training.learning_rate_factor = recovery.learning_rate_factor(history, training.step)
+    training.state = parallel.replicate(state._replace(learning_rate_factor=jnp.float32(training.learning_rate_factor)))
+    training.buffer = None if buffer is None else parallel.shard(buffer)
+    writes, settings = parallel.is_first(), config.training
+    training.checkpoints = Checkpoints(
+        directory / workdir.CHECKPOINTS,
+        settings.keep_checkpoints,
+        writes,
+        lambda steps: recovery.kept(steps, settings.keep_checkpoints, config.recovery.patience, training.saves),
+    )
+    training.best = Checkpoints(directory / workdir.BEST, 1, writes)
+    training.best_accuracy = note["best_accuracy"]
+    return note
+
+
+def _otherwise(
+    config: Config, dataset: Dataset, state: TrainState, buffer: Any, history: History
+) -> tuple[TrainState, Any, dict[str, float]]:
+    """A checkpoint that a run went back to, as it goes on from there."""
+    last = history[-1]
+    key = recovery.key(jax.random.key(config.seed), len(history))
+    state = state._replace(key=key, watch=divergence.quiet())
+    if buffer is not None and last.buffer == "fresh":
+        buffer = _fresh_buffer(config, dataset, key)
+    return state, buffer, {"best_accuracy": last.best_accuracy, "seconds": last.seconds}
+
+
+def _begin(training: _Training) -> tuple[TrainState, Any, dict[str, float]]:
+    config, dataset = training.config, training.dataset
+    first_batch = to_float(dataset.train.images[training.order.batch(0, 0)])
     key = jax.random.key(config.seed)
-    state = jax.jit(lambda key, x: train_step.init_state(config, net, rule, key, x))(key, first_batch)
+    begin = jax.jit(lambda key, x: train_step.init_state(config, training.network, training.rule, key, x))
+    state = begin(key, first_batch)
+    return state, _fresh_buffer(config, dataset, key), {"best_accuracy": -1.0, "seconds": 0.0}
+
+
+def _fresh_buffer(config: Config, dataset: Dataset, key: Array) -> Array | None:
     slots, classes = sizes.buffer_size(config, dataset.num_classes)
-    buffer = None
-    if slots:
-        buffer_key = jax.random.fold_in(key, 2**31 - 2)
-        buffer = jax.jit(lambda key: replay_buffer.init(key, slots, dataset.image_shape, num_classes=classes))(
-            buffer_key
-        )
-    return state, buffer, {"best_accuracy": -1.0, "seconds": 0.0}
+    if not slots:
+        return None
+    make = jax.jit(lambda key: replay_buffer.init(key, slots, dataset.image_shape, num_classes=classes))
+    return make(jax.random.fold_in(key, 2**31 - 2))
 
 
 def _restore(
-    config: Config, dataset: Dataset, directory: Path
-) -> tuple[TrainState, np.ndarray | None, dict[str, float]] | None:
+    config: Config, dataset: Dataset, directory: Path, history: History
+) -> tuple[TrainState, Any, dict[str, float]] | None:
     """The newest whole checkpoint, after everything later was moved out of its way; None where there is none."""
+    best_before = history[-1].best_step if history else -1
     folder, best = directory / workdir.CHECKPOINTS, directory / workdir.BEST
     # All have looked before the first one moves anything.
     with parallel.all_or_none():
@@ -230,7 +305,7 @@ def _restore(
             target = workdir.set_aside(path, directory)
             print(f"checkpoint {path} is not used: {fault}; moved to {target}", flush=True)
         for later in checkpoint.steps(best):
-            if later > (step or 0):
+            if later > (step or 0) and later != best_before:
                 workdir.set_aside(best / str(later), directory)
         for path in checkpoint.unfinished(best):
             workdir.set_aside(path, directory)
@@ -244,7 +319,7 @@ def _restore(
 
 def _announce(training: _Training, title: str) -> None:
     """Says what is about to run and how long it will take."""
-    step = int(training.state.step)
+    step = training.step
     variables = training.state.evaluation_variables
     flops = forecast.flops_per_iteration(training.config, training.network, variables, training.dataset.image_shape)
     if step and parallel.is_first():
@@ -262,38 +337,58 @@ def _announce(training: _Training, title: str) -> None:
         )
 
 
-def _log(training: _Training, recorder: Recorder, step: int) -> None:
-    """Reads the device's sums, the only place where the loop waits for it between checkpoints.
+def _iterate(training: _Training) -> None:
+    factor = recovery.learning_rate_factor(training.history, training.step)
+    if factor != training.learning_rate_factor:
+        training.learning_rate_factor = factor
+        training.state = training.state._replace(learning_rate_factor=parallel.replicate(np.float32(factor)))
+    data = training.data.at(training.step)
+    training.state, training.buffer = training.step_fn(training.state, training.buffer, data)
+    training.step += 1
 
-    Raises:
-      UserError: an iteration since the last line was undone.
-    """
+
+def _log(training: _Training, recorder: Recorder) -> None:
+    """Reads the device's sums, the only place where the loop waits for it between checkpoints."""
     window = jax.device_get(training.state.window)
-    epoch = round(step / training.steps_per_epoch, 4)
+    epoch = round(training.step / training.steps_per_epoch, 4)
     means = {name: float(total) / int(window.steps) for name, total in window.sums.items()}
-    recorder.progress(step, {"epoch": epoch, **means})
-    _stop_if_diverged(training)
+    recorder.progress(training.step, {"epoch": epoch, **means})
 
 
-def _stop_if_diverged(training: _Training) -> None:
-    """Asked before a checkpoint too, which would push the last good one out.
+def _recovered(training: _Training, recorder: Recorder) -> bool:
+    """Whether the run had diverged, and was put back to where it had not.
+
+    All processes read the same alarm, and the first one looks for a checkpoint for all of them.
 
     Raises:
-      UserError: an iteration was undone.
+      UserError: it has diverged once too often.
     """
-    bad_step = int(training.state.window.bad_step)
-    if bad_step >= 0:
-        training.checkpoints.finish()
-        last = checkpoint.steps(training.directory / workdir.CHECKPOINTS)
-        kept = f"the checkpoint of iteration {last[-1]} is kept" if last else "there is no checkpoint yet"
-        raise UserError(
-            f"training diverged at iteration {bad_step + 1}: loss, gradient or log p~ was not finite, or "
-            f"|log p~| passed config.training.max_log_density; {kept}. A smaller learning rate or step size, or more "
-            "SGLD steps, may help"
-        )
+    settings = training.config.recovery
+    alarm = divergence.alarm(training.state.watch, settings.patience)
+    if alarm is None:
+        return False
+    training.checkpoints.finish()
+    training.best.finish()
+    folder = training.directory / workdir.CHECKPOINTS
+    if len(training.history) >= settings.max_recoveries:
+        raise recovery.exhausted(alarm, training.history, max(checkpoint.steps(folder), default=None))
+    found = recovery.sound_checkpoints(folder, training.saves) if parallel.is_first() else []
+    back_to = int(parallel.from_all(str(recovery.target(training.history, alarm.onset, found)))[0])
+    best = checkpoint.steps(training.directory / workdir.BEST)
+    last = Recovery(
+        alarm.reason, alarm.step + 1, back_to, settings.learning_rate_factor, settings.chain_steps_factor,
+        settings.iterations, settings.buffer, max(best, default=-1), training.best_accuracy, training.seconds,
+    )  # fmt: skip
+    training.close()
+    with parallel.all_or_none():
+        if parallel.is_first():
+            recovery.write(training.directory, (*training.history, last))
+    _place(training)
+    recorder.rewind(training.step, recovery.event(training.history, len(training.history)), recovery.in_words(last))
+    return True
 
 
-def _validate(training: _Training, recorder: Recorder, step: int) -> None:
+def _validate(training: _Training, recorder: Recorder) -> None:
     """Validation accuracy and NLL, and the best so far kept; nothing is ever chosen on the test set."""
     split = training.dataset.validation
     variables = training.state.evaluation_variables
@@ -301,14 +396,15 @@ def _validate(training: _Training, recorder: Recorder, step: int) -> None:
     # The first process's: where rounding differs, two that each trust their own would not save together.
     accuracy = float(parallel.from_all(repr(classification.accuracy(logits, split.labels)))[0])
     nll = classification.negative_log_likelihood(logits, split.labels)
-    recorder.record(step, {"validation_accuracy": accuracy, "validation_nll": nll})
+    recorder.record(training.step, {"validation_accuracy": accuracy, "validation_nll": nll})
     if accuracy > training.best_accuracy:
         training.best_accuracy = accuracy
         kept = tree(checkpoint.to_tree(training.state), None)
-        training.best.save(step, kept, {"validation_accuracy": accuracy})
+        # After a recovery the best so far may bear the same number.
+        training.best.replace(training.step, kept, {"validation_accuracy": accuracy})
 
 
-def _draw_buffer(training: _Training, step: int) -> None:
+def _draw_buffer(training: _Training) -> None:
     """A picture of chains spread evenly over this process's part of the buffer."""
     if training.buffer is None or not parallel.is_first():
         return
@@ -316,11 +412,11 @@ def _draw_buffer(training: _Training, step: int) -> None:
     count = int(np.prod(axes))
     chosen = np.linspace(0, count - 1, min(_PICTURED, count)).astype(int)
     images = np.asarray(training.buffer[np.unravel_index(chosen, axes)])
-    pictures.save(pictures.square(images), training.directory / workdir.SAMPLES / f"buffer_{step:07d}.png")
+    pictures.save(pictures.square(images), training.directory / workdir.SAMPLES / f"buffer_{training.step:07d}.png")
 
 
-def _save(training: _Training, step: int) -> None:
-    _stop_if_diverged(training)
+def _save(training: _Training) -> None:
     buffer = None if training.buffer is None else parallel.whole(training.buffer)
     whole = tree(checkpoint.to_tree(training.state), buffer)
-    training.checkpoints.save(step, whole, {"best_accuracy": training.best_accuracy, "seconds": training.seconds})
+    note = {"best_accuracy": training.best_accuracy, "seconds": training.seconds}
+    training.checkpoints.save(training.step, whole, note)

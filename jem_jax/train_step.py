@@ -2,7 +2,8 @@
 
 The step runs on every device over its own part of the batch and of the replay buffer. Nothing goes to the host, and
 devices meet once, in the mean of gradients, batch statistics and metrics. An iteration that is not finite, or whose
-log densities run away, is undone by the step itself: parameters, optimiser and buffer stay what they were.
+log densities run away, is undone by the step itself: parameters, optimiser and buffer stay what they were. That, and
+slower ways to diverge, are recorded in the state.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jem_jax import energy, keys, objective, parallel, replay_buffer, sgld
+from jem_jax import divergence, energy, keys, objective, parallel, replay_buffer, sgld
 from jem_jax.augment import augment
 from jem_jax.config import Config
 from jem_jax.datasets.splits import to_float
@@ -28,8 +29,6 @@ class Window(NamedTuple):
     """of float32 [] each"""
     steps: Array
     """int32 []: iterations in the sums"""
-    bad_step: Array
-    """int32 []: the first iteration that was undone, or -1"""
 
 
 class TrainState(NamedTuple):
@@ -44,7 +43,10 @@ class TrainState(NamedTuple):
     ema: Any
     """averaged parameters, or None"""
     key: Array
-    """the run's PRNG key; never changes, an iteration folds its number in"""
+    """the run's PRNG key, another after each recovery; an iteration folds its number in"""
+    learning_rate_factor: Array
+    """float32 []: 1 but for a while after a recovery"""
+    watch: divergence.Watch
     window: Window
 
     @property
@@ -135,8 +137,17 @@ def init_state(
         opt_state=optimizer.init(params),
         ema=params if config.optimizer.ema_decay else None,
         key=key,
+        learning_rate_factor=jnp.float32(1),
+        watch=divergence.quiet(),
         window=_empty_window(weights(config)),
     )
+
+
+def limits(config: Config) -> divergence.Limits:
+    """What the watch holds for healthy."""
+    settings = config.recovery
+    max_rms = settings.max_clipped_rms if config.sampler.clip_x else settings.max_rms
+    return divergence.Limits(settings.max_gap, settings.min_spread, max_rms, settings.patience)
 
 
 def sgld_settings(config: Config) -> dict[str, Any]:
@@ -191,9 +202,12 @@ def build(
 
         gradients, (metrics, model_state) = jax.grad(loss, has_aux=True)(state.params)
         log_px_max = metrics.pop("log_px_max")
-        unfit = _unfit((gradients, model_state, metrics), log_px_max, config.training.max_log_density)
-        gradients, model_state, metrics, unfit = parallel.mean((gradients, model_state, metrics, unfit))
-        state, undo = _updated(config, optimizer, state, gradients, model_state, metrics, unfit > 0)
+        samples = [inputs[name] for name in ("negatives", "conditional_negatives") if name in inputs]
+        moments = divergence.moments(inputs.get("data", inputs["labelled"]), samples)
+        found = (gradients, model_state, metrics)
+        signs = divergence.signs(found, log_px_max, config.training.max_log_density, moments)
+        gradients, model_state, metrics, signs = parallel.mean((*found, signs))
+        state, undo = _updated(config, optimizer, state, gradients, model_state, metrics, signs)
         for negatives in (marginal, conditional):
             if negatives is not None:
                 assert buffer is not None
@@ -273,15 +287,6 @@ def _sample(
     return marginal, conditional
 
 
-def _unfit(values: Any, log_px_max: Array, max_log_density: float) -> Array:
-    """1.0 where this device's part of the iteration must not enter the state, else 0.0."""
-    return 1.0 - (_finite(values) & (log_px_max <= max_log_density)).astype(jnp.float32)
-
-
-def _finite(tree: Any) -> Array:
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
-
-
 def _updated(
     config: Config,
     optimizer: optax.GradientTransformation,
@@ -289,37 +294,48 @@ def _updated(
     gradients: Any,
     model_state: Variables,
     metrics: dict[str, Array],
-    undo: Array,
+    signs: divergence.Signs,
 ) -> tuple[TrainState, Array]:
     """The state after the iteration, or the old one with only its count moved on; and which of the two it is."""
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    # The learning rate is the last factor of either rule.
+    updates = jax.tree.map(lambda update: update * state.learning_rate_factor, updates)
     params = optax.apply_updates(state.params, updates)
     # Finite gradients can still overflow in the optimiser; every device sees the same here.
-    undo = undo | ~_finite((params, opt_state))
+    not_finite, runaway = (signs.not_finite > 0) | ~divergence.finite((params, opt_state)), signs.runaway > 0
+    undo = not_finite | runaway
+    metrics = metrics | divergence.measures(signs.moments)
+    watch = divergence.watched(state.watch, state.step, not_finite, runaway, metrics, limits(config))
     decay = config.optimizer.ema_decay
     ema = optax.incremental_update(params, state.ema, 1 - decay) if decay else None
     old = (state.params, state.model_state, state.opt_state, state.ema)
     new = (params, model_state, opt_state, ema)
     params, model_state, opt_state, ema = jax.tree.map(lambda old, new: jnp.where(undo, old, new), old, new)
-    window = _extended(state.window, state.step, metrics, undo, config.training.log_every)
-    return TrainState(state.step + 1, params, model_state, opt_state, ema, state.key, window), undo
+    state = state._replace(
+        step=state.step + 1,
+        params=params,
+        model_state=model_state,
+        opt_state=opt_state,
+        ema=ema,
+        watch=watch,
+        window=_extended(state.window, state.step, metrics, config.training.log_every),
+    )
+    return state, undo
 
 
-def _extended(window: Window, step: Array, metrics: dict[str, Array], undo: Array, log_every: int) -> Window:
+def _extended(window: Window, step: Array, metrics: dict[str, Array], log_every: int) -> Window:
     fresh = step % log_every == 0
     sums = {name: jnp.where(fresh, 0, total) + metrics[name] for name, total in window.sums.items()}
-    return Window(
-        sums=sums,
-        steps=jnp.where(fresh, 0, window.steps) + 1,
-        bad_step=jnp.where((window.bad_step < 0) & undo, step, window.bad_step),
-    )
+    return Window(sums, jnp.where(fresh, 0, window.steps) + 1)
 
 
 def _empty_window(terms: objective.Weights) -> Window:
     def metrics() -> dict[str, Array]:
         one = jnp.zeros((1, 2))
-        return objective.joint_loss(objective.Logits(one, one, one, one), jnp.zeros(1, jnp.int32), terms)[1]
+        found = objective.joint_loss(objective.Logits(one, one, one, one), jnp.zeros(1, jnp.int32), terms)[1]
+        has_samples = terms.needs_negatives or terms.needs_conditional_negatives
+        return found | divergence.measures(divergence.moments(one, [one] if has_samples else []))
 
     # The largest |log p~| only guards the iteration: a mean of it would depend on the number of devices.
     sums = {name: jnp.float32(0) for name in jax.eval_shape(metrics) if name != "log_px_max"}
-    return Window(sums, jnp.int32(0), jnp.int32(-1))
+    return Window(sums, jnp.int32(0))

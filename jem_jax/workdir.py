@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jem_jax import config as configuration
-from jem_jax import files
+from jem_jax import files, recovery
 from jem_jax.config import Config
 from jem_jax.errors import UserError
 
@@ -19,7 +19,18 @@ CHECKPOINTS, BEST, BASELINE, SAMPLES, REPORT, SET_ASIDE = (
     "checkpoints", "best", "baseline", "samples", "report", "set_aside",
 )  # fmt: skip
 _LOCK = ".lock"
-_OURS = (CHECKPOINTS, BEST, BASELINE, SAMPLES, REPORT, SET_ASIDE, RUN_FILE, "metrics.jsonl", "tensorboard")
+_OURS = (
+    CHECKPOINTS,
+    BEST,
+    BASELINE,
+    SAMPLES,
+    REPORT,
+    SET_ASIDE,
+    RUN_FILE,
+    recovery.FILE,
+    "metrics.jsonl",
+    "tensorboard",
+)
 _COMPARED = ("data", "model", "sampler", "objective", "optimizer", "seed")
 
 

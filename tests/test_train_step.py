@@ -238,7 +238,7 @@ def test_an_iteration_that_is_not_finite_leaves_everything_as_it_was(full, poiso
     for field in KEPT:
         assert not tiny.differing(getattr(old, field), getattr(new, field)), field
     assert not tiny.differing(chains, parallel.whole(buffer))
-    assert (int(new.step), int(new.window.steps), int(new.window.bad_step)) == (2, 2, 1)
+    assert (int(new.step), int(new.window.steps), int(new.watch.step)) == (2, 2, 1)
 
 
 def test_a_finite_iteration_changes_everything_but_the_key(full):
@@ -249,7 +249,7 @@ def test_a_finite_iteration_changes_everything_but_the_key(full):
     assert not tiny.differing(old.key, new.key)
     written = np.any(chains != np.array(parallel.whole(buffer)), axis=(1, 2, 3, 4))
     assert np.array_equal(written.reshape(8, 4).sum(axis=1), np.ones(8))
-    assert (int(new.step), int(new.window.steps), int(new.window.bad_step)) == (2, 2, -1)
+    assert (int(new.step), int(new.window.steps), int(new.watch.step)) == (2, 2, -1)
 
 
 def test_the_first_undone_iteration_stays_recorded_and_the_next_good_one_trains(full):
@@ -257,7 +257,7 @@ def test_the_first_undone_iteration_stays_recorded_and_the_next_good_one_trains(
     state = undone
     for number in range(2, 6):  # past the end of the window
         state, buffer = full.step(state, buffer, full.data.at(number))
-    assert int(state.window.bad_step) == 1
+    assert int(state.watch.step) == 1
     assert np.isfinite(list(_losses(state).values())).all()
     assert tiny.differing(undone.params, state.params)
 
@@ -269,7 +269,7 @@ def test_log_densities_past_their_bound_undo_an_iteration():
     for field in KEPT:
         assert not tiny.differing(getattr(start.state, field), getattr(state, field)), field
     assert not tiny.differing(start.chains, parallel.whole(buffer))
-    assert int(state.window.bad_step) == 0
+    assert int(state.watch.step) == 0
     assert np.isfinite(list(_losses(state).values())).all()
 
 
@@ -419,7 +419,7 @@ def test_two_iterations_train(variant):
             if "sampler.clip_x" in settings:
                 assert np.abs(new).max() == 1
             old = new
-    assert int(state.window.bad_step) == -1
+    assert int(state.watch.step) == -1
     assert np.isfinite(list(_losses(state).values())).all()
     assert tiny.differing(start.state.params, state.params) == sorted(tiny.leaves(state.params))
     assert all(leaf.dtype == np.float32 for leaf in tiny.leaves(state.params).values())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jem_jax
-from jem_jax import metrics, parallel, workdir
+from jem_jax import metrics, parallel, recovery, workdir
 from jem_jax.config import Evaluation
 from jem_jax.datasets import Dataset
 from jem_jax.report import headline, page, sampling, sections, subject
@@ -82,6 +82,9 @@ def write(
         for some in outcomes
     }
     measured = sum(outcome.seconds for outcome in outcomes)
+    for name, part in (("jem", path), ("baseline", path / workdir.BASELINE)):
+        if name in values:
+            values[name]["recoveries"] = recovery.events(recovery.read(part))
     values["run"] = _about_run(about, dict(seconds) | {"evaluation": measured})
     report = Report(values, about.folder)
     workdir.write_text(report.page, page.render(values, outcomes, about.folder))

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jem_jax import recovery, workdir
 from jem_jax.report import figures
 from jem_jax.report.result import Result
-from jem_jax.report.subject import Subject
+from jem_jax.report.subject import TITLES, Subject
 
 _CURVES = {
     "log p~": ("log p~(x), nats", {"log_px_data": "data", "log_px_samples": "samples"}),
@@ -28,6 +29,7 @@ def follow(subject: Subject) -> Result:
                 found.append(figures.TrainingLine(short, *zip(*points, strict=True)))
         if found:
             series[title] = (label, found)
+    _tell_recoveries(result, subject)
     if not series:
         result.text("metrics.jsonl holds no training metrics; the model was imported.")
         return result
@@ -37,6 +39,14 @@ def follow(subject: Subject) -> Result:
         "of a divergence.",
     )
     return result
+
+
+def _tell_recoveries(result: Result, subject: Subject) -> None:
+    """What went wrong, and what was done about it."""
+    parts = {"jem": subject.path, "baseline": subject.path / workdir.BASELINE}
+    for name in subject.models:
+        for number, entry in enumerate(recovery.read(parts[name]), 1):
+            result.text(f"Recovery {number} of the {TITLES[name]}: it {recovery.in_words(entry)}.")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

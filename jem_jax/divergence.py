@@ -1,0 +1,189 @@
+"""Whether a training is going wrong: what every iteration is watched for, as pure functions on arrays.
+
+An iteration is *unfit* where its loss, gradients or new parameters are not finite or its |log p~| runs away; it must
+not enter the state. Three slower faults leave every number finite, and count once they have gone on for some iterations
+on end: data and samples lie too far apart in log p~, the samples of a batch have become alike, or they have left the
+range of the data. The first alarm stays recorded, so that whoever looks later knows what happened and when.
+
+The images' moments are exchanged rather than what is made of them, so that any number of devices decides alike.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+REASONS = {
+    "not_finite": "the loss, a gradient or a parameter was not finite",
+    "log_density": "|log p~| passed config.training.max_log_density",
+    "gap": "log p~ of data and samples stayed further apart than config.recovery.max_gap",
+    "collapse": "the samples of a batch stayed more alike than config.recovery.min_spread allows",
+    "saturation": "the samples stayed further out than config.recovery.max_rms or max_clipped_rms allows",
+}
+"""What an alarm can be about; the first two undo the iteration, the others must have gone on for a while"""
+_SUDDEN = 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is still healthy."""
+
+    max_gap: float
+    """of |mean log p~(data) - mean log p~(samples)|, in nats"""
+    min_spread: float
+    """of the samples' standard deviation over a batch, as a fraction of the data's"""
+    max_rms: float
+    """of the samples' root mean square, where the data lie in [-1, 1]"""
+    patience: int
+    """iterations on end that a slow fault may last"""
+
+
+class Watch(NamedTuple):
+    """What is remembered from one iteration to the next."""
+
+    reason: Array
+    """int32 []: which of `REASONS` the first alarm was about, or -1"""
+    step: Array
+    """int32 []: the iteration of the first alarm, or -1"""
+    counts: Array
+    """int32 [3]: for how many iterations on end there has been a gap, a collapse, a saturation"""
+
+
+class Moments(NamedTuple):
+    """First and second moments of a device's images; their means over the devices are those of the whole batch."""
+
+    data_mean: Array
+    """[H, W, C]: each value's mean over the images"""
+    data_square: Array
+    """[]: the mean square of all values"""
+    samples_mean: Array
+    samples_square: Array
+
+
+class Signs(NamedTuple):
+    """What a device saw of an iteration; a mean over devices is above 0 where any of them saw it."""
+
+    not_finite: Array
+    """float32 []: 0 or 1"""
+    runaway: Array
+    """float32 []: 0 or 1"""
+    moments: Moments | None
+    """None where there are no samples"""
+
+
+class Alarm(NamedTuple):
+    """A first alarm, on the host."""
+
+    reason: str
+    """one of `REASONS`"""
+    step: int
+    """the iteration, counted from 0"""
+    onset: int
+    """the iteration that the fault began with; nothing saved before it was touched by it"""
+
+
+def quiet() -> Watch:
+    """Before anything was seen."""
+    return Watch(jnp.int32(-1), jnp.int32(-1), jnp.zeros(len(REASONS) - _SUDDEN, jnp.int32))
+
+
+def signs(values: Any, log_px_max: Array, max_log_density: float, moments: Moments | None) -> Signs:
+    """What this device sees.
+
+    Args:
+      values: a pytree of all that must be finite.
+      log_px_max: [] the largest |log p~| of any image.
+      max_log_density: what that may be.
+      moments: of the data and samples.
+    """
+    not_finite = ~(finite(values) & jnp.isfinite(log_px_max))
+    runaway = log_px_max > max_log_density
+    return Signs(not_finite.astype(jnp.float32), runaway.astype(jnp.float32), moments)
+
+
+def moments(data: Array, samples: Sequence[Array]) -> Moments | None:
+    """Moments of data [B, H, W, C] and of batches of samples [B', H, W, C]; None where there are no samples."""
+    if not samples:
+        return None
+    together = jnp.concatenate(samples)
+    return Moments(
+        jnp.mean(data, axis=0), jnp.mean(jnp.square(data)), jnp.mean(together, axis=0), jnp.mean(jnp.square(together))
+    )
+
+
+def measures(moments: Moments | None) -> dict[str, Array]:
+    """`samples_spread`, the samples' standard deviation over the batch as a fraction of the data's, and `samples_rms`.
+
+    Args:
+      moments: their means over all devices.
+    """
+    if moments is None:
+        return {}
+    spread = lambda mean, square: jnp.sqrt(jnp.maximum(square - jnp.mean(jnp.square(mean)), 0))  # noqa: E731
+    of_data = spread(moments.data_mean, moments.data_square)
+    of_samples = spread(moments.samples_mean, moments.samples_square)
+    # A batch without any spread, of a single image, has nothing to compare with.
+    ratio = jnp.where(of_data > 0, of_samples / jnp.maximum(of_data, 1e-12), 1.0)
+    return {"samples_spread": ratio, "samples_rms": jnp.sqrt(moments.samples_square)}
+
+
+def finite(tree: Any) -> Array:
+    """Whether every number of a pytree is. -> bool []."""
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
+def watched(
+    watch: Watch, step: Array, not_finite: Array, runaway: Array, metrics: Mapping[str, Array], limits: Limits
+) -> Watch:
+    """The watch after an iteration.
+
+    Args:
+      watch: before it.
+      step: its number.
+      not_finite: [] bool.
+      runaway: [] bool.
+      metrics: means over the whole batch: `measures`, and log p~ as `objective.joint_loss` names it.
+    """
+    unfit = not_finite | runaway
+    counts = jnp.where(_faults(metrics, limits), watch.counts + 1, 0)
+    # An iteration that is undone says nothing about the state that it leaves.
+    counts = jnp.where(unfit, watch.counts, counts)
+    alarms = jnp.concatenate([jnp.stack([not_finite, runaway]), (counts >= limits.patience) & ~unfit])
+    first = (watch.step < 0) & jnp.any(alarms)
+    return Watch(
+        reason=jnp.where(first, jnp.argmax(alarms).astype(jnp.int32), watch.reason),
+        step=jnp.where(first, step, watch.step),
+        counts=counts,
+    )
+
+
+def alarm(watch: Watch, patience: int) -> Alarm | None:
+    """The first alarm, read from the device; None where there was none."""
+    reason, step = (int(value) for value in jax.device_get((watch.reason, watch.step)))
+    if reason < 0:
+        return None
+    onset = step if reason < _SUDDEN else step - patience + 1
+    return Alarm(list(REASONS)[reason], step, onset)
+
+
+def _faults(metrics: Mapping[str, Array], limits: Limits) -> Array:
+    """bool [3]: whether this iteration shows a gap, a collapse, a saturation."""
+    never = jnp.array(False)
+    gaps = []
+    if "log_px_data" in metrics:
+        gaps.append(jnp.abs(metrics["log_px_data"] - metrics["log_px_samples"]))
+    if "contrast_xy" in metrics:
+        gaps.append(jnp.abs(metrics["contrast_xy"]))
+    if not gaps:
+        return jnp.stack([never, never, never])
+    return jnp.stack(
+        [
+            jnp.max(jnp.stack(gaps)) > limits.max_gap,
+            metrics["samples_spread"] < limits.min_spread,
+            metrics["samples_rms"] > limits.max_rms,
+        ]
+    )

@@ -1,0 +1,222 @@
+"""What is done about a divergence: where a run goes back to, what it does otherwise from there, and the history of it.
+
+The history is a small file beside the checkpoints, and all that a recovery changes is a function of it and of the
+iteration. A recovery that was cut off anywhere is therefore finished by whoever opens the run next, as if nothing had
+come between.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jem_jax import checkpoint, divergence, files
+from jem_jax.errors import UserError
+
+Array = jax.Array
+
+FILE = "recoveries.json"
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A divergence, and what was done about it."""
+
+    reason: str
+    """one of `divergence.REASONS`"""
+    step: int
+    """the iteration that raised the alarm, counted from 1"""
+    back_to: int
+    """iterations done at the checkpoint that the run went back to; 0: it began anew"""
+    learning_rate_factor: float
+    chain_steps_factor: float
+    iterations: int
+    """for how many from `back_to` on the two factors hold"""
+    buffer: str
+    """"restore" or "fresh" """
+    best_step: int
+    """the best checkpoint by validation at that time, which stays, whichever branch it is of; -1: none"""
+    best_accuracy: float
+    seconds: float
+    """that the training had taken so far"""
+    settled: bool = False
+    """whether what lies past `back_to` was deleted"""
+
+    def holds(self, step: int) -> bool:
+        """Whether its factors hold in an iteration, counted from 0."""
+        return self.back_to <= step < self.back_to + self.iterations
+
+
+History = tuple[Recovery, ...]
+
+
+def read(directory: Path) -> History:
+    """The recoveries of the training in a directory, the oldest first.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = directory / FILE
+    if not path.exists():
+        return ()
+    fields = dataclasses.fields(Recovery)
+    try:
+        history = tuple(Recovery(**entry) for entry in json.loads(path.read_text(encoding="utf-8")))
+        for entry in history:
+            for field in fields:
+                assert isinstance(field.type, type)
+                if not isinstance(getattr(entry, field.name), (int, float) if field.type is float else field.type):
+                    raise ValueError(f"{field.name} is not a {field.type.__name__}")
+            if entry.reason not in divergence.REASONS:
+                raise ValueError(f"{entry.reason!r} is no reason")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore it, or start anew with --overwrite") from error
+    return history
+
+
+def write(directory: Path, history: History) -> None:
+    """Writes the history whole or not at all."""
+    text = json.dumps([dataclasses.asdict(entry) for entry in history], indent=1)
+    with files.whole(directory / FILE) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def target(history: History, onset: int, checkpoints: Sequence[int]) -> int:
+    """The checkpoint to go back to: the newest that the fault had not touched yet, or the one before it if the run has
+    gone back to that one already; 0, the start, where there is none.
+
+    Args:
+      onset: the iteration that the fault began with, counted from 0.
+      checkpoints: iterations done at each that is whole, increasing.
+    """
+    sound = [step for step in checkpoints if step <= onset]
+    if not sound:
+        return 0
+    return sound[-2] if len(sound) > 1 and _tried(history, sound[-1]) else sound[-1]
+
+
+def _tried(history: History, step: int) -> bool:
+    for entry in reversed(history):
+        if entry.back_to <= step:
+            # Going back further deletes what is newer: a checkpoint of that number is another one then.
+            return entry.back_to == step
+    return False
+
+
+def kept(steps: Sequence[int], keep: int, patience: int, due: Callable[[int], bool]) -> set[int]:
+    """Which checkpoints are kept: the last ones, and all since the last that has proved good.
+
+    A checkpoint has proved good when `patience` iterations went by after it, since a fault that it already had would
+    have raised an alarm by then. A run goes back to checkpoints that were due alone, never to what an interruption
+    saved, so that interrupted and undisturbed runs recover alike.
+
+    Args:
+      steps: iterations done at each, increasing.
+      keep: how many of the last.
+      patience: iterations that a slow fault takes to raise an alarm.
+      due: whether a checkpoint would have been saved without an interruption too.
+    """
+    regular = [step for step in steps if due(step)]
+    proved = [step for step in regular if step <= regular[-1] - patience]
+    since = [step for step in regular if not proved or step >= proved[-1]]
+    return {*steps[-keep:], *regular[-keep:], *since}
+
+
+def learning_rate_factor(history: History, step: int) -> float:
+    """What the learning rate of an iteration is multiplied by."""
+    factor = 1.0
+    for entry in history:
+        factor *= entry.learning_rate_factor if entry.holds(step) else 1.0
+    return factor
+
+
+def chain_steps(num_steps: int, history: History, step: int) -> int:
+    """How many SGLD steps the chains of an iteration take."""
+    factor = 1.0
+    for entry in history:
+        factor *= entry.chain_steps_factor if entry.holds(step) else 1.0
+    return round(num_steps * factor)
+
+
+def key(run_key: Array, number: int) -> Array:
+    """The PRNG key that a run goes on with after its n-th recovery, n ≥ 1."""
+    # No iteration, and not what begins a run, folds in such a number.
+    return jax.random.fold_in(run_key, 2**31 - 2 - number)
+
+
+def settle(directory: Path, folder: Path, history: History) -> History:
+    """Finishes the last recovery if that was cut off: deletes the checkpoints past the one that it went back to.
+
+    Args:
+      directory: the training's.
+      folder: its checkpoints'.
+    """
+    if not history or history[-1].settled:
+        return history
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.isdigit() and int(path.name) > history[-1].back_to:
+            shutil.rmtree(path)
+    history = settled(history)
+    write(directory, history)
+    return history
+
+
+def settled(history: History) -> History:
+    """The history once its last recovery is finished."""
+    return (*history[:-1], dataclasses.replace(history[-1], settled=True)) if history else history
+
+
+def sound_checkpoints(folder: Path, due: Callable[[int], bool]) -> list[int]:
+    """Iterations done at each checkpoint that a run may go back to, increasing; damaged ones are left out."""
+    return [step for step in checkpoint.steps(folder) if due(step) and checkpoint.damage(folder / str(step)) is None]
+
+
+def event(history: History, number: int) -> dict[str, Any]:
+    """What metrics.jsonl and the report hold of the n-th recovery, n ≥ 1."""
+    entry = dataclasses.asdict(history[number - 1])
+    told = ("reason", "back_to", "learning_rate_factor", "chain_steps_factor", "iterations", "buffer")
+    return {"recovery": number, "diverged_at": entry["step"]} | {name: entry[name] for name in told}
+
+
+def events(history: History) -> list[dict[str, Any]]:
+    """`event` of every recovery."""
+    return [event(history, number + 1) for number in range(len(history))]
+
+
+def in_words(entry: Recovery) -> str:
+    """A recovery in a line."""
+    where = f"the checkpoint of iteration {entry.back_to}" if entry.back_to else "the start"
+    changes = ["new random numbers"]
+    if entry.learning_rate_factor != 1:
+        changes.append(f"{entry.learning_rate_factor:g} times the learning rate")
+    if entry.chain_steps_factor != 1:
+        changes.append(f"{entry.chain_steps_factor:g} times the chain steps")
+    if len(changes) > 1:
+        changes[-1] += f" for {entry.iterations} iterations"
+    if entry.buffer == "fresh":
+        changes.append("a fresh buffer")
+    return f"diverged at iteration {entry.step} ({divergence.REASONS[entry.reason]}); back to {where} with " + (
+        ", ".join(changes)
+    )
+
+
+def exhausted(alarm: divergence.Alarm, history: History, last: int | None) -> UserError:
+    """What a run ends with that has diverged once too often.
+
+    Args:
+      last: iterations done at its last checkpoint, or None.
+    """
+    is_kept = f"the checkpoint of iteration {last} is kept" if last else "there is no checkpoint yet"
+    text = f"training diverged at iteration {alarm.step + 1}: {divergence.REASONS[alarm.reason]}; {is_kept}. "
+    if history:
+        past = "; ".join(
+            f"({number}) {entry.reason} at {entry.step}, back to {entry.back_to}"
+            for number, entry in enumerate(history, 1)
+        )
+        text += f"Its {len(history)} recoveries (config.recovery.max_recoveries) are used up: {past}. "
+    return UserError(text + "A smaller learning rate or step size, or more SGLD steps, may help")

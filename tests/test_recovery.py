@@ -1,0 +1,200 @@
+"""What is done about a divergence: where a run goes back to, that it then trains, and that nothing can cut it off."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+
+from jem_jax import checkpoint, recovery, train, workdir
+from jem_jax.errors import UserError
+from jem_jax.metrics import TIME_FIELDS
+from jem_jax.recovery import Recovery
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+LAST = 20
+SETTINGS = {
+    "model.factory": "tiny:mlp",
+    "training.epochs": 4,
+    "training.log_every": 1,
+    "recovery.patience": 3,
+    "recovery.iterations": 1000,
+}
+"""Five iterations an epoch, and a checkpoint after each epoch."""
+WILD = {**SETTINGS, "optimizer.learning_rate": 90.0, "recovery.learning_rate_factor": 0.0005}
+"""Parameters of a hundred and more after the first iteration, and no fault at a rate 2000 times smaller."""
+
+
+class _Never:
+    def requested(self, *_):
+        return False
+
+
+class _Killed(Exception):
+    """The program ended without a chance to save."""
+
+
+def _train(directory, settings):
+    return train.train(tiny.config(**settings), tiny.dataset(), directory, "tiny", _Never())
+
+
+def _lines(directory):
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIME_FIELDS} for line in lines]
+
+
+def _last(directory, settings):
+    state, buffer = train.template(tiny.config(**settings), (8, 8, 1), 3)
+    tree = train.tree(checkpoint.template_of(state), buffer)
+    return checkpoint.restore(directory / workdir.CHECKPOINTS, tree).tree
+
+
+def _history(directory):
+    return [{**vars(entry), "seconds": 0} for entry in recovery.read(directory)]
+
+
+def _entry(back_to, **settings):
+    values = dict.fromkeys(("learning_rate_factor", "chain_steps_factor"), 1.0)
+    values |= {"iterations": 10, "buffer": "restore", "best_step": -1, "best_accuracy": -1.0, "seconds": 0.0}
+    return Recovery(reason="gap", step=back_to + 5, back_to=back_to, **(values | settings))
+
+
+@pytest.fixture(scope="module")
+def recovered(tmp_path_factory):
+    """A run that diverged at its first iterations and went on at a smaller learning rate."""
+    directory = tmp_path_factory.mktemp("recovered")
+    with tiny.quick_compilation():
+        _train(directory, WILD)
+    return directory
+
+
+def test_a_run_that_diverges_trains_to_its_end_at_a_smaller_learning_rate(recovered):
+    history = recovery.read(recovered)
+    assert len(history) >= 1
+    assert all(entry.settled for entry in history)
+    lines = _lines(recovered)
+    assert lines[-1]["step"] == LAST
+    assert max(line.get("validation_accuracy", 0) for line in lines) > 0.5
+    state = _last(recovered, WILD)["state"]
+    assert all(np.isfinite(leaf).all() for leaf in tiny.leaves(state).values())
+    assert state["learning_rate_factor"] == pytest.approx(0.0005 ** len(history))
+
+
+def test_metrics_hold_each_iteration_once_and_a_line_for_each_recovery(recovered):
+    lines = _lines(recovered)
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == list(range(1, LAST + 1))
+    events = [line for line in lines if "recovery" in line]
+    assert [event["recovery"] for event in events] == list(range(1, len(recovery.read(recovered)) + 1))
+    first = recovery.read(recovered)[0]
+    assert (events[0]["reason"], events[0]["diverged_at"], events[0]["step"]) == (first.reason, first.step, 0)
+
+
+@pytest.mark.parametrize("where", ["history", "settle", "rewind"])
+def test_a_run_killed_in_a_recovery_ends_as_the_undisturbed_one(recovered, tmp_path, monkeypatch, where):
+    def killed(*_):
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        if where == "history":
+            patch.setattr(recovery, "write", killed)
+        elif where == "settle":
+            patch.setattr(recovery, "settle", lambda *_: killed() if recovery.read(tmp_path) else ())
+        else:
+            patch.setattr(train.Recorder, "rewind", killed)
+        with pytest.raises(_Killed):
+            _train(tmp_path, WILD)
+    _train(tmp_path, WILD)
+    assert _lines(tmp_path) == _lines(recovered)
+    assert _history(tmp_path) == _history(recovered)
+    assert not tiny.differing(_last(tmp_path, WILD), _last(recovered, WILD))
+
+
+def test_a_run_without_recoveries_left_ends_with_its_history_in_a_line(tmp_path, capsys):
+    settings = {**SETTINGS, "training.max_log_density": 1e-9, "recovery.max_recoveries": 2}
+    with pytest.raises(UserError, match=r"diverged at iteration 1: .*2 recoveries .*\(2\) log_density at 1, back to 0"):
+        _train(tmp_path, settings)
+    said = [line for line in capsys.readouterr().out.splitlines() if "diverged" in line]
+    assert len(said) == 2
+    assert "back to the start with new random numbers, 0.5 times the learning rate for 1000 iterations" in said[0]
+
+
+def test_a_healthy_run_raises_no_alarm_with_the_defaults(tmp_path):
+    _train(tmp_path, {"model.factory": "tiny:mlp", "training.epochs": 4})
+    assert recovery.read(tmp_path) == ()
+
+
+def test_a_divergence_later_goes_back_to_the_last_checkpoint_and_takes_more_chain_steps(tmp_path):
+    calm = {**SETTINGS, "training.epochs": 2}
+    _train(tmp_path, calm)
+    wanted = {
+        **SETTINGS, "training.max_log_density": 1e-9, "recovery.max_recoveries": 1, "recovery.buffer": "fresh",
+        "recovery.chain_steps_factor": 2.0, "recovery.learning_rate_factor": 1.0, "recovery.iterations": 4,
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"diverged at iteration 11: .*\(1\) log_density at 11, back to 10"):
+        _train(tmp_path, wanted)
+    assert recovery.read(tmp_path)[0].best_step > 0
+    before = _last(tmp_path, SETTINGS)
+    # The limit is mended, and the run goes on from where it went back to.
+    _train(tmp_path, {**wanted, "training.max_log_density": 1e6})
+    after = _last(tmp_path, SETTINGS)
+    assert int(after["state"]["step"]) == LAST
+    assert tiny.differing(before["state"]["key"], after["state"]["key"])
+
+
+def test_checkpoints_of_an_abandoned_branch_are_deleted(tmp_path, recovered):
+    copy = shutil.copytree(recovered, tmp_path / "copy")
+    folder = copy / workdir.CHECKPOINTS
+    there = checkpoint.steps(folder)
+    recovery.write(copy, (_entry(there[-2]),))
+    history = recovery.settle(copy, folder, recovery.read(copy))
+    assert history[0].settled
+    assert checkpoint.steps(folder) == there[:-1]
+    assert recovery.read(copy) == history
+
+
+# Pure functions
+
+
+@pytest.mark.parametrize(
+    ("gone_back_to", "onset", "expected"),
+    [
+        ([], 35, 30),
+        ([], 25, 20),
+        ([], 5, 0),
+        ([30], 35, 20),
+        ([30, 20], 35, 30),
+        ([20], 25, 10),
+        ([10], 15, 10),
+        ([30], 25, 20),
+    ],
+    ids=["the newest", "not touched by the fault", "the start", "the one before at the second time",
+         "a new one of the same number", "further back", "again where there is none before", "another was tried"],
+)  # fmt: skip
+def test_where_a_run_goes_back_to(gone_back_to, onset, expected):
+    history = tuple(_entry(step) for step in gone_back_to)
+    assert recovery.target(history, onset, [10, 20, 30]) == expected
+
+
+def test_a_checkpoint_is_kept_until_a_later_one_has_proved_good():
+    due = lambda step: step % 10 == 0  # noqa: E731
+    assert recovery.kept([10, 20, 30, 40], 2, 15, due) == {20, 30, 40}
+    assert recovery.kept([10, 20, 30, 40], 2, 5, due) == {30, 40}
+    assert recovery.kept([10, 20, 30], 2, 100, due) == {10, 20, 30}
+    # What interruptions saved takes no place of what a run can go back to.
+    assert recovery.kept([10, 20, 21, 22, 23], 2, 5, due) == {10, 20, 22, 23}
+
+
+def test_factors_hold_for_a_while_and_multiply():
+    history = (_entry(10, learning_rate_factor=0.5), _entry(15, learning_rate_factor=0.5, chain_steps_factor=1.5))
+    assert [recovery.learning_rate_factor(history, step) for step in (9, 10, 15, 20, 25)] == [1, 0.5, 0.25, 0.5, 1]
+    assert [recovery.chain_steps(10, history, step) for step in (14, 15, 24, 25)] == [10, 15, 15, 10]
+
+
+@pytest.mark.parametrize("text", ["{", "[{}]", '[{"reason": 3}]', "[1]"])
+def test_a_damaged_history_is_refused_in_a_line(tmp_path, text):
+    (tmp_path / recovery.FILE).write_text(text)
+    with pytest.raises(UserError, match="is damaged"):
+        recovery.read(tmp_path)
