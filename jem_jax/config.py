@@ -15,7 +15,7 @@ from typing import Any
 import ml_collections
 
 from jem_jax.errors import UserError
-from jem_jax.wide_resnet import NORMS
+from jem_jax.wide_resnet import ACTIVATIONS, NORMS
 
 
 def _setting(
@@ -63,6 +63,7 @@ class Model:
     depth: int = _setting(10, "6n + 4", low=10, high=1000)
     width: int = _setting(1, "widening factor", low=1, high=64)
     norm: str = _setting("none", "norm layer", choices=NORMS)
+    activation: str = _setting("leaky_relu", "activation function; JEM's is leaky_relu", choices=ACTIVATIONS)
     dropout: float = _setting(0.0, "probability of dropping a unit while training", low=0, high=0.99)
     dtype: str = _setting("float32", "precision of the network's computation", choices=("float32", "bfloat16"))
 

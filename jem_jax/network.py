@@ -89,6 +89,7 @@ def build(model: Model, num_classes: int) -> Network:
             norm=model.norm,
             dropout=model.dropout,
             dtype=jnp.dtype(model.dtype),
+            activation=model.activation,
         )
     )
 

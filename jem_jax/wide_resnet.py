@@ -18,6 +18,7 @@ from jem_jax import convolution
 Array = jax.Array
 
 NORMS = ("none", "batch", "instance", "layer", "act")
+ACTIVATIONS = ("leaky_relu", "swish", "softplus")
 NEGATIVE_SLOPE = 0.2
 EPSILON = 1e-5
 
@@ -132,23 +133,31 @@ class Block(nn.Module):
     norm: str
     dropout: float
     dtype: Any
+    activation: str
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """[B, H, W, C] -> [B, ⌈H/stride⌉, ⌈W/stride⌉, features]."""
         conv = functools.partial(Conv, self.features, dtype=self.dtype)
-        y = _activate(Norm(self.norm, name="norm1")(x, train))
+        y = _activate(self.activation, Norm(self.norm, name="norm1")(x, train))
         y = conv(name="conv1")(y)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        y = _activate(Norm(self.norm, name="norm2")(y, train))
+        y = _activate(self.activation, Norm(self.norm, name="norm2")(y, train))
         y = conv(stride=self.stride, name="conv2")(y)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = conv(size=1, stride=self.stride, name="shortcut")(x)
         return x + y
 
 
-def _activate(x: Array) -> Array:
-    return nn.leaky_relu(x, NEGATIVE_SLOPE)
+def _activate(kind: str, x: Array) -> Array:
+    match kind:
+        case "leaky_relu":
+            return nn.leaky_relu(x, NEGATIVE_SLOPE)
+        case "swish":
+            return nn.swish(x)
+        case "softplus":
+            return nn.softplus(x)
+    raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {kind!r}")
 
 
 class WideResNet(nn.Module):
@@ -160,6 +169,7 @@ class WideResNet(nn.Module):
       width: k; the stages have 16k, 32k and 64k channels, the last two halve the sides.
       norm: one of `NORMS`.
       dropout: probability of dropping a unit between a block's convolutions, while training.
+      activation: one of `ACTIVATIONS`; JEM's is leaky ReLU with slope 0.2.
       dtype: of the computation (float32 or bfloat16); parameters are float32, logits at least float32.
     """
 
@@ -169,6 +179,7 @@ class WideResNet(nn.Module):
     norm: str = "none"
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    activation: str = "leaky_relu"
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, features: bool = False) -> Array:
@@ -195,9 +206,10 @@ class WideResNet(nn.Module):
                     norm=self.norm,
                     dropout=self.dropout,
                     dtype=self.dtype,
+                    activation=self.activation,
                     name=f"stage{stage + 1}_block{block}",
                 )(x, train)
-        x = _activate(Norm(self.norm, name="norm")(x, train))
+        x = _activate(self.activation, Norm(self.norm, name="norm")(x, train))
         x = jnp.mean(x, axis=(1, 2), dtype=_statistics_dtype(x))
         if features:
             return x
