@@ -1,5 +1,7 @@
 """A worker of experiments/benchmark.py: our training step, as the command runs it."""
 
+import math
+import re
 import time
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 from workers import peak_bytes, resident_bytes, serve, timed
 
 from jem_jax import config as configuration
-from jem_jax import device_data, energy, forecast, keys, network, optimizer, parallel, replay_buffer, sgld
+from jem_jax import device_data, energy, forecast, keys, network, objective, optimizer, parallel, replay_buffer, sgld
 from jem_jax import torch_import, train_step
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset, Split
@@ -100,6 +102,56 @@ def chains(count: int) -> float:
     return timed(lambda: ends.append(_state["chain"]()), count, lambda: jax.block_until_ready(ends))
 
 
+def losses(count: int) -> float:
+    """Seconds of the loss's gradient alone, of three batches and without what devices exchange."""
+    config, net = _state["config"], _state["net"]
+    size = config.training.batch_size // parallel.count()
+    labels = jnp.zeros(size, jnp.int32)
+
+    def run(variables: Any, x: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            logits, _ = net.train_logits({**variables, "params": params}, [x, x + 0.1, -x], jax.random.key(0))
+            named = objective.Logits(*logits)
+            return objective.joint_loss(named, labels, train_step.weights(config))[0]
+
+        return jax.grad(loss)(variables["params"])
+
+    if "loss" not in _state:
+        _state["loss"] = parallel.per_device(run, in_axes=(None, 0), out_axes=0)
+    start = _state["buffer"][:, :size, 0]
+    results: list[Any] = []
+    call = lambda: results.append(_state["loss"](_state["state"].evaluation_variables, start))  # noqa: E731
+    jax.block_until_ready(_state["loss"](_state["state"].evaluation_variables, start))
+    return timed(call, count, lambda: jax.block_until_ready(results))
+
+
+def dispatch(count: int) -> float:
+    """Seconds until the call of a step returns, which is before the devices are done: the host's part."""
+    iterations(1)
+    total = 0.0
+    for _ in range(count):
+        started = time.perf_counter()
+        _state["state"], _state["buffer"] = _state["step"](
+            _state["state"], _state["buffer"], _state["data"].at(_state["number"])
+        )
+        total += time.perf_counter() - started
+        jax.block_until_ready(_state["state"])
+    return total / count
+
+
+def communication() -> dict:
+    """What devices exchange in a step, from the compiled program: how many all-reduces, and bytes of all."""
+    step = _state["step"]
+    program = step.func.lower(*step.args, _state["state"], _state["buffer"], _state["data"].at(0)).compile()
+    found = re.findall(r"= (.*) all-reduce(?:-start)?\(", program.as_text())
+    sizes = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4}
+    count = 0
+    for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", " ".join(found)):
+        count += sizes[kind] * math.prod(int(side) for side in shape.split(",") if side)
+    return {"all_reduces": len(found), "bytes": count, "parameters": forecast.parameter_count(
+        _state["state"].evaluation_variables)}
+
+
 def memory() -> dict:
     """Peak memory in use: of the device's allocator, or how far the resident set grew."""
     stats = jax.local_devices()[0].memory_stats()
@@ -120,4 +172,4 @@ def products(side: int, dtype: str, count: int) -> float:
 
 
 if __name__ == "__main__":
-    serve({f.__name__: f for f in (start, prepare, iterations, chains, memory, products)})
+    serve({f.__name__: f for f in (start, prepare, iterations, chains, losses, dispatch, communication, memory, products)})
