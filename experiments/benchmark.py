@@ -104,8 +104,14 @@ def _measure(case: Case, programs: Sequence[Program], rounds: int, products: dic
         result |= {"flops_per_second": achieved, "share_of_products": achieved / products[program.dtype]}
         results.append(result)
         print(f"  {_line(result)}", flush=True)
-    return {"case": case.name, "shape": case.shape, "batch": case.batch, "steps": case.steps, "flops": flops,
-            "programs": results}
+    return {
+        "case": case.name,
+        "shape": case.shape,
+        "batch": case.batch,
+        "steps": case.steps,
+        "flops": flops,
+        "programs": results,
+    }
 
 
 def _prepare(worker: Worker, case: Case, program: Program, weights: Path) -> Numbers:
@@ -151,8 +157,12 @@ def _line(result: Numbers) -> str:
 def _forecast() -> Numbers:
     """The start-up line's estimate of the digits run, and what training then took."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--config=digits", f"--workdir={folder}/run", "--config.training.baseline=false",
-                 "--config.evaluation.sections=classification"]
+        flags = [
+            "--config=digits",
+            f"--workdir={folder}/run",
+            "--config.training.baseline=false",
+            "--config.evaluation.sections=classification",
+        ]
         started = time.monotonic()
         command = [sys.executable, "-m", "jem_jax.main", *flags]
         output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

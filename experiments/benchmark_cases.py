@@ -20,7 +20,9 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"WRN-{self.depth}-{self.width} {self.side}×{self.side}×{self.channels}, batch {self.batch}, K {self.steps}"
+        return (
+            f"WRN-{self.depth}-{self.width} {self.side}×{self.side}×{self.channels}, batch {self.batch}, K {self.steps}"
+        )
 
     @property
     def shape(self) -> dict[str, int]:

@@ -43,8 +43,10 @@ def prepare(shape: dict, settings: dict, weights: str = "") -> dict:
     buffer = replay_buffer.init(jax.random.key(1), config.sampler.buffer_size, image_shape)
     buffer = parallel.shard(buffer)
     step = train_step.build(config, net, rule, shape["classes"], data.streamed)
-    found = {"devices": parallel.describe(), "flops": forecast.flops_per_iteration(
-        config, net, state.evaluation_variables, image_shape)}
+    found = {
+        "devices": parallel.describe(),
+        "flops": forecast.flops_per_iteration(config, net, state.evaluation_variables, image_shape),
+    }
     if weights:
         x = np.random.default_rng(0).uniform(-1, 1, (4, *image_shape)).astype(np.float32)
         arrays = torch_import.state_dict_from_variables(net.module, jax.device_get({"params": state.params}))
@@ -148,8 +150,11 @@ def communication() -> dict:
     count = 0
     for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", " ".join(found)):
         count += sizes[kind] * math.prod(int(side) for side in shape.split(",") if side)
-    return {"all_reduces": len(found), "bytes": count, "parameters": forecast.parameter_count(
-        _state["state"].evaluation_variables)}
+    return {
+        "all_reduces": len(found),
+        "bytes": count,
+        "parameters": forecast.parameter_count(_state["state"].evaluation_variables),
+    }
 
 
 def memory() -> dict:
@@ -172,4 +177,6 @@ def products(side: int, dtype: str, count: int) -> float:
 
 
 if __name__ == "__main__":
-    serve({f.__name__: f for f in (start, prepare, iterations, chains, losses, dispatch, communication, memory, products)})
+    serve(
+        {f.__name__: f for f in (start, prepare, iterations, chains, losses, dispatch, communication, memory, products)}
+    )

@@ -84,7 +84,9 @@ def _along(base: Case, axis: str, values: tuple[int, ...], dtype: str) -> list[N
     for point, seconds in zip(points, zip(*times, strict=True), strict=True):
         point |= {"seconds": statistics.median(seconds), "low": min(seconds), "high": max(seconds)}
         point["expected_seconds"] = points[0]["seconds"] * point["flops"] / points[0]["flops"]
-        print(f"{axis} {point['value']}: {point['seconds']:.4f} s, expected {point['expected_seconds']:.4f}", flush=True)
+        print(
+            f"{axis} {point['value']}: {point['seconds']:.4f} s, expected {point['expected_seconds']:.4f}", flush=True
+        )
     return points
 
 
