@@ -2,8 +2,8 @@
 
     python -m jem_jax.main --config=configs/cifar10_fast.py
 
-Cost: 14,060 iterations of 1.26 TFLOP, 17.7 PFLOP. At the 790 TFLOP/s at which an H200 multiplies bf16 matrices that
-would be 22 s; a network this narrow reaches a small part of that rate, and 10 % would be 4 minutes. Not measured yet.
+Cost: 14,060 iterations of 1.56 TFLOP, 22 PFLOP. At the 790 TFLOP/s at which an H200 multiplies bf16 matrices that
+would be 28 s: a floor. A network this narrow reaches a part of that rate; 10 % would be 5 minutes. Not measured yet.
 Expect: not known yet; nobody has trained it to its end.
 """
 

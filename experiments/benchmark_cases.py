@@ -20,6 +20,7 @@ class Case:
 
     @property
     def name(self) -> str:
+        """In words."""
         return (
             f"WRN-{self.depth}-{self.width} {self.side}×{self.side}×{self.channels}, batch {self.batch}, K {self.steps}"
         )

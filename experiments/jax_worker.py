@@ -11,8 +11,20 @@ import numpy as np
 from workers import peak_bytes, resident_bytes, serve, timed
 
 from jem_jax import config as configuration
-from jem_jax import device_data, energy, forecast, keys, network, objective, optimizer, parallel, replay_buffer, sgld
-from jem_jax import torch_import, train_step
+from jem_jax import (
+    device_data,
+    energy,
+    forecast,
+    keys,
+    network,
+    objective,
+    optimizer,
+    parallel,
+    replay_buffer,
+    sgld,
+    torch_import,
+    train_step,
+)
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset, Split
 from jem_jax.device_data import Order
@@ -68,6 +80,9 @@ def iterations(count: int) -> float:
             _state["state"], _state["buffer"], _state["data"].at(_state["number"])
         )
         _state["number"] += 1
+        # As often as the training loop does, which reads its metrics then.
+        if _state["number"] % _state["config"].training.log_every == 0:
+            jax.block_until_ready(_state["state"])
 
     return timed(run, count, lambda: jax.block_until_ready((_state["state"], _state["buffer"])))
 

@@ -35,6 +35,7 @@ class Block(nn.Module):
         self.shortcut = nn.Sequential(*[nn.Conv2d(inputs, outputs, 1, stride)] * changes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] of the inputs -> that of the outputs."""
         y = self.conv1(functional.leaky_relu(x, 0.2))
         return self.conv2(functional.leaky_relu(y, 0.2)) + self.shortcut(x)
 
@@ -54,6 +55,7 @@ class Trunk(nn.Module):
             inputs = outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] -> [B, 64·width]."""
         y = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         return functional.leaky_relu(y, 0.2).mean(dim=(2, 3))
 
@@ -67,6 +69,7 @@ class Network(nn.Module):
         self.class_output = nn.Linear(64 * shape.width, shape.classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The logits."""
         return self.class_output(self.f(x))
 
 

@@ -24,7 +24,7 @@ class Worker:
     """
 
     def __init__(self, script: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed at exit)
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).parent / script), *arguments],
             env={**os.environ, **(environment or {})},
@@ -40,7 +40,8 @@ class Worker:
         Raises:
           RuntimeError: the worker ended; with what it said last.
         """
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps([function, arguments]) + "\n")
             self._process.stdin.flush()
