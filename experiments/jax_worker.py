@@ -80,9 +80,6 @@ def iterations(count: int) -> float:
             _state["state"], _state["buffer"], _state["data"].at(_state["number"])
         )
         _state["number"] += 1
-        # As often as the training loop does, which reads its metrics then.
-        if _state["number"] % _state["config"].training.log_every == 0:
-            jax.block_until_ready(_state["state"])
 
     return timed(run, count, lambda: jax.block_until_ready((_state["state"], _state["buffer"])))
 

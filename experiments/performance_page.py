@@ -38,7 +38,7 @@ LEVERS = """\
 | one pass for all batches of the loss | fewer launches | in use; not measured yet on a GPU |
 | input gradient without weight gradients | a third of a chain step | in the lowered GPU program (tests/test_gpu_program.py); time not measured |
 | donated buffer, resident data | no copy of the buffer, no transfer | tested; time not measured apart |
-| several iterations in one dispatch | the host's part of an iteration where it is not hidden | not built: calls return before the devices are done, so the host's part (below) is hidden unless it exceeds an iteration |
+| several iterations in one dispatch | the host's part of an iteration where it is not hidden | not built: on a GPU the call of a step returns at once, so that the host's part is hidden unless it exceeds an iteration; to be decided when measured |
 | `sampler.unroll` | some launches | not measured yet on a GPU; slower on a CPU |
 | layouts and autotuning in a profile | | not looked at yet |
 """
@@ -159,11 +159,16 @@ def _growth(preset: str, found: Numbers) -> str:
         f"{_table(('size', 'value', 'iterations/s', 'expected'), rows)}\n\n"
         f"Where an iteration's time goes (the base with K 20): {1e3 * iteration:.1f} ms, of which the chain "
         f"{1e3 * chain:.1f} ms, the loss and its gradients {1e3 * loss:.1f} ms, each measured alone, and the rest "
-        f"{1e3 * (iteration - chain - loss):.1f} ms. The host is free again {1e3 * parts['dispatch']:.1f} ms after it "
-        f"calls a step.\n\nIn the compiled program devices exchange {shared['bytes']:,} bytes an iteration in "
+        f"{1e3 * (iteration - chain - loss):.1f} ms. {_host(preset, parts['dispatch'])}\n\nIn the compiled program devices exchange {shared['bytes']:,} bytes an iteration in "
         f"{shared['all_reduces']} all-reduce: {shared['parameters']:,} gradients and some metrics. The chain exchanges "
         "nothing."
     )
+
+
+def _host(preset: str, seconds: float) -> str:
+    if preset == "cpu":
+        return "On a CPU the call of a step returns when it is done."
+    return f"The host is free again {1e3 * seconds:.1f} ms after it calls a step."
 
 
 def _agreement(found: Numbers | None) -> str:
