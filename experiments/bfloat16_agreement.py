@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--config", default="cifar10")
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--store", default="bfloat16_agreement", help="name of the result")
     flags, rest = parser.parse_known_args()
     pairs = [tuple(text.removeprefix("--config.").split("=", 1)) for text in rest]
     config = config_files.read(flags.config, pairs)
@@ -42,11 +43,11 @@ def main() -> None:
     }
     summary = {name: _compared([runs[dtype] for dtype in DTYPES], name) for name in runs["float32"][0]}
     command = f"python experiments/bfloat16_agreement.py --config={flags.config} --iterations={flags.iterations}"
-    store("bfloat16_agreement", " ".join([command, *rest]), summary, runs)
+    store(flags.store, " ".join([command, *rest]), summary, runs)
 
 
 def _with(config: Config, dtype: str, seed: int) -> Config:
-    # One line of the log for all iterations, so that the window holds the last of them alone.
+    # The window then holds the last 20 iterations.
     training = dataclasses.replace(config.training, log_every=20)
     return dataclasses.replace(
         config, seed=seed, model=dataclasses.replace(config.model, dtype=dtype), training=training

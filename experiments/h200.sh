@@ -30,7 +30,7 @@ step() { # step NAME SECONDS COMMAND...: runs a command with a limit, its output
 if [ "${1:-}" = --dry-run ]; then
   python=${PYTHON:-python}
   step benchmark 300 "$python" experiments/benchmark.py --preset=tiny --rounds=2
-  step agreement 300 "$python" experiments/bfloat16_agreement.py --config=digits --iterations=3 --seeds=2 \
+  step agreement 300 "$python" experiments/bfloat16_agreement.py --config=digits --iterations=3 --seeds=2 --store=bfloat16_agreement_tiny \
     --config.sampler.num_steps=2
   step scaling 300 "$python" experiments/scaling.py --preset=tiny
   step fast 300 "$python" -m jem_jax.main --config=cifar10_fast --workdir="$OUT/cifar10_fast" --config.data.name=digits \
