@@ -80,6 +80,9 @@ class Sampler:
     grad_clip: float = _setting(0.0, "clip the score to ± this, element by element; 0: not at all", low=0, high=1e6)
     clip_x: bool = _setting(False, "clip x to [-1, 1] after every step")
     class_conditional: bool = _setting(False, "chains for p(x) draw a class and follow its logit")
+    unroll: int = _setting(
+        1, "SGLD steps that the compiler lays out one after another; changes speed alone", low=1, high=1000
+    )
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,14 @@ def _sample(
         draw_keys, fresh_keys, chain_keys = (own(k) for k in jax.random.split(key, 3))
         fresh = replay_buffer.uniform(fresh_keys, fresh_keys.shape[0], buffer.shape[2:])
         start = replay_buffer.draw(draw_keys, buffer, fresh, reinit_prob=config.sampler.reinit_prob, labels=classes)
-        x = sgld.chain(chain_keys, log_density, start.x, num_steps=config.sampler.num_steps, **sgld_settings(config))
+        x = sgld.chain(
+            chain_keys,
+            log_density,
+            start.x,
+            num_steps=config.sampler.num_steps,
+            unroll=config.sampler.unroll,
+            **sgld_settings(config),
+        )
         return _Negatives(jax.lax.stop_gradient(x), start.slots, classes)
 
     marginal = conditional = None

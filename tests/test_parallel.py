@@ -1,6 +1,8 @@
 """How many devices a CPU is made into, and what is cut over devices comes back whole."""
 
 import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -97,3 +99,20 @@ def test_the_last_batch_needs_no_program_of_its_own():
 
     parallel.over_examples(function)(None, np.zeros((30, 2), np.float32), 8)
     assert set(traced) == {(8 // jax.device_count(), 2)}
+
+
+_SLOW_CALL = """
+import jax, jax.numpy as jnp
+from jem_jax import parallel
+parallel.start(parallel.Cluster(), cpu_devices=2, require_devices=2)
+run = jax.jit(lambda x: jax.lax.fori_loop(0, 2000, lambda _, x: jnp.tanh(x @ x), x))
+x = jnp.ones((200, 200))
+jax.block_until_ready(run(x))
+print(run(x + 1).is_ready())
+"""
+
+
+def test_a_cpu_has_one_program_at_a_time():
+    # Queued programs of several devices can block each other for good.
+    done = subprocess.run([sys.executable, "-c", _SLOW_CALL], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]

@@ -369,3 +369,14 @@ def test_memory_does_not_grow_with_the_steps_of_a_network():
         return _temporary_bytes(end, variables, KEY, x)
 
     assert run(60) - run(10) < 5 * 1024
+
+
+def test_unrolling_changes_nothing_but_the_program():
+    x = _starts(4, 3)
+    chain = jax.jit(lambda x, unroll: sgld.chain(KEY, _ripple, x, unroll=unroll, **SETTINGS), static_argnums=1)
+    _assert_close(chain(x, 4), chain(x, 1))  # 4 does not divide the 6 steps
+    loops = [
+        str(jax.make_jaxpr(lambda x, unroll=unroll: sgld.chain(KEY, _ripple, x, unroll=unroll, **SETTINGS))(x))
+        for unroll in (1, 4)
+    ]
+    assert ["unroll=1" in loops[0], "unroll=4" in loops[1]] == [True, True]

@@ -1,0 +1,194 @@
+"""A worker of experiments/benchmark.py: our training step, as the command runs it."""
+
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from workers import peak_bytes, resident_bytes, serve, timed
+
+from jem_jax import config as configuration
+from jem_jax import (
+    device_data,
+    energy,
+    forecast,
+    keys,
+    network,
+    objective,
+    optimizer,
+    parallel,
+    replay_buffer,
+    sgld,
+    torch_import,
+    train_step,
+)
+from jem_jax.config import Config
+from jem_jax.datasets import Dataset, Split
+from jem_jax.device_data import Order
+
+_state: dict[str, Any] = {}
+
+
+def start(batch: int, slots: int) -> str:
+    """Starts JAX as the command does; its devices in words."""
+    parallel.start(parallel.Cluster(), parallel.choose_cpu_devices((batch, slots)), 1)
+    return f"jax {jax.__version__}, {parallel.describe()}"
+
+
+def prepare(shape: dict, settings: dict, weights: str = "") -> dict:
+    """Builds and compiles the training step for a shape; stores weights and logits of a batch where asked for."""
+    config = configuration.validate(settings)
+    _state.clear()
+    before = resident_bytes()
+    dataset = _dataset(shape, config.training.batch_size)
+    net = network.build(config.model, shape["classes"])
+    order = Order(config, dataset.train.labels)
+    data = device_data.build(config, dataset.train, order)
+    rule = optimizer.build(config.optimizer, order.steps_per_epoch)
+    image_shape = (shape["side"], shape["side"], shape["channels"])
+    batch = jnp.zeros((config.training.batch_size, *image_shape))
+    state = jax.jit(lambda key, x: train_step.init_state(config, net, rule, key, x))(jax.random.key(0), batch)
+    state = parallel.replicate(state)
+    buffer = replay_buffer.init(jax.random.key(1), config.sampler.buffer_size, image_shape)
+    buffer = parallel.shard(buffer)
+    step = train_step.build(config, net, rule, shape["classes"], data.streamed)
+    found = {
+        "devices": parallel.describe(),
+        "flops": forecast.flops_per_iteration(config, net, state.evaluation_variables, image_shape),
+    }
+    if weights:
+        x = np.random.default_rng(0).uniform(-1, 1, (4, *image_shape)).astype(np.float32)
+        arrays = torch_import.state_dict_from_variables(net.module, jax.device_get({"params": state.params}))
+        np.savez(weights, **arrays, x=x.transpose(0, 3, 1, 2))
+        found["logits"] = np.asarray(net.logits({"params": state.params}, x), np.float64).tolist()
+    started = time.perf_counter()
+    state, buffer = jax.block_until_ready(step(state, buffer, data.at(0)))
+    found["compile_seconds"] = time.perf_counter() - started
+    _state.update(config=config, net=net, state=state, buffer=buffer, data=data, step=step, number=1, before=before)
+    _state["chain"] = _chain(config, net)
+    return found
+
+
+def iterations(count: int) -> float:
+    """Seconds of an iteration, the mean of `count`."""
+
+    def run() -> None:
+        _state["state"], _state["buffer"] = _state["step"](
+            _state["state"], _state["buffer"], _state["data"].at(_state["number"])
+        )
+        _state["number"] += 1
+
+    return timed(run, count, lambda: jax.block_until_ready((_state["state"], _state["buffer"])))
+
+
+def _dataset(shape: dict, batch: int) -> Dataset:
+    random = np.random.default_rng(0)
+    count = 4 * batch
+    images = random.integers(0, 256, (count, shape["side"], shape["side"], shape["channels"]), np.uint8)
+    split = Split(images, (np.arange(count) % shape["classes"]).astype(np.int32))
+    return Dataset("benchmark", tuple(map(str, range(shape["classes"]))), split, split, split)
+
+
+def _chain(config: Config, net: network.Network) -> Any:
+    """The chain alone, mapped over devices as in the step."""
+
+    def run(variables: Any, key: jax.Array, x: jax.Array) -> jax.Array:
+        own = keys.for_examples(key, len(x), parallel.index() * len(x))
+        density = energy.marginal(lambda x: net.logits(variables, x))
+        return sgld.chain(own, density, x, num_steps=config.sampler.num_steps, **train_step.sgld_settings(config))
+
+    mapped = parallel.per_device(run, in_axes=(None, None, 0), out_axes=0)
+    key = parallel.replicate(jax.random.key(2))
+
+    def chain() -> jax.Array:
+        start = _state["buffer"][:, : config.training.batch_size // parallel.count(), 0]
+        return mapped(_state["state"].evaluation_variables, key, start)
+
+    return chain
+
+
+def chains(count: int) -> float:
+    """Seconds of a chain of K steps, the mean of `count`."""
+    ends: list[jax.Array] = []
+    return timed(lambda: ends.append(_state["chain"]()), count, lambda: jax.block_until_ready(ends))
+
+
+def losses(count: int) -> float:
+    """Seconds of the loss's gradient alone, of three batches and without what devices exchange."""
+    config, net = _state["config"], _state["net"]
+    size = config.training.batch_size // parallel.count()
+    labels = jnp.zeros(size, jnp.int32)
+
+    def run(variables: Any, x: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            logits, _ = net.train_logits({**variables, "params": params}, [x, x + 0.1, -x], jax.random.key(0))
+            named = objective.Logits(*logits)
+            return objective.joint_loss(named, labels, train_step.weights(config))[0]
+
+        return jax.grad(loss)(variables["params"])
+
+    if "loss" not in _state:
+        _state["loss"] = parallel.per_device(run, in_axes=(None, 0), out_axes=0)
+    start = _state["buffer"][:, :size, 0]
+    results: list[Any] = []
+    call = lambda: results.append(_state["loss"](_state["state"].evaluation_variables, start))  # noqa: E731
+    jax.block_until_ready(_state["loss"](_state["state"].evaluation_variables, start))
+    return timed(call, count, lambda: jax.block_until_ready(results))
+
+
+def dispatch(count: int) -> float:
+    """Seconds until the call of a step returns, which is before the devices are done: the host's part."""
+    iterations(1)
+    total = 0.0
+    for _ in range(count):
+        started = time.perf_counter()
+        _state["state"], _state["buffer"] = _state["step"](
+            _state["state"], _state["buffer"], _state["data"].at(_state["number"])
+        )
+        total += time.perf_counter() - started
+        jax.block_until_ready(_state["state"])
+    return total / count
+
+
+def communication() -> dict:
+    """What devices exchange in a step, from the compiled program: how many all-reduces, and bytes of all."""
+    step = _state["step"]
+    program = step.func.lower(*step.args, _state["state"], _state["buffer"], _state["data"].at(0)).compile()
+    found = re.findall(r"= (.*) all-reduce(?:-start)?\(", program.as_text())
+    sizes = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4}
+    count = 0
+    for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", " ".join(found)):
+        count += sizes[kind] * math.prod(int(side) for side in shape.split(",") if side)
+    return {
+        "all_reduces": len(found),
+        "bytes": count,
+        "parameters": forecast.parameter_count(_state["state"].evaluation_variables),
+    }
+
+
+def memory() -> dict:
+    """Peak memory in use: of the device's allocator, or how far the resident set grew."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return {"bytes": stats["peak_bytes_in_use"], "what": "peak_bytes_in_use of the device"}
+    return {"bytes": peak_bytes() - _state["before"], "what": "growth of the peak resident set"}
+
+
+def products(side: int, dtype: str, count: int) -> float:
+    """FLOP/s of a product of two square matrices, the best of `count`."""
+    a = jnp.ones((side, side), dtype)
+    with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+        multiply = jax.jit(jnp.matmul)
+        jax.block_until_ready(multiply(a, a))
+        results: list[jax.Array] = []
+        wait = lambda: jax.block_until_ready(results)  # noqa: E731
+        return 2 * side**3 / min(timed(lambda: results.append(multiply(a, a)), 3, wait) for _ in range(count))
+
+
+if __name__ == "__main__":
+    serve(
+        {f.__name__: f for f in (start, prepare, iterations, chains, losses, dispatch, communication, memory, products)}
+    )

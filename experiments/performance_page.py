@@ -1,0 +1,224 @@
+"""The page of performance, docs/performance.md, from stored results.
+
+    python experiments/performance_page.py
+
+Reads experiments/results/benchmark_*.json, scaling_*.json and bfloat16_agreement.json as far as they are there; what is
+not there is listed as not measured. Runs in a second.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from runs import RESULTS, ROOT
+
+PAGE = ROOT / "docs" / "performance.md"
+PRESETS = ("cpu", "gpu")
+Numbers = Mapping[str, Any]
+
+# Work of one WRN-28-10 iteration, batch 64, K 20, and what devices exchange in it.
+ITERATION_FLOPS = 37.3e12
+PARAMETERS = 36_471_338
+LINKS = (
+    ("H200, NVLink within 8", 790e12, 450e9, (8,), "NVIDIA H200 data sheet: 900 GB/s both ways together"),
+    ("H200, InfiniBand NDR", 790e12, 50e9, (64, 512), "NVIDIA ConnectX-7 data sheet: 400 Gb/s a port, one a GPU"),
+    ("TPU v5p, ICI", 459e12, 300e9, (8, 64, 512), "Google Cloud TPU v5p documentation: 4,800 Gb/s a chip, both ways"),
+)
+
+# ruff: noqa: E501 (rows of a table)
+LEVERS = """\
+| lever | predicted | measured |
+| --- | --- | --- |
+| input gradient written as a forward convolution (CPU) | 13 to 36 times a convolution in the chain | in use; not measured apart on this page |
+| two host devices, one a core (CPU) | 1.2 to 2 times | in use; not measured apart on this page |
+| XLA's YNN convolution fusion off (CPU, two devices) | 1.6 times on one device | none: 168 against 168 ms at 8×8, 1,003 against 968 ms at 32×32, K 5, on a busy machine; not set |
+| kernel gradient as nine shifted products (CPU) | up to 2 times | slower: 81 against 10 ms for 16→16 channels at 32×32, 0.9 against 0.3 ms at 8×8; not used |
+| kernel gradient as one product over patches (CPU) | up to 2 times | slower: 108 against 10 ms, 0.7 against 0.3 ms; even for 64→64 at stride 2; not used |
+| bfloat16 compute, float32 state (`model.dtype`) | 8 to 16 times float32 without TF32 | not measured yet |
+| one pass for all batches of the loss | fewer launches | in use; not measured yet on a GPU |
+| input gradient without weight gradients | a third of a chain step | in the lowered GPU program (tests/test_gpu_program.py); time not measured |
+| donated buffer, resident data | no copy of the buffer, no transfer | tested; time not measured apart |
+| several iterations in one dispatch | the host's part of an iteration where it is not hidden | not built: on a GPU the call of a step returns at once, so that the host's part is hidden unless it exceeds an iteration; to be decided when measured |
+| `sampler.unroll` | some launches | not measured yet on a GPU; slower on a CPU |
+| layouts and autotuning in a profile | | not looked at yet |
+"""
+
+UNMEASURED = {
+    "gpu": "everything on a GPU: times, memory, the share of its matrix products, the comparison with PyTorch there, "
+    "bfloat16 against float32 at full size, `configs/cifar10_fast.py`, layouts, autotuning. "
+    "`experiments/h200.sh` measures them in one go; only its dry run on a CPU has been tried",
+    "cpu": "the benchmark and the growth of the cost on a quiet CPU machine",
+}
+
+
+def main() -> None:
+    PAGE.write_text(page())
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+
+
+def page() -> str:
+    """docs/performance.md."""
+    benchmarks = {preset: found for preset in PRESETS if (found := _read(f"benchmark_{preset}"))}
+    growths = {preset: found for preset in PRESETS if (found := _read(f"scaling_{preset}"))}
+    parts = [
+        "# Performance\n\nMade by `python experiments/performance_page.py` from the raw results in "
+        "[experiments/results](../experiments/results); the model of several chips apart, nothing here is an estimate.",
+        _not_measured(benchmarks, growths),
+        *(_benchmark(preset, found) for preset, found in benchmarks.items()),
+        *(_growth(preset, found) for preset, found in growths.items()),
+        _agreement(_read("bfloat16_agreement")),
+        f"## Levers\n\n{LEVERS}",
+        _several_chips(),
+    ]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _read(name: str) -> Numbers | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _not_measured(*found: Mapping[str, Numbers]) -> str:
+    missing = [text for preset, text in UNMEASURED.items() if not all(preset in some for some in found)]
+    lines = [f"- {text};" for text in missing]
+    lines.append("- several accelerators: checked on virtual CPU devices only.")
+    return "**Not measured yet**\n\n" + "\n".join(lines)
+
+
+def _benchmark(preset: str, found: Numbers) -> str:
+    summary = found["summary"]
+    rates = ", ".join(f"{rate / 1e12:,.3g} TFLOP/s in {dtype}" for dtype, rate in summary["products_flops"].items())
+    text = (
+        f"## Training beside PyTorch, {preset.upper()}\n\n`{found['command']}`, {found['cores']} cores, {found['cpu']}. "
+        "Every program in a process of its own, in turn, from the same weights, whose logits were compared; medians of "
+        "rounds after a warm one, in brackets the least and the greatest. An iteration is whole: chain, loss, update, "
+        "buffer, with a separate labelled batch. TFLOP/s count the arithmetic of the algorithm alone, the same for all; "
+        f"the share is of the machine's matrix products, measured in the same run: {rates}.\n"
+    )
+    return text + "\n".join(_case(case) for case in summary["cases"]) + _forecast(summary.get("forecast"))
+
+
+def _case(case: Numbers) -> str:
+    rows = []
+    official = next(p for p in case["programs"] if "official" in p["program"])["iteration_seconds"]["median"]
+    for program in case["programs"]:
+        seconds = program["iteration_seconds"]
+        compiles = [program.get(name) for name in ("compile_seconds", "cached_compile_seconds")]
+        rows.append(
+            (
+                program["program"],
+                f"{1 / seconds['median']:.3g} ({1 / seconds['high']:.3g} to {1 / seconds['low']:.3g})",
+                f"{official / seconds['median']:.2f}",
+                f"{program['chain_steps_per_second']['median']:,.4g}",
+                f"{program['flops_per_second'] / 1e12:.3g} ({program['share_of_products']:.0%})",
+                f"{program['memory']['bytes'] / 2**20:,.0f}",
+                *("" if value is None else f"{value:.1f}" for value in compiles),
+            )
+        )
+    heads = (
+        "program",
+        "iterations/s",
+        "times official style",
+        "chain steps/s",
+        "TFLOP/s (share)",
+        "peak MiB",
+        "first step cold, s",
+        "with cache, s",
+    )
+    what = "; ".join(sorted({program["memory"]["what"] for program in case["programs"]}))
+    return f"\n### {case['case']}\n\n{_table(heads, rows)}\n\nMemory: {what}.\n"
+
+
+def _forecast(found: Numbers | None) -> str:
+    if found is None:
+        return ""
+    return (
+        f"\nThe start-up line of `configs/digits.py` announced {found['announced_seconds']:.0f} s; training took "
+        f"{found['training_seconds']:.0f} s: {found['ratio']:.2f} times.\n"
+    )
+
+
+def _growth(preset: str, found: Numbers) -> str:
+    summary = found["summary"]
+    rows = [
+        (
+            axis,
+            f"{point['value']:,}",
+            f"{1 / point['seconds']:.3g} ({1 / point['high']:.3g} to {1 / point['low']:.3g})",
+            f"{1 / point['expected_seconds']:.3g}",
+        )
+        for axis, points in summary["points"].items()
+        for point in points
+    ]
+    parts, shared = summary["parts"], summary["communication"]
+    iteration, chain, loss = (parts[name] for name in ("iterations", "chains", "losses"))
+    return (
+        f"## How cost grows, {preset.upper()}\n\n`{found['command']}`, {found['cores']} cores. Base: {summary['base']}, "
+        f"buffer 10,000. Expected: time goes with arithmetic, and the buffer's size costs nothing.\n\n"
+        f"![Iterations a second over each size](images/scaling_{preset}.png)\n\n"
+        f"{_table(('size', 'value', 'iterations/s', 'expected'), rows)}\n\n"
+        f"Where an iteration's time goes (the base with K 20): {1e3 * iteration:.1f} ms, of which the chain "
+        f"{1e3 * chain:.1f} ms, the loss and its gradients {1e3 * loss:.1f} ms, each measured alone, and the rest "
+        f"{1e3 * (iteration - chain - loss):.1f} ms. {_host(preset, parts['dispatch'])}\n\nIn the compiled program devices exchange {shared['bytes']:,} bytes an iteration in "
+        f"{shared['all_reduces']} all-reduce: {shared['parameters']:,} gradients and some metrics. The chain exchanges "
+        "nothing."
+    )
+
+
+def _host(preset: str, seconds: float) -> str:
+    if preset == "cpu":
+        return "On a CPU the call of a step returns when it is done."
+    return f"The host is free again {1e3 * seconds:.1f} ms after it calls a step."
+
+
+def _agreement(found: Numbers | None) -> str:
+    if found is None:
+        return ""
+    rows = [
+        (
+            name,
+            f"{value['float32']:.4g}",
+            f"{value['bfloat16']:.4g}",
+            f"{value['spread_of_seeds']:.2g}",
+            "yes" if value["agrees"] else "**no**",
+        )
+        for name, value in found["summary"].items()
+    ]
+    heads = ("quantity", "float32", "bfloat16", "spread of seeds", "agrees")
+    return f"## bfloat16 against float32\n\n`{found['command']}`\n\n{_table(heads, rows)}"
+
+
+def _several_chips() -> str:
+    rows = []
+    for name, rate, link, chips, source in LINKS:
+        compute = ITERATION_FLOPS / rate
+        for count in chips:
+            exchange = 2 * (count - 1) / count * 4 * PARAMETERS / link
+            rows.append(
+                (
+                    name,
+                    count,
+                    f"{1e3 * compute:.0f}",
+                    f"{1e3 * exchange:.2f}",
+                    f"{compute / (compute + exchange):.1%}",
+                    source,
+                )
+            )
+    heads = ("chips", "number", "compute, ms", "all-reduce, ms", "efficiency", "link speed from")
+    return (
+        "## Several chips: a model on paper, not a measurement\n\n"
+        "WRN-28-10, K 20, batch 64 **a chip**. An iteration computes 37.3 TFLOP, here at the full rate of matrix products "
+        "(790 TFLOP/s measured on an H200, 459 the published peak of a TPU v5p), which is the worst case for the "
+        f"exchange, and exchanges once: {4 * PARAMETERS / 1e6:.0f} MB of float32 gradients in a flat ring, 2(n-1)/n times "
+        "those bytes over each chip's link, with nothing overlapped and no latency.\n\n"
+        f"{_table(heads, rows)}"
+    )
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The training step as it is lowered for a GPU, which needs none: bfloat16 where it should be, and nowhere else."""
+
+import re
+
+import jax
+import pytest
+import tiny
+
+CONVOLUTIONS = 7
+"""of a WRN-10-1's forward pass"""
+
+
+@pytest.fixture(scope="module")
+def functions():
+    """The StableHLO of a bfloat16 step for CUDA: the text of each function by its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "gpu")
+        start = tiny.start(tiny.config(**{"model.dtype": "bfloat16"}))
+        mapped, places = start.step.func, start.step.args
+        traced = jax.jit(lambda *args: mapped(*args)).trace(*places, start.state, start.buffer, start.data.at(0))
+    parts = traced.lower(lowering_platforms=("cuda",)).as_text().split("  func.func ")[1:]
+    return {re.search(r"@(\w+)\(", part)[1]: part for part in parts}
+
+
+@pytest.fixture(scope="module")
+def step(functions):
+    """The function that holds the chain's loop."""
+    return next(text for text in functions.values() if "stablehlo.while" in text)
+
+
+@pytest.fixture(scope="module")
+def chain_step(functions, step):
+    """One step of the chain: what the loop calls and differentiates."""
+    name = next(name for name in re.findall(r"call @(\w+)\(", step) if "stablehlo.convolution" in functions[name])
+    return functions[name]
+
+
+def _convolutions(text):
+    """(operand, kernel, result) types of every convolution."""
+    types = r"stablehlo\.convolution.*: \(tensor<(\w+)>, tensor<(\w+)>\) -> tensor<(\w+)>"
+    return re.findall(types, text)
+
+
+def test_every_convolution_is_in_bfloat16_and_nothing_in_float64(functions):
+    found = [kinds for text in functions.values() for kinds in _convolutions(text)]
+    assert len(found) == 2 * CONVOLUTIONS + 3 * CONVOLUTIONS - 1  # the first image batch needs no gradient
+    assert all(kind.endswith("bf16") for kinds in found for kind in kinds)
+    assert not any("f64" in text for text in functions.values())
+
+
+def test_the_chain_computes_input_gradients_and_no_weight_gradients(chain_step, step):
+    kernel_shaped = lambda text: [result for *_, result in _convolutions(text) if result.startswith("3x3x")]  # noqa: E731
+    assert len(_convolutions(chain_step)) == 2 * CONVOLUTIONS
+    assert not kernel_shaped(chain_step)
+    assert len(kernel_shaped(step)) == CONVOLUTIONS
+
+
+def test_chain_state_noise_and_logsumexp_are_float32(functions, chain_step):
+    signature = chain_step.splitlines()[0]
+    assert re.search(r"-> tensor<2x8x8x1xf32>|-> \(.*tensor<2x8x8x1xf32>", signature), signature
+    reduced = [
+        line
+        for text in functions.values()
+        for line in text.splitlines()
+        if re.search(r"stablehlo\.(exponential|log|log_plus_one)\b", line)
+    ]
+    assert reduced
+    assert not [line for line in reduced if "bf16" in line]
+
+
+def test_parameters_optimiser_and_buffer_are_float32(functions):
+    signature = functions["main"].splitlines()[0]
+    assert "tensor<3x3x1x16xf32>" in signature
+    assert "bf16" not in signature
+
+
+def test_nothing_calls_the_host_and_the_chain_communicates_with_nobody(functions, step, chain_step):
+    assert not any("custom_call" in text or "callback" in text for text in functions.values())
+    assert "all_reduce" in step
+    assert "all_reduce" not in chain_step
+    # All that devices exchange stands together after the chain, so that the compiler makes one transfer of it.
+    assert step.index("stablehlo.while") < step.index("all_reduce")
