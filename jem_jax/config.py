@@ -53,6 +53,7 @@ class Data:
     pad_mode: str = _setting("constant", "what is padded; constant is -1", choices=("constant", "reflect"))
     flip: bool = _setting(False, "augmentation: mirror half of the images left to right")
     input_noise: float = _setting(0.03, "standard deviation of Gaussian noise on training images", low=0, high=10)
+    augment_p_x: bool = _setting(True, "the images of p(x) are shifted and mirrored too; input noise they get anyhow")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,14 @@ class Sampler:
     unroll: int = _setting(
         1, "SGLD steps that the compiler lays out one after another; changes speed alone", low=1, high=1000
     )
+    init: str = _setting(
+        "uniform",
+        "where chains start: uniform is U(-1, 1); class_gaussians, a Gaussian of each class's training images",
+        choices=("uniform", "class_gaussians"),
+    )
+    batch_statistics: bool = _setting(
+        False, "while training, batch norm in the chain uses the statistics of the chains rather than the running ones"
+    )
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,8 @@ class Optimizer:
     decay_epochs: tuple[float, ...] = _setting((), "the learning rate is multiplied at these epochs", above=0)
     decay_factor: float = _setting(0.3, "by this", above=0, high=1)
     ema_decay: float = _setting(0.0, "decay of averaged parameters for evaluation; 0: none", low=0, high=0.9999999)
+    sam_rho: float = _setting(0.0, "radius of sharpness-aware minimisation; 0: off", low=0, high=1000)
+    sam_adaptive: bool = _setting(False, "measure that radius relative to each parameter's size (ASAM)")
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,8 @@ class Training:
     """How long, on what, and what is kept."""
 
     batch_size: int = _setting(64, "images of each branch in an iteration, all devices together", low=1, high=10**6)
-    epochs: int = _setting(40, "passes over the training images", low=1, high=10**6)
+    labelled_batch_size: int = _setting(0, "images of the p(y | x) branch; 0: as many as of p(x)", low=0, high=10**6)
+    epochs: int = _setting(40, "passes over the training images, by the larger of the two batches", low=1, high=10**6)
     cpu_devices: int = _setting(0, "devices of a CPU; 0: the most of 4, 2, 1 that fit cores and sizes", low=0, high=256)
     baseline: bool = _setting(True, "train a plain classifier of the same shape beside it")
     log_every: int = _setting(20, "iterations between two lines of metrics.jsonl", low=1, high=10**9)
@@ -134,6 +146,11 @@ class Training:
     max_log_density: float = _setting(
         1e6, "an iteration whose |log p~| passes this is undone, and the run has diverged", above=0
     )
+
+    @property
+    def batch_sizes(self) -> tuple[int, int]:
+        """Images of an iteration in the p(x) stream and in the labelled one."""
+        return self.batch_size, self.labelled_batch_size or self.batch_size
 
 
 @dataclass(frozen=True)
@@ -245,14 +262,28 @@ def validate(settings: Mapping[str, Any]) -> Config:
         raise UserError(f"config.model.depth must be 6n + 4 (10, 16, 22, 28, …), not {model.depth}")
     if not (objective.p_x or objective.p_y_given_x or objective.p_xy):
         raise UserError("config.objective: every weight is 0; set p_x, p_y_given_x or p_xy above 0")
-    if config.data.labels_per_class and objective.share_batch:
-        raise UserError("config.objective.share_batch must be false where config.data.labels_per_class leaves some out")
+    if objective.share_batch:
+        _check_shared_batch(config)
+    if config.sampler.batch_statistics and not model.factory and model.norm != "batch":
+        raise UserError(f"config.sampler.batch_statistics needs config.model.norm=batch, not {model.norm}")
     if config.sampler.buffer_size < config.training.batch_size and (objective.p_x or objective.p_xy):
         raise UserError(
             f"config.sampler.buffer_size {config.sampler.buffer_size} is smaller than config.training.batch_size "
             f"{config.training.batch_size}; it must be at least as large"
         )
     return config
+
+
+def _check_shared_batch(config: Config) -> None:
+    """A shared batch is one batch: the two branches must not differ in anything."""
+    unshared, labelled = config.training.batch_sizes
+    for wrong, right in (
+        (config.data.labels_per_class, "config.data.labels_per_class leaves some out"),
+        (unshared != labelled, f"config.training.labelled_batch_size is {labelled} and batch_size {unshared}"),
+        (not config.data.augment_p_x, "config.data.augment_p_x is false"),
+    ):
+        if wrong:
+            raise UserError(f"config.objective.share_batch must be false where {right}")
 
 
 def describe() -> Iterator[str]:

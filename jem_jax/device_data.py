@@ -1,22 +1,25 @@
 """How training images reach the devices: resident on each, or streamed batch by batch; the batches are the same."""
 
+import math
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import jax
 import numpy as np
 
-from jem_jax import parallel
+from jem_jax import class_gaussians, parallel
 from jem_jax.config import Config
 from jem_jax.datasets import Split
 from jem_jax.datasets.batches import Stream, labelled_rows
-from jem_jax.train_step import ResidentData, StreamedBatch
+from jem_jax.train_step import ResidentData, StreamedBatch, weights
 
 Array = jax.Array
 
 _AHEAD = 2
 """batches that a stream prepares before they are asked for"""
+_STARTS_BYTES = 2**28
 
 
 class DeviceData(Protocol):
@@ -37,17 +40,23 @@ class Order:
     """Which rows each iteration uses: the p(x) stream over all images, the labelled stream over those with labels."""
 
     def __init__(self, config: Config, labels: np.ndarray) -> None:
-        self.batch_size = config.training.batch_size
+        self.batch_sizes = config.training.batch_sizes
         labelled = labelled_rows(labels, config.data.labels_per_class, config.data.labels_seed)
         self._rows = (np.arange(len(labels), dtype=np.int32), labelled)
-        self._streams = [Stream(config.seed, i, len(rows), self.batch_size) for i, rows in enumerate(self._rows)]
+        self._streams = [
+            Stream(config.seed, i, len(rows), size)
+            for i, (rows, size) in enumerate(zip(self._rows, self.batch_sizes, strict=True))
+        ]
         self._epochs: dict[int, tuple[int, np.ndarray]] = {}
         self._lock = threading.Lock()
 
     @property
     def steps_per_epoch(self) -> int:
-        """Iterations of an epoch of the p(x) stream."""
-        return self._streams[0].steps_per_epoch
+        """Iterations of an epoch: as many as the larger batch needs to pass over the training images once.
+
+        So it is in SADA-JEM's released code, whose p(x) stream takes half as many images (390 iterations on CIFAR-10).
+        """
+        return len(self._rows[0]) // max(self.batch_sizes)
 
     def epoch(self, stream: int, step: int) -> tuple[int, np.ndarray]:
         """The stream's epoch at an iteration, and the rows of that epoch in order, [steps · B] int32."""
@@ -60,15 +69,51 @@ class Order:
     def batch(self, stream: int, step: int) -> np.ndarray:
         """The rows of an iteration's batch, [B] int32."""
         _, rows = self.epoch(stream, step)
-        start = step % self._streams[stream].steps_per_epoch * self.batch_size
-        return rows[start : start + self.batch_size]
+        size = self.batch_sizes[stream]
+        start = step % self._streams[stream].steps_per_epoch * size
+        return rows[start : start + size]
+
+
+class Starts:
+    """Where chains that start afresh may do so: draws from the classes' Gaussians, new ones every epoch.
+
+    There are about as many as chains start afresh in an epoch, and each takes one at random. Every start has the
+    Gaussian's distribution; two chains of one epoch may share theirs, at different iterations.
+    """
+
+    def __init__(self, config: Config, split: Split, order: Order) -> None:
+        self._order = order
+        self._key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 3)
+        self._draws = draws(config, split)
+        image_bytes = 4 * split.images[0].size
+        classes = int(split.labels.max()) + 1
+        wanted = config.sampler.reinit_prob * order.steps_per_epoch * sum(config.training.batch_sizes)
+        self._count = max(1, min(math.ceil(wanted / classes), _STARTS_BYTES // (image_bytes * classes)))
+        self._placed: tuple[int, Array] | None = None
+
+    def at(self, step: int) -> Array:
+        """Those of an iteration's epoch [P, K, H, W, C], on every device."""
+        epoch = step // self._order.steps_per_epoch
+        if self._placed is None or self._placed[0] != epoch:
+            drawn = self._draws(jax.random.fold_in(self._key, epoch), self._count)
+            self._placed = epoch, parallel.replicate(drawn)
+        return self._placed[1]
+
+
+def draws(config: Config, split: Split) -> Callable[[Array, int], Array]:
+    """The Gaussians of the classes, from the images whose labels may be known; see `class_gaussians.of_classes`."""
+    rows = labelled_rows(split.labels, config.data.labels_per_class, config.data.labels_seed)
+    return class_gaussians.of_classes(split, rows, int(split.labels.max()) + 1)
 
 
 def build(config: Config, split: Split, order: Order) -> DeviceData:
     """The images on every device where they fit (10 % of its memory, 1 GiB on a CPU), else streamed from the host."""
     place = config.data.place
     resident = split.images.nbytes <= parallel.memory_for_data() if place == "auto" else place == "device"
-    return Resident(split, order) if resident else Streamed(split, order)
+    terms = weights(config)
+    samples = terms.needs_negatives or terms.needs_conditional_negatives
+    starts = Starts(config, split, order) if samples and config.sampler.init == "class_gaussians" else None
+    return Resident(split, order, starts) if resident else Streamed(split, order, starts)
 
 
 class Resident:
@@ -76,14 +121,15 @@ class Resident:
 
     streamed = False
 
-    def __init__(self, split: Split, order: Order) -> None:
-        self._order = order
+    def __init__(self, split: Split, order: Order, starts: Starts | None = None) -> None:
+        self._order, self._starts = order, starts
         self._images, self._labels = parallel.replicate((split.images, split.labels))
         self._placed: dict[int, tuple[int, Array]] = {}
 
     def at(self, step: int) -> ResidentData:
         """What an iteration gathers its batches from."""
-        return ResidentData(self._images, self._labels, self._rows(0, step), self._rows(1, step))
+        starts = None if self._starts is None else self._starts.at(step)
+        return ResidentData(self._images, self._labels, self._rows(0, step), self._rows(1, step), starts)
 
     def close(self) -> None:
         """Nothing is prepared ahead."""
@@ -100,8 +146,8 @@ class Streamed:
 
     streamed = True
 
-    def __init__(self, split: Split, order: Order) -> None:
-        self._split, self._order = split, order
+    def __init__(self, split: Split, order: Order, starts: Starts | None = None) -> None:
+        self._split, self._order, self._starts = split, order, starts
         self._thread = ThreadPoolExecutor(1, "batches")
         self._coming: dict[int, Future[StreamedBatch]] = {}
 
@@ -111,7 +157,8 @@ class Streamed:
         for number in range(step, step + 1 + _AHEAD):
             if number not in self._coming:
                 self._coming[number] = self._thread.submit(self._gather, number)
-        return self._coming[step].result()
+        batch = self._coming[step].result()
+        return batch._replace(starts=self._starts.at(step)) if self._starts else batch
 
     def close(self) -> None:
         """Ends the thread."""

@@ -41,14 +41,15 @@ def flops_per_iteration(
     A chain step is a forward pass and an input gradient, two passes' worth; a batch in the loss has a weight gradient
     besides, three.
     """
-    batch = config.training.batch_size
-    x = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     cost = jax.jit(network.logits).lower(variables, x).cost_analysis()
     forward = float((cost or {}).get("flops", 0.0))
     terms = train_step.weights(config)
-    chains = int(terms.needs_negatives) + int(terms.needs_conditional_negatives)
-    passes = 1 + chains + int(terms.needs_negatives and not config.objective.share_batch)
-    return forward * (2 * config.sampler.num_steps * chains + 3 * passes)
+    unlabelled, labelled = config.training.batch_sizes
+    chains = unlabelled * terms.needs_negatives + labelled * terms.needs_conditional_negatives
+    in_loss = labelled + chains + unlabelled * (terms.needs_negatives and not config.objective.share_batch)
+    gradients = 2 if config.optimizer.sam_rho else 1
+    return forward * (2 * config.sampler.num_steps * chains + 3 * gradients * in_loss)
 
 
 def parameter_count(variables: Variables) -> int:

@@ -42,6 +42,15 @@ class Network:
         """Logits [B, K] in evaluation mode."""
         return jnp.asarray(self.module.apply(variables, x))
 
+    def batch_logits(self, variables: Variables, x: Array, key: Array) -> Array:
+        """Logits [B, K] in training mode, from the batch's own statistics; none is updated.
+
+        Args:
+          key: of the dropout mask.
+        """
+        kwargs: dict[str, Any] = {"train": True} if self._takes_train else {}
+        return jnp.asarray(self.module.apply(variables, x, rngs={"dropout": key}, **kwargs))
+
     def features(self, variables: Variables, x: Array) -> Array:
         """Penultimate features [B, D] in evaluation mode; the logits where the module does not take `features`."""
         if not self.has_features:

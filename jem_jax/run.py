@@ -90,7 +90,7 @@ def _cpu_devices(config: Config, dataset: Dataset, known: RunFacts | None, clust
     if known is not None and known.cpu_devices:
         return known.cpu_devices
     slots, _ = sizes.buffer_size(config, dataset.num_classes)
-    return parallel.choose_cpu_devices((config.training.batch_size, slots), cluster.num_processes or 1)
+    return parallel.choose_cpu_devices((*config.training.batch_sizes, slots), cluster.num_processes or 1)
 
 
 def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:

@@ -23,9 +23,13 @@ def check(config: Config, dataset: Dataset) -> None:
     Raises:
       UserError: a size that does not fit, with the nearest that does.
     """
-    batch, devices = config.training.batch_size, parallel.count()
-    if batch > len(dataset.train):
-        raise UserError(f"config.training.batch_size {batch} is larger than the {len(dataset.train)} training images")
+    devices = parallel.count()
+    batches = {"config.training.batch_size": config.training.batch_size}
+    if config.training.labelled_batch_size:
+        batches["config.training.labelled_batch_size"] = config.training.labelled_batch_size
+    for name, batch in batches.items():
+        if batch > len(dataset.train):
+            raise UserError(f"{name} {batch} is larger than the {len(dataset.train)} training images")
     fewest = int(np.bincount(dataset.train.labels, minlength=dataset.num_classes).min())
     if config.data.labels_per_class > fewest:
         raise UserError(
@@ -37,18 +41,21 @@ def check(config: Config, dataset: Dataset) -> None:
             f"config.data.pad must be less than the images' side {min(dataset.image_shape[:2])} to reflect, "
             f"not {config.data.pad}"
         )
-    if batch % devices:
-        raise UserError(_indivisible("config.training.batch_size", batch, devices, f"the {devices} devices"))
+    for name, batch in batches.items():
+        if batch % devices:
+            raise UserError(_indivisible(name, batch, devices, f"the {devices} devices"))
     terms = train_step.weights(config)
     if not (terms.needs_negatives or terms.needs_conditional_negatives):
         return
     slots, classes = buffer_size(config, dataset.num_classes)
     size = config.sampler.buffer_size
-    if slots < batch:
-        raise UserError(
-            f"config.sampler.buffer_size {size} gives {slots} slots a class, fewer than config.training.batch_size "
-            f"{batch}; it must be at least {batch * classes}"
-        )
+    for name, chains in batches.items():
+        drawn = terms.needs_negatives if name == "config.training.batch_size" else terms.needs_conditional_negatives
+        if drawn and slots < chains:
+            raise UserError(
+                f"config.sampler.buffer_size {size} gives {slots} slots a class, fewer than {name} {chains}; it must "
+                f"be at least {chains * classes}"
+            )
     if size % (classes * devices):
         whom = f"the {devices} devices" if classes == 1 else f"{classes} classes × {devices} devices"
         raise UserError(_indivisible("config.sampler.buffer_size", size, classes * devices, whom))

@@ -14,6 +14,7 @@ import numpy as np
 
 from jem_jax import (
     checkpoint,
+    class_gaussians,
     device_data,
     divergence,
     forecast,
@@ -287,6 +288,9 @@ def _fresh_buffer(config: Config, dataset: Dataset, key: Array) -> Array | None:
     slots, classes = sizes.buffer_size(config, dataset.num_classes)
     if not slots:
         return None
+    if config.sampler.init == "class_gaussians":
+        buffer_key = jax.random.fold_in(key, 2**31 - 2)
+        return class_gaussians.init(device_data.draws(config, dataset.train), buffer_key, slots, classes)
     make = jax.jit(lambda key: replay_buffer.init(key, slots, dataset.image_shape, num_classes=classes))
     return make(jax.random.fold_in(key, 2**31 - 2))
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jem_jax import divergence, energy, keys, objective, parallel, replay_buffer, sgld
+from jem_jax import divergence, energy, keys, objective, parallel, replay_buffer, sgld, sharpness
 from jem_jax.augment import augment
 from jem_jax.config import Config
 from jem_jax.datasets.splits import to_float
@@ -65,7 +65,9 @@ class ResidentData(NamedTuple):
     order: Array
     """int32 [steps · batch]: this epoch's order of the p(x) stream"""
     labelled_order: Array
-    """int32 [steps · batch]: that of the labelled stream"""
+    """int32 [steps · labelled batch]: that of the labelled stream"""
+    starts: Array | None = None
+    """float32 [P, K, H, W, C]: where chains that start afresh in this epoch may do so; None: U(-1, 1)"""
 
 
 class StreamedBatch(NamedTuple):
@@ -76,9 +78,11 @@ class StreamedBatch(NamedTuple):
     labels: Array
     """int32 [b]"""
     labelled_images: Array
-    """uint8 [b, H, W, C] of the labelled stream"""
+    """uint8 [b', H, W, C] of the labelled stream"""
     labelled_labels: Array
-    """int32 [b]"""
+    """int32 [b']"""
+    starts: Array | None = None
+    """float32 [P, K, H, W, C] as of `ResidentData`: whole on every device"""
 
 
 TrainingData = ResidentData | StreamedBatch
@@ -170,23 +174,20 @@ def build(
       streamed: the step is given `StreamedBatch`es rather than `ResidentData`.
     """
     terms = weights(config)
-    local_batch = config.training.batch_size // parallel.count()
 
     def step(state: TrainState, buffer: Array | None, data: TrainingData) -> tuple[TrainState, Array | None]:
         step_keys = _Keys(*jax.random.split(jax.random.fold_in(state.key, state.step), len(_Keys._fields)))
-        first = parallel.index() * local_batch
         variables = {**state.model_state, "params": state.params}
-        own = lambda key: keys.for_examples(key, local_batch, first)  # noqa: E731
-
-        raw_labelled, labels = _raw_batch(config, data, True, state.step, first)
-        labelled = _augmented(config, own(step_keys.augment_labelled), raw_labelled)
-        marginal, conditional = _sample(config, network, variables, buffer, labels, num_classes, step_keys, own)
+        raw_labelled, labels = _raw_batch(config, data, True, state.step)
+        labelled = _augmented(config, _own(config, step_keys.augment_labelled, True), raw_labelled, plain=False)
+        marginal, conditional = _sample(config, network, variables, buffer, labels, num_classes, data.starts, step_keys)
         inputs = {"labelled": labelled}
         if marginal is not None:
             inputs["negatives"] = marginal.x
             if not config.objective.share_batch:
-                raw, _ = _raw_batch(config, data, False, state.step, first)
-                inputs["data"] = _augmented(config, own(step_keys.augment), raw)
+                raw, _ = _raw_batch(config, data, False, state.step)
+                own = _own(config, step_keys.augment, False)
+                inputs["data"] = _augmented(config, own, raw, plain=not config.data.augment_p_x)
         if conditional is not None:
             inputs["conditional_negatives"] = conditional.x
 
@@ -201,6 +202,13 @@ def build(
             return value, (metrics, model_state)
 
         gradients, (metrics, model_state) = jax.grad(loss, has_aux=True)(state.params)
+        if config.optimizer.sam_rho:
+            # All devices must climb to the same point, which takes an all-reduce of its own. The second pass's batch
+            # statistics are dropped, as released.
+            climbed = sharpness.ascend(
+                state.params, parallel.mean(gradients), config.optimizer.sam_rho, config.optimizer.sam_adaptive
+            )
+            gradients = jax.grad(loss, has_aux=True)(climbed)[0]
         log_px_max = metrics.pop("log_px_max")
         samples = [inputs[name] for name in ("negatives", "conditional_negatives") if name in inputs]
         moments = divergence.moments(inputs.get("data", inputs["labelled"]), samples)
@@ -216,37 +224,57 @@ def build(
                 )
         return state, buffer
 
-    return parallel.per_device(
-        step, in_axes=(None, 0, 0 if streamed else None), out_axes=(None, 0), donate_argnums=(1,)
-    )
+    axes: Any = (0, 0, 0, 0, None)
+    data_axes = StreamedBatch(*axes) if streamed else None
+    return parallel.per_device(step, in_axes=(None, 0, data_axes), out_axes=(None, 0), donate_argnums=(1,))
 
 
-def _raw_batch(config: Config, data: TrainingData, labelled: bool, step: Array, first: Array) -> tuple[Array, Array]:
+def _own(config: Config, key: Array, labelled: bool) -> Array:
+    """Keys of this device's examples in the batch of a stream."""
+    size = config.training.batch_sizes[labelled] // parallel.count()
+    return keys.for_examples(key, size, parallel.index() * size)
+
+
+def _raw_batch(config: Config, data: TrainingData, labelled: bool, step: Array) -> tuple[Array, Array]:
     """This device's images [b, H, W, C] uint8 and labels [b] of an iteration, of one of the two streams."""
     if isinstance(data, StreamedBatch):
         return (data.labelled_images, data.labelled_labels) if labelled else (data.images, data.labels)
     order = data.labelled_order if labelled else data.order
-    batch_size = config.training.batch_size
-    start = step % (order.shape[0] // batch_size) * batch_size + first
-    rows = jax.lax.dynamic_slice(order, (start,), (batch_size // parallel.count(),))
+    batch_size = config.training.batch_sizes[labelled]
+    local = batch_size // parallel.count()
+    start = step % (order.shape[0] // batch_size) * batch_size + parallel.index() * local
+    rows = jax.lax.dynamic_slice(order, (start,), (local,))
     return data.images[rows], data.labels[rows]
 
 
-def _augmented(config: Config, example_keys: Array, images: Array) -> Array:
-    """uint8 images as augmented float32 ones in [-1, 1]."""
+def _augmented(config: Config, example_keys: Array, images: Array, plain: bool) -> Array:
+    """uint8 images as float32 ones in [-1, 1], augmented, or with the input noise alone where they are to be plain."""
     settings = config.data
 
     def one(key: Array, image: Array) -> Array:
         return augment(
             key,
             image,
-            pad=settings.pad,
+            pad=0 if plain else settings.pad,
             pad_mode=settings.pad_mode,
-            flip=settings.flip,
+            flip=settings.flip and not plain,
             noise_std=settings.input_noise,
         )
 
     return jax.vmap(one)(example_keys, to_float(images))
+
+
+def _fresh(example_keys: Array, shape: tuple[int, ...], starts: Array | None, classes: Array | None) -> Array:
+    """Where chains start afresh [b, H, W, C]: U(-1, 1), or one of the epoch's starts, of the chain's class if any."""
+    if starts is None:
+        return replay_buffer.uniform(example_keys, example_keys.shape[0], shape)
+
+    def one(key: Array, label: Array | int) -> Array:
+        row_key, class_key = jax.random.split(key)
+        row = jax.random.randint(row_key, (), 0, starts.shape[0])
+        return starts[row, jax.random.randint(class_key, (), 0, starts.shape[1]) if classes is None else label]
+
+    return jax.vmap(one, (0, None if classes is None else 0))(example_keys, 0 if classes is None else classes)
 
 
 def _sample(
@@ -256,17 +284,23 @@ def _sample(
     buffer: Array | None,
     labels: Array,
     num_classes: int,
+    starts: Array | None,
     step_keys: _Keys,
-    own: Callable[[Array], Array],
 ) -> tuple[_Negatives | None, _Negatives | None]:
     """Negatives of p(x) and of p(x | labels), as far as the objective needs them."""
     terms = weights(config)
-    logits_fn = lambda x: network.logits(variables, x)  # noqa: E731
+    # Dropout, where there is any, goes with the batch's statistics: one mask for the whole chain.
+    mask_key = jax.random.fold_in(step_keys.dropout, parallel.index())
 
-    def run(key: Array, log_density: energy.LogDensity, classes: Array | None) -> _Negatives:
+    def logits_fn(x: Array) -> Array:
+        if config.sampler.batch_statistics:
+            return network.batch_logits(variables, x, mask_key)
+        return network.logits(variables, x)
+
+    def run(key: Array, log_density: energy.LogDensity, classes: Array | None, labelled: bool) -> _Negatives:
         assert buffer is not None
-        draw_keys, fresh_keys, chain_keys = (own(k) for k in jax.random.split(key, 3))
-        fresh = replay_buffer.uniform(fresh_keys, fresh_keys.shape[0], buffer.shape[2:])
+        draw_keys, fresh_keys, chain_keys = (_own(config, k, labelled) for k in jax.random.split(key, 3))
+        fresh = _fresh(fresh_keys, buffer.shape[2:], starts, classes)
         start = replay_buffer.draw(draw_keys, buffer, fresh, reinit_prob=config.sampler.reinit_prob, labels=classes)
         x = sgld.chain(
             chain_keys,
@@ -281,16 +315,18 @@ def _sample(
     marginal = conditional = None
     if terms.needs_negatives:
         if buffer is not None and buffer.shape[1] > 1:
-            classes = jax.vmap(lambda k: jax.random.randint(k, (), 0, num_classes))(own(step_keys.classes))
+            own = _own(config, step_keys.classes, False)
+            classes = jax.vmap(lambda k: jax.random.randint(k, (), 0, num_classes))(own)
         else:
             classes = None
         if config.sampler.class_conditional and classes is not None:
             density = energy.conditional(logits_fn, classes)
         else:
             density = energy.marginal(logits_fn)
-        marginal = run(step_keys.marginal, density, classes)
+        marginal = run(step_keys.marginal, density, classes, labelled=False)
     if terms.needs_conditional_negatives:
-        conditional = run(step_keys.conditional, energy.conditional(logits_fn, labels), labels)
+        density = energy.conditional(logits_fn, labels)
+        conditional = run(step_keys.conditional, density, labels, labelled=True)
     return marginal, conditional
 
 

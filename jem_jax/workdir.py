@@ -190,7 +190,8 @@ def _compared(config: Config) -> dict[str, Any]:
     # Where images lie changes nothing that is computed.
     for name in ("data.place", "data.data_dir", "data.manual_dir"):
         del values[name]
-    return values | {"training.batch_size": config.training.batch_size}
+    unlabelled, labelled = config.training.batch_sizes
+    return values | {"training.batch_size": unlabelled, "training.labelled_batch_size": labelled}
 
 
 def _clear(path: Path) -> None:
