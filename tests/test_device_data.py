@@ -17,25 +17,28 @@ def _data(config, dataset):
     return order, device_data.build(config, dataset.train, order)
 
 
-def _gathered(data, step):
+def _gathered(data, step, sizes):
     """What the step makes of resident data: the batches of the p(x) and of the labelled stream."""
     batches = []
-    for order in (np.array(data.order), np.array(data.labelled_order)):
-        start = step % (len(order) // 8) * 8
-        rows = order[start : start + 8]
+    for order, size in ((np.array(data.order), sizes[0]), (np.array(data.labelled_order), sizes[1])):
+        start = step % (len(order) // size) * size
+        rows = order[start : start + size]
         batches += [np.array(data.images)[rows], np.array(data.labels)[rows]]
     return batches
 
 
-@pytest.mark.parametrize("labels_per_class", [0, 1, 5])
-def test_resident_and_streamed_batches_are_the_same(tiny_config, tiny_dataset, labels_per_class):
-    labels = {"data.labels_per_class": labels_per_class}
+@pytest.mark.parametrize(("labels_per_class", "labelled_batch"), [(0, 0), (1, 0), (5, 0), (0, 16), (5, 4)])
+def test_resident_and_streamed_batches_are_the_same(tiny_config, tiny_dataset, labels_per_class, labelled_batch):
+    labels = {"data.labels_per_class": labels_per_class, "training.labelled_batch_size": labelled_batch}
+    sizes = (8, labelled_batch or 8)
     _, resident = _data(tiny_config(**labels, **{"data.place": "device"}), tiny_dataset)
     _, streamed = _data(tiny_config(**labels, **{"data.place": "host"}), tiny_dataset)
     assert (resident.streamed, streamed.streamed) == (False, True)
     # Out of order too: a resumed run begins anywhere, and the first iteration is timed before it counts.
     for step in (0, 0, 1, 4, 5, 6, 14, 3):
-        for ours, theirs in zip(_gathered(resident.at(step), step), streamed.at(step), strict=True):
+        batch = streamed.at(step)
+        assert batch.starts is None
+        for ours, theirs in zip(_gathered(resident.at(step), step, sizes), batch[:4], strict=True):
             assert np.array_equal(ours, np.array(theirs).reshape(ours.shape))
 
 
@@ -53,10 +56,20 @@ def test_the_two_streams_have_their_own_order_and_the_labelled_one_its_own_rows(
         assert np.array_equal(order.batch(1, step), rows)
 
 
+@pytest.mark.parametrize(("labelled_batch", "steps"), [(0, 5), (4, 5), (8, 5), (16, 2), (40, 1)])
+def test_an_epoch_is_a_pass_by_the_larger_batch(tiny_config, tiny_dataset, labelled_batch, steps):
+    order, _ = _data(tiny_config(**{"training.labelled_batch_size": labelled_batch}), tiny_dataset)
+    assert order.steps_per_epoch == steps
+    # The p(x) stream goes on where the epoch's end finds it: all its rows come before any comes again.
+    rows = np.concatenate([order.batch(0, step) for step in range(STEPS)])
+    assert len(set(rows.tolist())) == len(rows) == 8 * STEPS
+
+
 def test_resident_data_is_placed_whole_on_every_device_and_once_an_epoch(tiny_config, tiny_dataset):
     _, resident = _data(tiny_config(**{"data.place": "device"}), tiny_dataset)
     first, second, next_epoch = (resident.at(step) for step in (1, STEPS - 1, STEPS))
-    for array in first:
+    assert first.starts is None
+    for array in first[:4]:
         assert array.sharding.is_fully_replicated
         assert len(array.sharding.device_set) == jax.device_count()
     assert all(one is other for one, other in zip(first, second, strict=True))
@@ -70,7 +83,7 @@ def test_a_streamed_batch_is_cut_by_device(tiny_config, tiny_dataset):
     batch = streamed.at(0)
     assert batch.images.shape == (4, 2, 8, 8, 1)
     assert batch.labelled_labels.shape == (4, 2)
-    assert all(array.addressable_shards[0].data.shape[0] == 1 for array in batch)
+    assert all(array.addressable_shards[0].data.shape[0] == 1 for array in batch[:4])
 
 
 @pytest.mark.parametrize(("room", "streamed"), [(43 * 64, False), (43 * 64 - 1, True)])

@@ -75,13 +75,14 @@ class MLP(nn.Module):
 
     num_classes: int
     batch_norm: bool = False
+    dropout: float = 0.1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = nn.Dense(16, name="hidden")(x.reshape(len(x), -1))
         if self.batch_norm:
             x = BatchNorm(name="norm")(x, train)
-            x = nn.Dropout(0.1, deterministic=not train)(x)
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, name="classes")(nn.swish(x))
 
 
@@ -93,6 +94,11 @@ def mlp(num_classes: int) -> MLP:
 def batch_norm_mlp(num_classes: int) -> MLP:
     """For `model.factory="tiny:batch_norm_mlp"`."""
     return MLP(num_classes, batch_norm=True)
+
+
+def plain_batch_norm_mlp(num_classes: int) -> MLP:
+    """For `model.factory="tiny:plain_batch_norm_mlp"`: without dropout."""
+    return MLP(num_classes, batch_norm=True, dropout=0.0)
 
 
 @contextmanager

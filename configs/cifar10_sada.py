@@ -1,0 +1,30 @@
+"""SADA-JEM on CIFAR-10: JEM++ with p(x) on plain images, 128 labelled ones, ASAM, and 5 steps a chain.
+
+    python -m jem_jax.main --config=configs/cifar10_sada.py
+
+The released code picks its checkpoint on the test set; here 5,000 images are held out for that, and the report
+describes the last one. K 10 or 20: --config.sampler.num_steps=10
+
+Cost: 70,200 iterations, 1,800 PFLOP with both of ASAM's gradients. At the 790 TFLOP/s at which an H200 multiplies bf16
+matrices that would be 38 minutes: a floor, not a measurement.
+Expect: 95.5 % test accuracy, IS 8.77, FID 9.41 (Yang et al., CVPR 2023; FID over the 90 % of samples of largest
+max p(y|x)).
+"""
+
+import ml_collections
+
+from jem_jax.configs import cifar10_jempp
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = cifar10_jempp.get_config()
+    config.data.augment_p_x = False
+    config.data.input_noise = 0.0
+    config.sampler.num_steps = 5
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.sam_rho = 2.0
+    config.optimizer.sam_adaptive = True
+    config.optimizer.decay_epochs = (60, 120, 180)
+    config.training.labelled_batch_size = 128
+    config.training.epochs = 200
+    return config

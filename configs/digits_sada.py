@@ -1,0 +1,21 @@
+"""SADA-JEM on scikit-learn's digits: configs/digits.py with its parts.
+
+    python -m jem_jax.main --config=configs/digits_sada.py
+"""
+
+import ml_collections
+
+from jem_jax.configs import digits_jempp
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = digits_jempp.get_config()
+    config.data.augment_p_x = False
+    config.data.input_noise = 0.0
+    config.sampler.num_steps = 5
+    config.optimizer.sam_rho = 0.5
+    config.optimizer.sam_adaptive = True
+    config.training.labelled_batch_size = 128
+    config.training.epochs = 80
+    config.optimizer.decay_epochs = (48, 68)
+    return config

@@ -1,0 +1,88 @@
+"""Chains that start from the classes' Gaussians: their statistics are NumPy's, and batches find them."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from jem_jax import class_gaussians, device_data
+from jem_jax.class_gaussians import JITTER
+from jem_jax.datasets import Split
+from jem_jax.datasets.splits import to_float
+from jem_jax.device_data import Order
+
+DRAWS = 20_000
+
+
+@pytest.fixture(scope="module")
+def split():
+    """Dim images of two classes [2, 2, 1] of different sizes, whose values move together."""
+    random = np.random.default_rng(0)
+    mixing = random.normal(size=(2, 4, 4)) * 12
+    labels = np.array([0] * 9 + [1] * 30)
+    images = [mixing[label] @ random.normal(size=4) + (90, 150)[label] for label in labels]
+    return Split(np.clip(images, 0, 255).astype(np.uint8).reshape(-1, 2, 2, 1), labels.astype(np.int32))
+
+
+@pytest.fixture(scope="module")
+def drawn(split):
+    draws = class_gaussians.of_classes(split, np.arange(len(split)), 2)
+    return np.array(draws(jax.random.key(3), DRAWS))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_mean_and_covariance_are_numpys(split, drawn, label):
+    images = to_float(split.images[split.labels == label]).reshape(-1, 4)
+    found = drawn[:, label].reshape(-1, 4)
+    covariance = np.cov(images.T, bias=True) + JITTER**2 * np.eye(4)
+    error = 5 / np.sqrt(DRAWS)
+    np.testing.assert_allclose(found.mean(0), images.mean(0), atol=error * np.sqrt(covariance.max()))
+    np.testing.assert_allclose(np.cov(found.T), covariance, atol=error * 2 * covariance.max())
+
+
+def test_a_draw_is_normal_and_not_one_of_the_images(split, drawn):
+    """Along a direction of two images' difference, which has the longest tails if draws were mixtures of few images."""
+    values = drawn[:, 1].reshape(-1, 4) @ np.array([1.0, -2.0, 0.5, 1.0])
+    standard = (values - values.mean()) / values.std()
+    assert (standard**3).mean() == pytest.approx(0, abs=0.1)
+    assert (standard**4).mean() == pytest.approx(3, abs=0.2)
+
+
+def test_draws_are_clipped_to_the_images_range():
+    bright = Split(np.array([[[[0]]], [[[255]]]], np.uint8).repeat(4, 0), np.zeros(8, np.int32))
+    drawn = np.array(class_gaussians.of_classes(bright, np.arange(8), 1)(jax.random.key(0), 500))
+    assert (drawn.min(), drawn.max()) == (-1, 1)
+
+
+def test_rows_without_labels_are_not_used(split):
+    draws = class_gaussians.of_classes(split, np.array([0, 20]), 2)
+    found = np.array(draws(jax.random.key(0), 200))
+    for label, row in enumerate((0, 20)):
+        np.testing.assert_allclose(found[:, label] - to_float(split.images[row]), 0, atol=6 * JITTER)
+
+
+@pytest.mark.parametrize(("num_slots", "num_classes"), [(7, 1), (8, 1), (5, 2)])
+def test_a_buffer_of_draws_holds_the_classes_in_equal_shares(split, num_slots, num_classes):
+    draws = class_gaussians.of_classes(split, np.arange(len(split)), 2)
+    buffer = np.array(class_gaussians.init(draws, jax.random.key(1), num_slots, num_classes))
+    assert buffer.shape == (num_slots, num_classes, 2, 2, 1)
+    means = [to_float(split.images[split.labels == label]).mean() for label in (0, 1)]
+    nearest = np.abs(buffer.mean(axis=(2, 3, 4))[..., None] - means).argmin(axis=-1)
+    expected = np.arange(num_slots)[:, None] % 2 if num_classes == 1 else np.tile([0, 1], (num_slots, 1))
+    assert (nearest == expected).mean() > 0.8
+
+
+def test_an_epochs_starts_are_placed_once_and_are_the_same_however_images_come():
+    found = {}
+    for place in ("device", "host"):
+        config = tiny.config(**{"data.place": place, "sampler.init": "class_gaussians"})
+        order = Order(config, tiny.dataset().train.labels)
+        data = device_data.build(config, tiny.dataset().train, order)
+        found[place] = [data.at(step).starts for step in (0, order.steps_per_epoch - 1, order.steps_per_epoch)]
+        data.close()
+        assert found[place][0] is found[place][1]
+    first, _, later = (np.array(starts) for starts in found["device"])
+    assert first.shape[1:] == (tiny.CLASSES, tiny.SIDE, tiny.SIDE, 1)
+    assert not np.array_equal(first, later)
+    for ours, theirs in zip(*found.values(), strict=True):
+        assert np.array_equal(ours, theirs)

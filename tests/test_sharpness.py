@@ -1,0 +1,116 @@
+"""SAM and ASAM: the formula on a quadratic, and a whole iteration against two passes written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from jem_jax import parallel, sharpness
+from jem_jax.datasets.batches import Stream
+from jem_jax.datasets.splits import to_float
+
+W = {"a": np.array([1.0, -2.0], np.float32), "b": np.array([[0.5]], np.float32)}
+CURVATURE = {"a": np.array([3.0, 1.0], np.float32), "b": np.array([[4.0]], np.float32)}
+
+
+def _gradient(w):
+    """Of ½ Σ curvature · w²."""
+    return {name: CURVATURE[name] * w[name] for name in w}
+
+
+def test_sam_climbs_along_the_gradient_by_rho():
+    climbed = sharpness.ascend(W, _gradient(W), 0.1, adaptive=False)
+    norm = np.sqrt(3.0**2 + 2.0**2 + 2.0**2)
+    np.testing.assert_allclose(climbed["a"], [1 + 0.1 * 3 / norm, -2 - 0.1 * 2 / norm], rtol=1e-6)
+    np.testing.assert_allclose(climbed["b"], [[0.5 + 0.1 * 2 / norm]], rtol=1e-6)
+
+
+def test_asam_climbs_by_the_squared_weights():
+    climbed = sharpness.ascend(W, _gradient(W), 2.0, adaptive=True)
+    # |w|·g is 3, 4 and 1; w²·g is 3, -8 and 0.5.
+    norm = np.sqrt(9 + 16 + 1)
+    np.testing.assert_allclose(climbed["a"], [1 + 2 * 3 / norm, -2 - 2 * 8 / norm], rtol=1e-6)
+    np.testing.assert_allclose(climbed["b"], [[0.5 + 2 * 0.5 / norm]], rtol=1e-6)
+
+
+def test_asam_does_not_change_with_the_scale_of_weights():
+    """Scaling a weight up and its gradient down, as a normalised layer allows, scales the climb alone."""
+    ones = sharpness.ascend(W, _gradient(W), 0.5, adaptive=True)
+    scaled = sharpness.ascend(
+        jax.tree.map(lambda w: 10 * w, W), jax.tree.map(lambda g: g / 10, _gradient(W)), 0.5, adaptive=True
+    )
+    for name, value in ones.items():
+        np.testing.assert_allclose(scaled[name], 10 * value, rtol=1e-5)
+
+
+def test_a_zero_gradient_climbs_nowhere():
+    climbed = sharpness.ascend(W, jax.tree.map(np.zeros_like, W), 2.0, adaptive=True)
+    assert not tiny.differing(climbed, W)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_an_iteration_takes_the_second_gradient_with_the_same_negatives_and_keeps_the_firsts_statistics():
+    config = tiny.config(
+        **{
+            "model.factory": "tiny:plain_batch_norm_mlp",
+            "data.pad": 0,
+            "data.input_noise": 0.0,
+            "sampler.noise_std": 0.0,
+            "sampler.batch_statistics": True,
+            "optimizer.sam_rho": 0.5,
+            "optimizer.sam_adaptive": True,
+            "training.labelled_batch_size": 16,
+        }
+    )
+    start = tiny.start(config)
+    state, buffer = start.step(start.state, start.buffer, start.data.at(0))
+    new, old = np.array(parallel.whole(buffer)), start.chains
+    slots = np.flatnonzero(np.any(new != old, axis=(1, 2, 3, 4)))
+    assert len(slots) == 8
+    negatives = new[slots, 0]
+    images = tiny.dataset().train
+    rows, labelled_rows = (
+        Stream(config.seed, stream, len(images), size).order(0)[:size] for stream, size in ((0, 8), (1, 16))
+    )
+    assert start.data.at(0).labelled_order.shape == (32,)
+    data, labelled = (to_float(images.images[chosen]) for chosen in (rows, labelled_rows))
+    labels = images.labels[labelled_rows]
+    variables = jax.device_get({**start.state.model_state, "params": start.state.params})
+
+    def loss(params):
+        """The mean over the devices, each of which normalises its own part."""
+        total, statistics = 0.0, []
+        for device in range(4):
+            part = lambda batch, device=device: np.split(batch, 4)[device]  # noqa: E731
+            inputs = [part(labelled), part(negatives), part(data)]
+            logits, one = start.network.train_logits({**variables, "params": params}, inputs, jax.random.key(0))
+            log_px = [jax.scipy.special.logsumexp(each, axis=1).mean() for each in logits[1:]]
+            picked = jax.nn.log_softmax(logits[0])[np.arange(4), part(labels)]
+            total += (log_px[0] - log_px[1] - picked.mean()) / 4
+            statistics.append(one)
+        return total, jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *jax.lax.stop_gradient(statistics))
+
+    value_and_grad = jax.value_and_grad(lambda params: loss(params)[0])
+    value, gradients = value_and_grad(variables["params"])
+    climbed = sharpness.ascend(variables["params"], gradients, 0.5, adaptive=True)
+    second = value_and_grad(climbed)[1]
+    assert float(state.window.sums["loss"]) == pytest.approx(float(value), rel=1e-4)
+    moved = jax.tree.map(lambda w, g: w - 0.05 * g, variables["params"], second)
+    for name, expected in tiny.leaves(moved).items():
+        np.testing.assert_allclose(tiny.leaves(state.params)[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+    plain = jax.tree.map(lambda w, g: w - 0.05 * g, variables["params"], gradients)
+    assert max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(moved), strict=True)) > 1e-4
+    for name, expected in tiny.leaves(loss(variables["params"])[1]).items():
+        np.testing.assert_allclose(tiny.leaves(state.model_state)[name], expected, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_an_iteration_that_is_not_finite_in_its_first_pass_is_undone():
+    start = tiny.start(tiny.config(**{"model.factory": "tiny:mlp", "optimizer.sam_rho": 0.1}))
+    bias = jnp.full_like(start.state.params["classes"]["bias"], jnp.inf)
+    params = {**start.state.params, "classes": {**start.state.params["classes"], "bias": parallel.replicate(bias)}}
+    state, buffer = start.step(start.state._replace(params=params), start.buffer, start.data.at(0))
+    assert int(state.watch.step) == 0
+    assert not tiny.differing(state.params, params)
+    assert not tiny.differing(parallel.whole(buffer), start.chains)
