@@ -1,6 +1,6 @@
 """JEM++ on scikit-learn's digits: configs/digits.py with its parts.
 
-    python -m jem_jax.main --config=configs/digits_jempp.py
+python -m jem_jax.main --config=configs/digits_jempp.py
 """
 
 import ml_collections
@@ -17,4 +17,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.sampler.clip_x = True
     config.sampler.init = "class_gaussians"
     config.sampler.batch_statistics = True
+    config.evaluation.sample_steps = 100
     return config

@@ -1,6 +1,6 @@
 """SADA-JEM on scikit-learn's digits: configs/digits.py with its parts.
 
-    python -m jem_jax.main --config=configs/digits_sada.py
+python -m jem_jax.main --config=configs/digits_sada.py
 """
 
 import ml_collections

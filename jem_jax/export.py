@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from jem_jax import files, parallel, pictures
+from jem_jax.datasets import Dataset
 from jem_jax.loading import Model
 from jem_jax.report import sampling
 from jem_jax.report.subject import fresh_chains
@@ -15,7 +16,7 @@ from jem_jax.workdir import RunFacts
 _FOLDER = "export"
 
 
-def write(folder: Path, model: Model, facts: RunFacts) -> list[Path]:
+def write(folder: Path, model: Model, facts: RunFacts, dataset: Dataset) -> list[Path]:
     """Draws samples and writes them, pictures of some and all of them as files; an older export is deleted.
 
     Kinds are "unconditional" (fresh chains along ∇ log p~(x)), "by_class" (fresh chains along ∇ f(x)[y]) and "buffer"
@@ -25,7 +26,7 @@ def write(folder: Path, model: Model, facts: RunFacts) -> list[Path]:
     Returns:
       What a person may want to look at.
     """
-    drawn = fresh_chains(model, facts)
+    drawn = fresh_chains(model, facts, dataset)
     shown = sampling.draw_fresh(folder, drawn, facts)
     if model.buffer is not None:
         drawn["buffer"] = model.buffer.reshape(-1, *facts.image_shape)

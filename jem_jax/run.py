@@ -76,7 +76,7 @@ def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, overwri
             return _train(facts, dataset, path)
         if mode == "evaluate":
             return _evaluate(facts, dataset, path)
-        return _sample(facts, path)
+        return _sample(facts, dataset, path)
 
 
 def _fingerprint(mode: str, config: Config, overwrite: bool) -> str:
@@ -163,14 +163,14 @@ def _show(shown: report.Report) -> int:
     return 1 if shown.failures else 0
 
 
-def _sample(facts: RunFacts, path: Path) -> int:
+def _sample(facts: RunFacts, dataset: Dataset, path: Path) -> int:
     if not parallel.is_first():
         return 0
     started = time.monotonic()
     model = loading.read_model(path, facts)
     settings = facts.config.evaluation
     _say(f"drawing {settings.num_samples} samples in {settings.sample_steps} steps …")
-    files = export.write(path / workdir.SAMPLES, model, facts)
+    files = export.write(path / workdir.SAMPLES, model, facts, dataset)
     _say(f"took {duration(time.monotonic() - started)}; look at:")
     for file in files:
         _say(f"  {file}")

@@ -13,7 +13,7 @@ Array = jax.Array
 
 
 def sampler(network: Network, *, conditional: bool, **settings: Any) -> Callable[..., np.ndarray]:
-    """A sampler of chains that start from U(-1, 1).
+    """A sampler of chains that start from U(-1, 1), or where they are told to.
 
     Args:
       network: gives the logits.
@@ -21,7 +21,8 @@ def sampler(network: Network, *, conditional: bool, **settings: Any) -> Callable
       **settings: keyword arguments of `sgld.chain`.
 
     Returns:
-      (variables, key, classes [N] int32, image_shape, batch_size) -> samples [N, H, W, C] float32, unclipped.
+      (variables, key, classes [N] int32, image_shape, batch_size, start=None) -> samples [N, H, W, C] float32,
+      unclipped; `start` [N, H, W, C] takes the place of U(-1, 1).
       An example's chain depends on the key and its place among the N alone.
     """
 
@@ -34,10 +35,16 @@ def sampler(network: Network, *, conditional: bool, **settings: Any) -> Callable
     mapped = parallel.over_examples(run)
 
     def sample(
-        variables: Variables, key: Array, classes: np.ndarray, image_shape: tuple[int, ...], batch_size: int
+        variables: Variables,
+        key: Array,
+        classes: np.ndarray,
+        image_shape: tuple[int, ...],
+        batch_size: int,
+        start: np.ndarray | None = None,
     ) -> np.ndarray:
         start_key, chain_key = jax.random.split(key)
-        start = replay_buffer.uniform(start_key, len(classes), image_shape)
+        if start is None:
+            start = np.asarray(replay_buffer.uniform(start_key, len(classes), image_shape))
         chain_keys = jax.random.key_data(keys.for_examples(chain_key, len(classes)))
         return mapped(variables, (chain_keys, classes, start), batch_size)
 

@@ -10,7 +10,7 @@ from jem_jax import pictures, train_step
 from jem_jax.datasets.splits import to_float
 from jem_jax.evaluation import classification, generation, inpainting, sample_quality
 from jem_jax.report.result import Result, percent
-from jem_jax.report.subject import TITLES, Subject
+from jem_jax.report.subject import TITLES, Subject, start_of_chains
 from jem_jax.workdir import RunFacts
 
 PICTURES = ("samples_by_class.png", "samples.png", "buffer_by_class.png")
@@ -44,12 +44,15 @@ def draw(subject: Subject) -> Result:
     """Samples of every kind: afresh, by class, from the buffer, the most and least dense, and a chain's film strip."""
     facts, folder = subject.facts, subject.folder
     steps = subject.settings.sample_steps
+    start = start_of_chains(facts.config)
     files = draw_fresh(folder, subject.fresh, facts)
-    result = Result(how={"steps": steps, "start": "U(-1, 1)", "seed": facts.config.seed,
+    result = Result(how={"steps": steps, "start": start, "seed": facts.config.seed,
                          "images": {name: len(images) for name, images in subject.fresh.items()}})  # fmt: skip
-    result.images(files[0], f"Chains that began as noise and followed one class's logit, ∇ f(x)[y], for {steps} steps.")
     result.images(
-        files[1], f"Chains that began as noise and followed ∇ log p~(x) for {steps} steps, whatever the class."
+        files[0], f"Chains that began as {start} and followed one class's logit, ∇ f(x)[y], for {steps} steps."
+    )
+    result.images(
+        files[1], f"Chains that began as {start} and followed ∇ log p~(x) for {steps} steps, whatever the class."
     )
     densities = {"test image": (subject.test, _log_density(subject.test_logits["jem"]))}
     if subject.jem.buffer is not None:
@@ -91,7 +94,7 @@ def judge(subject: Subject) -> Result:
     result = Result(how={
         "network": f"the {TITLES[judge]}'s penultimate features and predictions; neither FID nor Inception score",
         "reference": f"{len(some)} training images", "values": "clipped to [-1, 1]",
-        "fresh_chains": f"{subject.settings.sample_steps} steps from U(-1, 1)",
+        "fresh_chains": f"{subject.settings.sample_steps} steps from {start_of_chains(facts.config)}",
     })  # fmt: skip
     reference_features = subject.features(judge, reference)
     values = {name: _quality(subject, images, reference, reference_features) for name, images in sources.items()}

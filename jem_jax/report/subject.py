@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jem_jax import loading, parallel, train_step, workdir
-from jem_jax.config import Evaluation
+from jem_jax import class_gaussians, device_data, loading, parallel, train_step, workdir
+from jem_jax.config import Config, Evaluation
 from jem_jax.datasets import Dataset, Split
 from jem_jax.datasets.splits import to_float
 from jem_jax.evaluation import generation
@@ -75,7 +75,7 @@ class Subject:
     @functools.cached_property
     def fresh(self) -> dict[str, np.ndarray]:
         """The JEM's `fresh_chains`."""
-        return fresh_chains(self.jem, self.facts)
+        return fresh_chains(self.jem, self.facts, self.dataset)
 
     def some_test(self, count: int) -> Split:
         """At most `count` test images, the same for every model and section of a seed."""
@@ -98,9 +98,16 @@ def read(path: Path, facts: RunFacts, dataset: Dataset) -> Subject:
     return Subject(path, facts, dataset, models)
 
 
-def fresh_chains(model: Model, facts: RunFacts) -> dict[str, np.ndarray]:
-    """Samples that began as U(-1, 1), unclipped [N, H, W, C]: "by_class", equally many of each in order, following
-    ∇ f(x)[y], and "unconditional", following ∇ log p~(x)."""
+def start_of_chains(config: Config) -> str:
+    """Where chains of a run start afresh, in words."""
+    return "U(-1, 1)" if config.sampler.init == "uniform" else "the classes' Gaussians"
+
+
+def fresh_chains(model: Model, facts: RunFacts, dataset: Dataset) -> dict[str, np.ndarray]:
+    """Samples of chains that began as training's do, unclipped [N, H, W, C].
+
+    "by_class": equally many of each in order, following ∇ f(x)[y]. "unconditional": following ∇ log p~(x).
+    """
     settings = facts.config.evaluation
     per_class = -(-settings.num_samples // facts.num_classes)
     classes = {
@@ -117,5 +124,18 @@ def fresh_chains(model: Model, facts: RunFacts) -> dict[str, np.ndarray]:
             **train_step.sgld_settings(facts.config),
         )
         key = jax.random.fold_in(jax.random.key(facts.config.seed), conditional)
-        drawn[kind] = sample(model.variables, key, wanted, facts.image_shape, settings.batch_size)
+        start = _informative(facts.config, dataset, key, len(wanted), conditional)
+        drawn[kind] = sample(model.variables, key, wanted, facts.image_shape, settings.batch_size, start)
     return drawn
+
+
+def _informative(config: Config, dataset: Dataset, key: jax.Array, count: int, by_class: bool) -> np.ndarray | None:
+    """Draws from the classes' Gaussians, where that is where chains start: class after class, or in turns."""
+    if config.sampler.init == "uniform":
+        return None
+    draws = device_data.draws(config, dataset.train)
+    if by_class:
+        drawn = np.asarray(draws(key, count // dataset.num_classes)).swapaxes(0, 1)
+    else:
+        drawn = np.asarray(class_gaussians.init(draws, key, count, 1))
+    return drawn.reshape(count, *dataset.image_shape)
