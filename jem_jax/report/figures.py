@@ -127,7 +127,8 @@ def histograms(
                 if row == 0:
                     axis.set_title(name.replace("_", " "), fontsize=8)
                 if column == 0:
-                    axis.set_ylabel(f"{title}\n{formulas[title]}")
+                    # Model, score and formula on lines of their own: a row is too low for two of them in one line.
+                    axis.set_ylabel("\n".join([*title.split(", ", 1), formulas[title]]))
         return save(figure, path)
 
 
