@@ -66,9 +66,13 @@ class Order:
 
 def build(config: Config, split: Split, order: Order) -> DeviceData:
     """The images on every device where they fit (10 % of its memory, 1 GiB on a CPU), else streamed from the host."""
+    return Resident(split, order) if is_resident(config, split) else Streamed(split, order)
+
+
+def is_resident(config: Config, split: Split) -> bool:
+    """Whether every device holds all images."""
     place = config.data.place
-    resident = split.images.nbytes <= parallel.memory_for_data() if place == "auto" else place == "device"
-    return Resident(split, order) if resident else Streamed(split, order)
+    return split.images.nbytes <= parallel.memory_for_data() if place == "auto" else place == "device"
 
 
 class Resident:

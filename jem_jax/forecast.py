@@ -47,8 +47,14 @@ def flops_per_iteration(
     forward = float((cost or {}).get("flops", 0.0))
     terms = train_step.weights(config)
     chains = int(terms.needs_negatives) + int(terms.needs_conditional_negatives)
-    passes = 1 + chains + int(terms.needs_negatives and not config.objective.share_batch)
-    return forward * (2 * config.sampler.num_steps * chains + 3 * passes)
+    return forward * (2 * config.sampler.num_steps * chains + 3 * passes(config))
+
+
+def passes(config: Config) -> int:
+    """How many batches go through the network in the loss."""
+    terms = train_step.weights(config)
+    chains = int(terms.needs_negatives) + int(terms.needs_conditional_negatives)
+    return 1 + chains + int(terms.needs_negatives and not config.objective.share_batch)
 
 
 def parameter_count(variables: Variables) -> int:
