@@ -16,6 +16,7 @@ import ml_collections
 
 from jem_jax.errors import UserError
 from jem_jax.wide_resnet import ACTIVATIONS, NORMS
+from jem_jax.words import shown
 
 
 def _setting(
@@ -61,7 +62,7 @@ class Model:
     """The network: a wide residual network, or any Flax module that gives logits."""
 
     factory: str = _setting("", "package.module:function, called with num_classes, that returns a Flax module")
-    depth: int = _setting(10, "6n + 4", low=10, high=1000)
+    depth: int = _setting(10, "6n + 4; a deeper one would compile for hours", low=10, high=202)
     width: int = _setting(1, "widening factor", low=1, high=64)
     norm: str = _setting("none", "norm layer", choices=NORMS)
     activation: str = _setting("leaky_relu", "activation function; JEM's is leaky_relu", choices=ACTIVATIONS)
@@ -271,6 +272,9 @@ def validate(settings: Mapping[str, Any]) -> Config:
             f"config.sampler.buffer_size {config.sampler.buffer_size} is smaller than config.training.batch_size "
             f"{config.training.batch_size}; it must be at least as large"
         )
+    more = config.evaluation.ood_sets
+    if more and not all(name.strip() for name in more.split(",")):
+        raise UserError(f"config.evaluation.ood_sets must be names separated by commas, not {shown(more)}")
     return config
 
 
@@ -304,14 +308,16 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[s
 
 def _build(kind: type, settings: Any, prefix: str) -> Any:
     if not isinstance(settings, Mapping | ml_collections.ConfigDict):
-        raise UserError(f"config{prefix and '.' + prefix.rstrip('.')} must be a group of settings, not {settings!r}")
+        raise UserError(
+            f"config{prefix and '.' + prefix.rstrip('.')} must be a group of settings, not {shown(settings)}"
+        )
     fields = {field.name: field for field in dataclasses.fields(kind)}
     values = {}
     for name in settings:
         if name not in fields:
             near = difflib.get_close_matches(str(name), fields, n=1)
             hint = f"did you mean config.{prefix}{near[0]}?" if near else f"there are: {', '.join(fields)}"
-            raise UserError(f"config.{prefix}{name} is not a setting; {hint}")
+            raise UserError(f"config.{prefix}{shown(str(name))[1:-1]} is not a setting; {hint}")
         field = fields[name]
         if dataclasses.is_dataclass(field.type):
             assert isinstance(field.type, type)
@@ -325,23 +331,23 @@ def _value(key: str, value: Any, field: dataclasses.Field) -> Any:
     default, metadata = field.default, field.metadata
     if isinstance(default, tuple):
         if not isinstance(value, tuple | list) or not all(_is_number(item) for item in value):
-            raise UserError(f"{key} must be a tuple of numbers such as (20, 30), not {value!r}")
+            raise UserError(f"{key} must be a tuple of numbers such as (20, 30), not {shown(value)}")
         value = tuple(float(item) for item in value)
         numbers = value
     elif isinstance(default, float) and _is_number(value):
         value = float(value)
         numbers = (value,)
     elif type(value) is not type(default):
-        raise UserError(f"{key} must be of type {type(default).__name__}, not {value!r}")
+        raise UserError(f"{key} must be of type {type(default).__name__}, not {shown(value)}")
     else:
         numbers = (value,) if isinstance(default, int) and not isinstance(default, bool) else ()
     low, above, high, choices = (metadata[name] for name in ("low", "above", "high", "choices"))
     for number in numbers:
         within = (low is None or number >= low) and (above is None or number > above)
         if not (abs(number) <= sys.float_info.max and within and (high is None or number <= high)):
-            raise UserError(f"{key} must be {_range(metadata)}, not {number!r}")
+            raise UserError(f"{key} must be {_range(metadata)}, not {shown(number)}")
     if choices and value not in choices:
-        raise UserError(f"{key} must be one of {', '.join(choices)}; not {value!r}")
+        raise UserError(f"{key} must be one of {', '.join(choices)}; not {shown(value)}")
     return value
 
 

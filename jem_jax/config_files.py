@@ -12,6 +12,7 @@ import ml_collections
 from jem_jax import config as configuration
 from jem_jax.config import Config
 from jem_jax.errors import UserError
+from jem_jax.words import shown
 
 
 def read(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
@@ -44,7 +45,9 @@ def find(path: str) -> Path:
     name = file.name.removesuffix(".py")
     if name in own and str(file.parent) in (".", "configs"):
         return own[name]
-    raise UserError(f"config file {path} does not exist; these come with the package: {', '.join(sorted(own))}")
+    raise UserError(
+        f"config file {shown(path)[1:-1]} does not exist; these come with the package: {', '.join(sorted(own))}"
+    )
 
 
 def packaged() -> dict[str, Path]:
@@ -95,7 +98,7 @@ def _override(settings: ml_collections.ConfigDict, name: str, text: str) -> None
     place = settings
     for group in groups:
         if not isinstance(place.get(group), ml_collections.ConfigDict):
-            raise UserError(f"config.{name} is not a setting; the groups are: {_groups(settings)}")
+            raise UserError(f"config.{shown(name)[1:-1]} is not a setting; the groups are: {_groups(settings)}")
         place = place[group]
     with settings.unlocked(), place.ignore_type():
         value = text if isinstance(place.get(key), str) else _value(text)

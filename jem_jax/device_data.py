@@ -108,12 +108,16 @@ def draws(config: Config, split: Split) -> Callable[[Array, int], Array]:
 
 def build(config: Config, split: Split, order: Order) -> DeviceData:
     """The images on every device where they fit (10 % of its memory, 1 GiB on a CPU), else streamed from the host."""
-    place = config.data.place
-    resident = split.images.nbytes <= parallel.memory_for_data() if place == "auto" else place == "device"
     terms = weights(config)
     samples = terms.needs_negatives or terms.needs_conditional_negatives
     starts = Starts(config, split, order) if samples and config.sampler.init == "class_gaussians" else None
-    return Resident(split, order, starts) if resident else Streamed(split, order, starts)
+    return Resident(split, order, starts) if is_resident(config, split) else Streamed(split, order, starts)
+
+
+def is_resident(config: Config, split: Split) -> bool:
+    """Whether every device holds all images."""
+    place = config.data.place
+    return split.images.nbytes <= parallel.memory_for_data() if place == "auto" else place == "device"
 
 
 class Resident:

@@ -47,9 +47,16 @@ def flops_per_iteration(
     terms = train_step.weights(config)
     unlabelled, labelled = config.training.batch_sizes
     chains = unlabelled * terms.needs_negatives + labelled * terms.needs_conditional_negatives
-    in_loss = labelled + chains + unlabelled * (terms.needs_negatives and not config.objective.share_batch)
     gradients = 2 if config.optimizer.sam_rho else 1
-    return forward * (2 * config.sampler.num_steps * chains + 3 * gradients * in_loss)
+    return forward * (2 * config.sampler.num_steps * chains + 3 * gradients * images_in_loss(config))
+
+
+def images_in_loss(config: Config) -> int:
+    """How many images go through the network in an iteration's loss, all devices together."""
+    terms = train_step.weights(config)
+    unlabelled, labelled = config.training.batch_sizes
+    both = 2 - config.objective.share_batch
+    return labelled + both * unlabelled * terms.needs_negatives + labelled * terms.needs_conditional_negatives
 
 
 def parameter_count(variables: Variables) -> int:

@@ -14,6 +14,7 @@ from typing import NoReturn
 from jem_jax import config as configuration
 from jem_jax import config_files
 from jem_jax.errors import UserError
+from jem_jax.words import printable, shown
 
 _MODES = ("train", "evaluate", "sample")
 
@@ -44,13 +45,12 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
     except (UserError, OSError) as error:
         if "--debug" in arguments:
             raise
-        print(f"jem-jax: {_printable(str(error))}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{error.strerror}: {shown(error.filename)}"
+        # A file's name can hold anything.
+        print(f"jem-jax: {printable(' '.join(text.split()))}", file=sys.stderr)
         return 2
-
-
-def _printable(text: str) -> str:
-    """One line that says the same, without what would steer a terminal: a file's name can hold anything."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
 
 def entry_point() -> None:
@@ -78,9 +78,10 @@ def overrides(parser: Parser, arguments: Sequence[str]) -> list[tuple[str, str]]
     for argument in arguments:
         name, equals, text = argument.removeprefix("--config.").partition("=")
         if not argument.startswith("--config."):
-            parser.error(f"unknown argument {argument!r}")
+            parser.error(f"unknown argument {shown(argument)}")
         if not equals:
-            parser.error(f"{argument} needs a value: {argument}=VALUE")
+            cut = shown(argument)[1:-1]
+            parser.error(f"{cut} needs a value: {cut}=VALUE")
         pairs.append((name, text))
     return pairs
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jem_jax.config import Model
 from jem_jax.errors import UserError
 from jem_jax.wide_resnet import WideResNet
+from jem_jax.words import shown
 
 Array = jax.Array
 Variables = dict[str, Any]
@@ -125,11 +126,13 @@ def _from_factory(path: str, num_classes: int) -> nn.Module:
         module = function(num_classes=num_classes)
     except Exception as error:
         raise UserError(
-            f"config.model.factory {path!r} must be package.module:function, called as function(num_classes=…): "
+            f"config.model.factory {shown(path)} must be package.module:function, called as function(num_classes=…): "
             f"{_first_line(error)}"
         ) from error
     if not isinstance(module, nn.Module):
-        raise UserError(f"config.model.factory {path!r} must return a flax.linen.Module, not {type(module).__name__}")
+        raise UserError(
+            f"config.model.factory {shown(path)} must return a flax.linen.Module, not {type(module).__name__}"
+        )
     return module
 
 

@@ -272,8 +272,14 @@ def shard_rows(array: np.ndarray, rows: np.ndarray) -> Array:
 
 def memory_for_data() -> int:
     """Bytes of a data set that a device may hold whole: a tenth of its memory; 1 GiB on a CPU."""
+    limit = device_memory()
+    return 2**30 if limit is None else limit // 10
+
+
+def device_memory() -> int | None:
+    """Bytes that a device has for itself; None on a CPU, and where the device does not say."""
     stats = jax.local_devices()[0].memory_stats()
-    return stats["bytes_limit"] // 10 if stats and "bytes_limit" in stats else 2**30
+    return stats["bytes_limit"] if stats and "bytes_limit" in stats else None
 
 
 def whole(array: Array) -> Array:

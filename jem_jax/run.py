@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from jem_jax import datasets, export, loading, parallel, report, sizes, train, train_step, workdir
+from jem_jax import datasets, export, loading, memory, parallel, report, sizes, train, train_step, workdir
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.errors import UserError
@@ -70,6 +70,7 @@ def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, overwri
             if mode == "train":
                 # Before anything of an older run is touched.
                 train.check(config, dataset)
+            memory.check(config, dataset, mode)
             stack.enter_context(workdir.held(path, parallel.is_first()))
             workdir.prepare(path, config, overwrite, parallel.is_first())
         if mode == "train":

@@ -573,8 +573,8 @@ def _read(path: Path) -> Any:
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty: expected a checkpoint of the official code")
     # torch itself does not compare the checksums of the parts.
-    if zipfile.is_zipfile(path) and (part := _damaged_part(path)):
-        raise ValueError(f"{path} is damaged: {part} does not have the checksum that was written with it")
+    if zipfile.is_zipfile(path):
+        _check_parts(path)
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -587,12 +587,19 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{path} is not a checkpoint of tensors as torch.save writes it: {reason}") from None
 
 
-def _damaged_part(path: Path) -> str | None:
+def _check_parts(path: Path) -> None:
+    """Reads every part of a zip file once, a little at a time, and compares its checksum."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip()
+            # torch.save compresses nothing: what a file holds is no more than its size, and cannot fill the memory.
+            larger = sum(part.file_size for part in archive.infolist()) > path.stat().st_size
+            part = None if larger else archive.testzip()
     except Exception as error:
-        return f"its list of parts ({_first_line(error)})"
+        raise ValueError(f"{path} is damaged: its list of parts cannot be read ({_first_line(error)})") from None
+    if larger:
+        raise ValueError(f"{path} is compressed, and torch.save never compresses: expected a file of torch.save")
+    if part is not None:
+        raise ValueError(f"{path} is damaged: {part} does not have the checksum that was written with it")
 
 
 def _as_numpy(path: str | os.PathLike, name: Any, value: Any) -> np.ndarray:
@@ -601,6 +608,8 @@ def _as_numpy(path: str | os.PathLike, name: Any, value: Any) -> np.ndarray:
         raise ValueError(f"{path}: {name} is a {type(value).__name__}: expected a tensor")
     try:
         value = value.detach()
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError("it holds fewer numbers than its shape says")
         # NumPy has no bfloat16.
         return (value.float() if value.is_floating_point() and value.dtype != torch.float64 else value).numpy()
     except Exception as error:

@@ -213,3 +213,27 @@ def test_every_config_that_comes_with_the_package_is_valid(path):
 @pytest.mark.parametrize("key", ["seed", "sampler.step_size", "optimizer.decay_epochs"])
 def test_an_integer_that_no_float_can_be_is_refused(key):
     assert f"config.{key} must be " in _error(key, (10**400,) if key.endswith("epochs") else 10**400)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.norm", "x" * 10_000),
+        ("sampler.num_steps", "x" * 10_000),
+        ("sampler.num_steps", 1 << 20_000),
+        ("optimizer.decay_epochs", ("x" * 100,) * 100),
+        ("data", list(range(10_000))),
+        ("y" * 10_000, 1),
+    ],
+)
+def test_an_overlong_value_is_cut(key, value):
+    with pytest.raises(UserError) as caught:
+        configuration.validate(_nested(key, value))
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("names", [",", "digits,", " , mnist", " "])
+def test_a_list_of_sets_with_nothing_between_commas_is_refused(names):
+    assert f"config.evaluation.ood_sets must be names separated by commas, not {names!r}" == _error(
+        "evaluation.ood_sets", names
+    )

@@ -5,6 +5,7 @@ import re
 import struct
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -187,8 +188,49 @@ def test_a_header_that_promises_more_than_there_is_costs_no_memory(tmp_path, sha
 
 
 def test_what_would_not_fit_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "memory", lambda: IMAGES.size - 1)
+    monkeypatch.setattr(checks, "memory", lambda: 2 * IMAGES.size - 1)
     _refused(_npz(tmp_path), "images would take .* GiB, and this machine has .* GiB")
+
+
+def test_what_would_not_fit_the_memory_once_resized_is_refused(tmp_path, monkeypatch):
+    path = _npz(tmp_path)
+    monkeypatch.setattr(checks, "memory", lambda: 100 * IMAGES.size)
+    _refused(path, "mine.npz at 4096×4096 would take .* GiB", image_size=4096)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/mine.npz", "a" * 5000, "mine\0.npz", "\ud800.npz"])
+@pytest.mark.parametrize("key", ["name", "data_dir", "manual_dir"])
+def test_what_no_file_can_be_called_is_refused(key, name):
+    with pytest.raises(UserError, match=f"config.data.{key} .* cannot be a path") as caught:
+        datasets.load(Data(**{"name": "cifar10", key: name}))
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_unpacks_to_more_than_it_says_costs_no_memory(tmp_path, compression):
+    """Such members are unpacked by whole blocks: a hundred kilobytes to hundreds of megabytes."""
+    path = _npz(tmp_path)
+    bomb = _header("(1000, 8, 8, 3)") + bytes(192_000)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("labels.npy", _header("(1000,)") + bytes(1000))
+        archive.writestr("images.npy", bomb + bytes(3 * 10**7))
+    data = bytearray(path.read_bytes())
+    # Both places that say how long the images are.
+    for mark, place in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        start = data.rindex(mark) + place
+        data[start : start + 4] = struct.pack("<I", len(bomb))
+    path.write_bytes(data)
+    tracemalloc.start()
+    _refused(path, "images is compressed in a way that NumPy never uses")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
+
+
+def test_many_class_names_take_no_time_and_overlong_ones_are_refused(tmp_path):
+    names = np.array([f"{number:06}" for number in range(40_000)])
+    _refused(_npz(tmp_path, class_names=names), r"no image of class 3 \(000003\)")
+    _refused(_npz(tmp_path, class_names=np.array(["a" * 201, "b", "c"])), "at most 200 characters long, not 201")
 
 
 def test_an_array_that_is_not_npy_or_of_an_unknown_version_is_damaged(tmp_path):
@@ -299,6 +341,8 @@ def _spoil(folder, what):
             Image.fromarray(np.zeros((8, 8), np.uint16)).save(folder / "a" / "000.png")
         case "huge":
             (folder / "a" / "000.png").write_bytes(_png_header(100_000, 100_000))
+        case "large":
+            (folder / "a" / "000.png").write_bytes(_png_header(10_000, 10_000))
         case "empty":
             (folder / "d").mkdir()
         case "one":
@@ -321,7 +365,9 @@ def _spoil(folder, what):
 def _png_header(width, height):
     packed = io.BytesIO()
     Image.new("L", (1, 1)).save(packed, "png")
-    return packed.getvalue()[:16] + struct.pack(">II", width, height) + packed.getvalue()[24:]
+    plain = packed.getvalue()
+    header = plain[12:16] + struct.pack(">II", width, height) + plain[24:29]
+    return plain[:12] + header + struct.pack(">I", zlib.crc32(header)) + plain[33:]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +376,8 @@ def _png_header(width, height):
         ("text", r"a/000.png cannot be read as an image"),
         ("cut", r"a/000.png cannot be read as an image"),
         ("deep", r"a/000.png has pixels of kind 'I;16'; images must have 8 bits"),
-        ("huge", r"a/000.png cannot be read as an image"),
+        ("huge", r"a/000.png cannot be read as an image: Image size \(10000000000 pixels\) exceeds limit"),
+        ("large", r"a/000.png cannot be read as an image: Image size \(100000000 pixels\) exceeds limit"),
         ("empty", r"class folder .*/d holds no images"),
         ("one", r"has 1 class; at least 2 are needed"),
         ("flat", r"holds no class folders"),

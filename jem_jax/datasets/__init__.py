@@ -9,6 +9,7 @@ from jem_jax.datasets import checks, digits, own_folder, own_npz, prepared, resi
 from jem_jax.datasets.sources import SOURCES
 from jem_jax.datasets.splits import Dataset, Split
 from jem_jax.errors import UserError
+from jem_jax.words import shown
 
 __all__ = ["Dataset", "Split", "load"]
 
@@ -33,15 +34,15 @@ def load(data: Data) -> Dataset:
 
 def _load(data: Data) -> Dataset:
     name = data.name
-    folder = prepared.data_folder(data.data_dir)
+    folder = prepared.data_folder(str(checks.path("data.data_dir", data.data_dir)) if data.data_dir else "")
     if name == digits.NAME:
         return digits.load()
     if name in SOURCES:
-        manual_dir = Path(data.manual_dir).expanduser() if data.manual_dir else None
+        manual_dir = checks.path("data.manual_dir", data.manual_dir) if data.manual_dir else None
         return prepared.load(SOURCES[name], folder, manual_dir)
     if name.startswith(tfds_named.PREFIX):
         return tfds_named.load(name.removeprefix(tfds_named.PREFIX), folder, data.image_size)
-    path = Path(name).expanduser()
+    path = checks.path("data.name", name)
     if name and path.is_dir():
         return own_folder.load(path, data.image_size)
     if path.is_file() and path.suffix == ".npz":
@@ -51,14 +52,14 @@ def _load(data: Data) -> Dataset:
 
 def _no_such(name: str, path: Path) -> str:
     if name and path.exists():
-        return f"config.data.name {name} must be an .npz file or a folder of class folders of images"
+        return f"config.data.name {shown(name)} must be an .npz file or a folder of class folders of images"
     if path.suffix == ".npz" or os.sep in name:
-        return f"config.data.name {name}: there is no such file or folder"
+        return f"config.data.name {shown(name)}: there is no such file or folder"
     plain = name.lower().replace("-", "_")
     near = [f"{tfds_named.PREFIX}{known}" for known in tfds_named.known() if known == plain and known not in SOURCES]
     near = near or difflib.get_close_matches(plain, _NAMES, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? There" if near else "there"
     return (
-        f"config.data.name {name!r} is not a data set; {hint} are {', '.join(_NAMES)}, tfds:NAME for others of "
+        f"config.data.name {shown(name)} is not a data set; {hint} are {', '.join(_NAMES)}, tfds:NAME for others of "
         "tensorflow-datasets, and the path of an .npz or of a folder of class folders"
     )

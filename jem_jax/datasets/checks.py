@@ -8,9 +8,27 @@ import numpy as np
 
 from jem_jax.datasets.splits import Dataset
 from jem_jax.errors import UserError
+from jem_jax.words import shown
 
 STRIDE = 4
 """the network halves the side twice"""
+
+
+def path(key: str, text: str) -> Path:
+    """The path that a setting names; whether there is anything is not looked at.
+
+    Raises:
+      UserError: no file can have that name.
+    """
+    try:
+        found = Path(text).expanduser()
+        found.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, RuntimeError, ValueError) as error:  # too long, the home of nobody, characters that no name has
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"config.{key} {shown(text)} cannot be a path: {reason}") from error
+    return found
 
 
 def image_shape(where: str, shape: Sequence[int]) -> None:

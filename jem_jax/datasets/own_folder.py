@@ -1,6 +1,8 @@
 """One's own images as files in class folders."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from jem_jax.datasets import checks, resize
 from jem_jax.datasets.held_out import Parts, with_tenths
 from jem_jax.datasets.splits import Dataset, Split
 from jem_jax.errors import UserError
+from jem_jax.words import shown
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -78,13 +81,15 @@ def _folders(path: Path) -> list[Path]:
 
 def _files(path: Path, names: Sequence[str]) -> list[_File]:
     files = []
+    numbers = {name: number for number, name in enumerate(names)}
     for folder in _class_folders(path):
-        if folder.name not in names:
-            raise UserError(f"{folder} is a class that train does not have; there are: {', '.join(names)}")
+        if folder.name not in numbers:
+            there = shown(", ".join(names))[1:-1]
+            raise UserError(f"{folder} is a class that train does not have; there are: {there}")
         images = [entry for entry in sorted(folder.iterdir()) if _is_image(entry)]
         if not images:
             raise UserError(f"class folder {folder} holds no images ({', '.join(SUFFIXES)})")
-        files += [_look(image, names.index(folder.name)) for image in images]
+        files += [_look(image, numbers[folder.name]) for image in images]
     return files
 
 
@@ -95,7 +100,7 @@ def _is_image(path: Path) -> bool:
 def _look(path: Path, label: int) -> _File:
     """What an image's header says; its pixels are not read yet."""
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             mode, (width, height) = image.mode, image.size
             turned = image.getexif().get(_ORIENTATION) in _TURNED
     except Exception as error:
@@ -103,6 +108,15 @@ def _look(path: Path, label: int) -> _File:
     if mode not in _EIGHT_BIT_MODES:
         raise UserError(f"{path} has pixels of kind {mode!r}; images must have 8 bits a channel")
     return _File(path, label, mode in _GREY_MODES, (height, width) if turned else (width, height))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image of at most so many pixels as Pillow allows; up to twice as many it would only warn of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            yield image
 
 
 def _one_size(files: Sequence[_File]) -> tuple[int, int]:
@@ -131,7 +145,7 @@ def _split(path: Path, files: Sequence[_File], shape: tuple[int, int, int]) -> S
 def _read(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     height, width, channels = shape
     try:
-        with Image.open(path) as opened:
+        with _opened(path) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))

@@ -3,6 +3,7 @@
 import math
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,13 @@ from jem_jax.datasets import checks
 from jem_jax.datasets.held_out import Parts, with_tenths
 from jem_jax.datasets.splits import Dataset, Split
 from jem_jax.errors import UserError
+from jem_jax.words import shown
 
 _KEYS = "images [N, H, W] or [N, H, W, C] uint8, labels [N]; optional test_images, test_labels, class_names"
+
+_LONGEST_NAME = 200
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""what NumPy writes; Python unpacks others by whole blocks, however much is in them"""
 
 
 def load(path: Path) -> Dataset:
@@ -33,7 +39,7 @@ def load(path: Path) -> Dataset:
         keys = {name.removesuffix(".npy") for name in archive.namelist()}
         missing = sorted({"images", "labels"} - keys)
         if missing:
-            found = ", ".join(sorted(keys)) or "nothing"
+            found = shown(", ".join(sorted(keys)) or "nothing")[1:-1]
             raise UserError(f"{path} has no key {missing[0]!r}; there are: {found}. It must hold {_KEYS}")
         if len({"test_images", "test_labels"} & keys) == 1:
             raise UserError(f"{path} has only one of test_images and test_labels; give both or neither")
@@ -86,13 +92,15 @@ def _check_labels(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 def _check_names(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if dtype.kind != "U" or len(shape) != 1:
         raise UserError(f"{where} must be [K] strings, not {dtype} {list(shape)}")
+    if dtype.itemsize > 4 * _LONGEST_NAME:
+        raise UserError(f"{where} must be at most {_LONGEST_NAME} characters long, not {dtype.itemsize // 4:,}")
 
 
 def _class_names(archive: zipfile.ZipFile, path: Path) -> tuple[str, ...]:
     names = tuple(_array(archive, path, "class_names", _check_names).tolist())
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise UserError(f"{path}: class_names holds {twice!r} more than once")
+        raise UserError(f"{path}: class_names holds {shown(twice)} more than once")
     return names
 
 
@@ -114,6 +122,8 @@ def _array(
     """One array, whose shape and type are checked by its header before any of it is read or allocated."""
     where = f"{path}: {key}"
     member = archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key)
+    if member.compress_type not in _COMPRESSIONS:
+        raise UserError(f"{where} is compressed in a way that NumPy never uses; write it with np.savez_compressed")
     with _named(where), archive.open(member) as file:
         shape, dtype = _header(file)
         header = file.tell()
@@ -126,7 +136,8 @@ def _array(
             f"{where} is damaged: its header says {list(shape)} {dtype}, {size:,} bytes, and it holds "
             f"{member.file_size - header:,}"
         )
-    checks.fits_memory(where, (size,))
+    # Twice, since images are cut into parts, which are copies.
+    checks.fits_memory(where, (2, size))
     with _named(where), archive.open(member) as file:
         return npy.read_array(file, allow_pickle=False)
 

@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image, ImageOps
 
+from jem_jax.datasets import checks
 from jem_jax.datasets.splits import Dataset, Split
 
 
@@ -17,6 +18,8 @@ def dataset_to_side(dataset: Dataset, side: int) -> Dataset:
     """A data set with all its images `to_side`; side 0 leaves them as they are."""
     if side == 0 or dataset.image_shape[:2] == (side, side):
         return dataset
+    count = sum(len(split) for split in (dataset.train, dataset.validation, dataset.test))
+    checks.fits_memory(f"{dataset.name} at {side}×{side}", (count, side, side, dataset.image_shape[-1]))
     return Dataset(
         dataset.name,
         dataset.class_names,

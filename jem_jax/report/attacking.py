@@ -15,7 +15,10 @@ from jem_jax.report.subject import TITLES, Subject
 
 _NORMS = {"linf": "L∞", "l2": "L2"}
 _ATTACK_STREAM, _DISTAL_STREAM = 102, 103
-_REFINEMENTS = (0, 1, 10)
+REFINEMENTS = (0, 1, 10)
+"""SGLD steps before the JEM classifies"""
+CHAINS = 5
+"""of each image, whose logits are averaged, as officially"""
 _DISTAL_PER_CLASS = 5
 _MAX_DISTAL = 50
 
@@ -81,11 +84,11 @@ def _accuracy_table(result: Result, norm: str, epsilons: Sequence[float], count:
 def _refined(subject: Subject, result: Result) -> None:
     settings, sampler = subject.settings, subject.facts.config.sampler
     rows, found = [], {}
-    for steps in _REFINEMENTS:
+    for steps in REFINEMENTS:
         for backpropagate in (False, True) if steps else (False,):
             defence = adversarial.refined(
                 subject.jem.network.logits, num_steps=steps, step_size=sampler.step_size,
-                noise_std=sampler.noise_std, backpropagate=backpropagate,
+                noise_std=sampler.noise_std, chains=CHAINS, backpropagate=backpropagate,
             )  # fmt: skip
             run = _attacker(subject, defence, "linf")
             values = _robust(subject, run, "jem", settings.refined_linf, settings.refined_images)

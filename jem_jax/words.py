@@ -1,0 +1,19 @@
+"""Values from outside as a person is shown them: no longer than a line can bear, and nothing that steers a terminal."""
+
+from typing import Any
+
+_LONGEST = 100
+
+
+def shown(value: Any) -> str:
+    """What was given, as Python would write it, cut where it is overlong."""
+    try:
+        text = repr(value)
+    except Exception:  # an int of more digits than Python writes, and whatever a foreign class raises
+        return f"a {type(value).__name__} that cannot be written out"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text):,} characters)"
+
+
+def printable(text: str) -> str:
+    """The same text, with every character that would steer a terminal or end its line written out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
