@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jem_jax import energy, keys, sgld, wide_resnet
+from jem_jax import convolution, energy, keys, sgld, wide_resnet
 
 KEY = jax.random.key(0)
 quick = pytest.mark.usefixtures("quick_compilation")
@@ -250,6 +250,31 @@ def test_keys_of_another_batch_are_an_error():
 
 
 @quick
+def test_jempps_two_loops_are_a_chain_of_its_outer_steps_alone():
+    """The released M × N steps (Yang and Ji 2021): an outer one keeps the gradient p at the first convolution's output,
+    N inner ones move x by p pulled back through that convolution. As it is linear, they are N times the same, and
+    clipping x after each of them or after all gives the same place."""
+    kernel, weights = (
+        jax.random.normal(key, shape)
+        for key, shape in zip(jax.random.split(KEY), ((3, 3, 1, 6), (384, 3)), strict=True)
+    )
+    first = lambda x: convolution.conv(x, kernel)  # noqa: E731
+    rest = lambda h: energy.log_density(0.3 * jnp.tanh(h).reshape(len(h), -1) @ weights)  # noqa: E731
+    x = start = jax.random.uniform(jax.random.key(5), (4, 8, 8, 1), minval=-1, maxval=1)
+    outer, inner, size, clipped = 3, 5, 0.2, 0.0
+    for _ in range(outer):
+        p = jax.grad(lambda h: rest(h).sum())(first(x))
+        for _ in range(inner):
+            gradient = jax.vjp(first, x)[1](p)[0]
+            clipped = max(clipped, np.mean(np.abs(gradient) > 1))
+            x = jnp.clip(x + size * jnp.clip(gradient, -1, 1), -1, 1)
+    settings = {"step_size": inner * size, "noise_std": 0.0, "grad_clip": 1.0, "bounds": (-1.0, 1.0)}
+    chain = sgld.chain(KEY, lambda x: rest(first(x)), start, num_steps=outer, **settings)
+    np.testing.assert_allclose(chain, x, atol=1e-4)
+    assert 0.05 < clipped < 0.95
+    assert 0.05 < np.mean(np.abs(x) == 1) < 0.95
+
+
 def test_the_chain_keeps_the_dtype_of_x():
     ends = sgld.chain(KEY, _ripple, jnp.ones((2, 3), jnp.bfloat16), **SETTINGS | {"noise_std": jnp.float32(0.2)})
     assert ends.dtype == jnp.bfloat16

@@ -379,6 +379,15 @@ VARIANTS = {
         "sampler.reinit_prob": 0.0,
         "sampler.step_size": 100.0,
     },
+    "jempp": {
+        "model.norm": "batch",
+        "sampler.class_conditional": True,
+        "sampler.buffer_size": 96,
+        "sampler.init": "class_gaussians",
+        "sampler.batch_statistics": True,
+        "sampler.clip_x": True,
+        "sampler.step_size": 1e4,
+    },
     "bfloat16_with_shared_batch_and_clipped_x": {
         "model.dtype": "bfloat16",
         "objective.share_batch": True,

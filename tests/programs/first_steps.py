@@ -1,4 +1,4 @@
-"""The first iterations of two tiny runs, on as many devices as JAX_NUM_CPU_DEVICES says.
+"""The first iterations of tiny runs, on as many devices as JAX_NUM_CPU_DEVICES says.
 
     python -m programs.first_steps STARTS OUT.npz
 
@@ -24,6 +24,16 @@ RUNS = {
         "sampler.class_conditional": True,
         "sampler.buffer_size": 48,
         "optimizer.weight_decay": 0.01,
+    },
+    "successors": {
+        "model.factory": "tiny:mlp",
+        "data.augment_p_x": False,
+        "sampler.init": "class_gaussians",
+        "sampler.reinit_prob": 0.5,
+        "sampler.clip_x": True,
+        "optimizer.sam_rho": 0.5,
+        "optimizer.sam_adaptive": True,
+        "training.labelled_batch_size": 16,
     },
 }
 _STEPS = 3
