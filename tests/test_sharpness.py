@@ -50,13 +50,14 @@ def test_a_zero_gradient_climbs_nowhere():
 
 
 @pytest.mark.usefixtures("quick_compilation")
-def test_an_iteration_takes_the_second_gradient_with_the_same_negatives_and_keeps_the_firsts_statistics():
+def test_an_iteration_samples_by_batch_statistics_and_takes_the_second_gradient_with_the_same_negatives():
     config = tiny.config(
         **{
             "model.factory": "tiny:plain_batch_norm_mlp",
             "data.pad": 0,
             "data.input_noise": 0.0,
             "sampler.noise_std": 0.0,
+            "sampler.reinit_prob": 0.0,
             "sampler.batch_statistics": True,
             "optimizer.sam_rho": 0.5,
             "optimizer.sam_adaptive": True,
@@ -77,6 +78,16 @@ def test_an_iteration_takes_the_second_gradient_with_the_same_negatives_and_keep
     data, labelled = (to_float(images.images[chosen]) for chosen in (rows, labelled_rows))
     labels = images.labels[labelled_rows]
     variables = jax.device_get({**start.state.model_state, "params": start.state.params})
+
+    # The chains' density is that of a device's own chains together, whose statistics it takes.
+    def log_px(x):
+        return jax.scipy.special.logsumexp(start.network.batch_logits(variables, x, jax.random.key(0)), axis=1).sum()
+
+    for device in range(4):
+        x = old[slots[2 * device : 2 * device + 2], 0]
+        for _ in range(config.sampler.num_steps):
+            x = x + config.sampler.step_size * np.array(jax.grad(log_px)(x))
+        np.testing.assert_allclose(negatives[2 * device : 2 * device + 2], x, rtol=1e-4, atol=1e-5)
 
     def loss(params):
         """The mean over the devices, each of which normalises its own part."""

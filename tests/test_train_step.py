@@ -380,11 +380,9 @@ VARIANTS = {
         "sampler.step_size": 100.0,
     },
     "jempp": {
-        "model.norm": "batch",
         "sampler.class_conditional": True,
         "sampler.buffer_size": 96,
         "sampler.init": "class_gaussians",
-        "sampler.batch_statistics": True,
         "sampler.clip_x": True,
         "sampler.step_size": 1e4,
     },
