@@ -54,10 +54,15 @@ def run_command(config: str, workdir: Path, settings: Sequence[str] = ()) -> dic
 
 def store(name: str, command: str, summary: Any, runs: Any) -> None:
     """Writes experiments/results/NAME.json with the command that made it, and prints the summary."""
-    result = {"command": command, "cores": os.cpu_count(), "cpu": _cpu(), "summary": summary, "runs": runs}
+    result = {"command": command, **machine(), "summary": summary, "runs": runs}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
+
+
+def machine() -> dict[str, Any]:
+    """What a result was measured on."""
+    return {"cores": os.cpu_count(), "cpu": _cpu()}
 
 
 def _cpu() -> str:

@@ -1,0 +1,104 @@
+"""From JEM to SADA-JEM part by part, and the number of chain steps, on digits over several seeds.
+
+    python experiments/ablation.py
+
+Every variant is JEM's configs/digits.py with one part more than the one before it: the clip of gradient and image
+(which makes the noise needless, as released), class Gaussians to start from, batch norm whose chains take the batch's
+statistics, plain images for p(x) beside 128 augmented ones for p(y|x), and ASAM. Iterations, learning rate and all else
+stay. Then JEM and the last variant with other numbers of chain steps.
+
+A run that diverges goes back by itself (config.recovery); how often is in the results, and one that ends without a
+model is stored as such. Results go to experiments/results/ablation.json run by run, and the command goes on where it
+was cut off; `python experiments/results_page.py` makes the table and the figure.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from runs import RESULTS, machine, run_command
+
+CLIP = ["sampler.grad_clip=1", "sampler.clip_x=true", "sampler.noise_std=0"]
+INFORMATIVE = [*CLIP, "sampler.init=class_gaussians"]
+BATCH_NORM = [*INFORMATIVE, "model.norm=batch", "sampler.batch_statistics=true"]
+# The larger batch counts an epoch's iterations: twice the epochs are as many iterations as before.
+BRANCHES = [
+    *BATCH_NORM, "data.augment_p_x=false", "data.input_noise=0", "training.labelled_batch_size=128",
+    "training.epochs=80", "optimizer.decay_epochs=(48, 68)",
+]  # fmt: skip
+ASAM = [*BRANCHES, "optimizer.sam_rho=0.5", "optimizer.sam_adaptive=true"]
+PARTS = {
+    "JEM": [],
+    "+ clip": CLIP,
+    "+ class Gaussians": INFORMATIVE,
+    "+ batch norm": BATCH_NORM,
+    "+ separate branches": BRANCHES,
+    "+ ASAM": ASAM,
+}
+STEPS = 10
+VARIANTS = {name: [*settings, f"sampler.num_steps={STEPS}"] for name, settings in PARTS.items()} | {
+    f"{name}, K {steps}": [*settings, f"sampler.num_steps={steps}"]
+    for name, settings in {"JEM": [], "all parts": ASAM}.items()
+    for steps in (5, 20)
+}
+REPORT = [
+    "evaluation.sections=classification,calibration,ood,adversarial,sample_quality",
+    "evaluation.attack_linf=(0.1,)", "evaluation.attack_l2=(0.5,)", "evaluation.refined_linf=()",
+    "evaluation.sample_steps=100",
+]  # fmt: skip
+FILE = RESULTS / "ablation.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3, help="runs seeds 0, 1, … of each variant (default 3)")
+    parser.add_argument("--only", default="", help="variants whose name starts so")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of every run")
+    flags = parser.parse_args()
+    for seed in range(flags.seeds):
+        for name, settings in VARIANTS.items():
+            if not name.startswith(flags.only) or f"{name}/{seed}" in read()["runs"]:
+                continue
+            found = _one([*settings, *REPORT, *flags.set, f"seed={seed}"])
+            # Read again: another process may have stored a run meanwhile.
+            store = read()
+            store["runs"][f"{name}/{seed}"] = found
+            FILE.write_text(json.dumps(store, indent=1) + "\n")
+            print(f"{name}, seed {seed}: {found}", flush=True)
+
+
+def read() -> dict[str, Any]:
+    """What is stored so far."""
+    if FILE.exists():
+        return json.loads(FILE.read_text())
+    return {"command": "python experiments/ablation.py", **machine(), "runs": {}}
+
+
+def _one(settings: list[str]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            report = run_command("digits", Path(folder) / "run", settings)
+        except SystemExit as error:
+            return {"settings": settings, "failed": str(error).rpartition(" ended ")[2]}
+    jem = report["jem"]
+    return {
+        "settings": settings,
+        "accuracy": jem["accuracy"],
+        "ece": jem["ece"],
+        "auroc": {
+            kind: {score: values[score]["auroc"] for score in ("approximate_mass", "log_density", "max_posterior")}
+            for kind, values in jem["ood"].items()
+        },
+        "pgd_linf_0.1": jem["pgd"]["linf"]["0.1"],
+        "pgd_l2_0.5": jem["pgd"]["l2"]["0.5"],
+        "buffer": jem["sample_quality"]["replay buffer"],
+        "fresh_chains": jem["sample_quality"]["fresh chains"],
+        "training_seconds": report["run"]["seconds"]["training"],
+        "recoveries": len(jem.get("recoveries", [])),
+    }
+
+
+if __name__ == "__main__":
+    main()
