@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
+import ablation_page
 from matplotlib import image as mpl_image
 from matplotlib import pyplot
 
@@ -31,6 +32,9 @@ PAGE, PICTURE, README = (
 )
 MARKS = ("<!-- results: made by experiments/results_page.py -->", "<!-- end of results -->")
 
+LATER = {"ablation": ablation_page.section}
+"""sections of experiments that may not have been run yet"""
+
 Numbers = Mapping[str, Any]
 MODELS = {"jem": "JEM", "baseline": "classifier"}
 SCORES = ("approximate_mass", "log_density", "max_posterior", "refine_distance")
@@ -40,6 +44,8 @@ def main() -> None:
     digits, claims = read("digits_seeds"), read("digits_claims")
     picture(digits["summary"], PICTURE)
     PAGE.write_text(page(digits, claims))
+    if (RESULTS / "ablation.json").exists():
+        ablation_page.picture(read("ablation"), PAGE.parent / ablation_page.PICTURE)
     README.write_text(readme(README.read_text(), digits))
     print(f"wrote {PAGE.relative_to(ROOT)}, {PICTURE.relative_to(ROOT)} and the results in {README.name}")
 
@@ -95,6 +101,7 @@ def page(digits: Numbers, claims: Numbers) -> str:
         f"{_of_what(claims)}; accuracy, in brackets the least and the greatest. With few labels p(y|x) learns from "
         "those and p(x) from all images; the classifier has the labelled images alone.",
         _claims(claims["summary"]),
+        *(section(read(name)) for name, section in LATER.items() if (RESULTS / f"{name}.json").exists()),
     ]
     return "\n\n".join(parts) + "\n"
 
