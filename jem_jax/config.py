@@ -205,6 +205,9 @@ class Evaluation:
     ece_bins: int = _setting(15, "equal-width bins of the expected calibration error", low=1, high=1000)
     num_samples: int = _setting(100, "samples that are drawn", low=1, high=10**6)
     sample_steps: int = _setting(1000, "SGLD steps of a chain that starts afresh", low=1, high=10**7)
+    inception_weights: str = _setting(
+        "", "torch-fidelity's file of Inception-v3, for FID and Inception score of the buffer; empty: neither"
+    )
     sections: str = _setting("all", "sections of the report, separated by commas; all: every one")
     ood_images: int = _setting(2000, "images of each out-of-distribution set", low=10, high=10**6)
     ood_sets: str = _setting("", "more such sets, separated by commas: names as of data.name")

@@ -8,7 +8,7 @@ import numpy as np
 
 from jem_jax import pictures, train_step
 from jem_jax.datasets.splits import to_float
-from jem_jax.evaluation import classification, generation, inpainting, sample_quality
+from jem_jax.evaluation import classification, generation, inception, inpainting, sample_quality
 from jem_jax.report.result import Result, percent
 from jem_jax.report.subject import TITLES, Subject, start_of_chains
 from jem_jax.workdir import RunFacts
@@ -113,11 +113,34 @@ def judge(subject: Subject) -> Result:
     head = ("", "images", "Fréchet distance", "Inception-style score", "mean confidence", "class shares",
             "median distance to the nearest training image")  # fmt: skip
     result.table(head, rows, "distance in [-1, 1] pixels, L2; values clipped to [-1, 1]")
+    _inception(subject, result)
     result.images(
         _neighbours(subject, sources["fresh chains"][:_NEIGHBOURS], reference, reference_features),
         "Are samples copies? Each sample over its nearest reference image by pixels, and by the judge's features.",
     )
     return result
+
+
+def _inception(subject: Subject, result: Result) -> None:
+    """FID and Inception score of the whole buffer against all training images, where Inception-v3 is there."""
+    weights, buffer, train = subject.settings.inception_weights, subject.jem.buffer, subject.dataset.train
+    if not weights or buffer is None:
+        result.text("FID and Inception score were not measured: config.evaluation.inception_weights names no file.")
+        return
+    images = buffer.reshape(-1, *subject.facts.image_shape)
+    try:
+        found = inception.measure(images, train.images, Path(weights))
+    except inception.Unavailable as error:
+        result.text(f"FID and Inception score could not be measured: {error}.")
+        return
+    result.models["jem"]["inception"] = {**found._asdict(), "images": len(images), "reference": len(train)}
+    result.how["inception"] = (
+        "torch-fidelity's Inception-v3; the whole buffer, none chosen, against all training images"
+    )
+    result.text(
+        f"Inception-v3: FID {found.fid:.2f} and Inception score {found.inception_score:.2f} of the whole buffer, "
+        f"{len(images)} images, none chosen, against all {len(train)} training images without augmentation."
+    )
 
 
 def inpaint(subject: Subject) -> Result:

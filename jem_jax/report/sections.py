@@ -97,7 +97,8 @@ SECTIONS = (
         sampling.draw,
         _DRAWING,
     ),
-    Section("sample_quality", "How good what it draws is", "", sampling.judge, _DRAWING),
+    Section("sample_quality", "How good what it draws is", "", sampling.judge,
+            (*_DRAWING, "inception_weights")),
     Section(
         "inpainting",
         "What it makes of half an image",
