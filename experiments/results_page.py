@@ -17,6 +17,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import ablation_page
+import fashion_mnist_page
 from matplotlib import image as mpl_image
 from matplotlib import pyplot
 
@@ -32,7 +33,7 @@ PAGE, PICTURE, README = (
 )
 MARKS = ("<!-- results: made by experiments/results_page.py -->", "<!-- end of results -->")
 
-LATER = {"ablation": ablation_page.section}
+LATER = {"ablation": ablation_page.section, "fashion_mnist": fashion_mnist_page.section}
 """sections of experiments that may not have been run yet"""
 
 Numbers = Mapping[str, Any]
