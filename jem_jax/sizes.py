@@ -7,6 +7,9 @@ from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.errors import UserError
 
+_MOST_ITERATIONS = 2**31 - 3
+"""they are counted in int32, and the last two numbers seed what comes before the first"""
+
 
 def buffer_size(config: Config, num_classes: int) -> tuple[int, int]:
     """Slots [S] and class axis [C] of the replay buffer; no slots where the objective needs no negatives."""
@@ -26,6 +29,12 @@ def check(config: Config, dataset: Dataset) -> None:
     batch, devices = config.training.batch_size, parallel.count()
     if batch > len(dataset.train):
         raise UserError(f"config.training.batch_size {batch} is larger than the {len(dataset.train)} training images")
+    iterations = config.training.epochs * (len(dataset.train) // batch)
+    if iterations > _MOST_ITERATIONS:
+        raise UserError(
+            f"config.training.epochs {config.training.epochs} would be {iterations:,} iterations, more than can be "
+            f"counted ({_MOST_ITERATIONS:,}); it must be at most {_MOST_ITERATIONS // (len(dataset.train) // batch)}"
+        )
     fewest = int(np.bincount(dataset.train.labels, minlength=dataset.num_classes).min())
     if config.data.labels_per_class > fewest:
         raise UserError(
