@@ -62,7 +62,7 @@ class Model:
     """The network: a wide residual network, or any Flax module that gives logits."""
 
     factory: str = _setting("", "package.module:function, called with num_classes, that returns a Flax module")
-    depth: int = _setting(10, "6n + 4; a deeper one would compile for hours", low=10, high=202)
+    depth: int = _setting(10, "6n + 4; deeper ones take too long to compile", low=10, high=100)
     width: int = _setting(1, "widening factor", low=1, high=64)
     norm: str = _setting("none", "norm layer", choices=NORMS)
     activation: str = _setting("leaky_relu", "activation function; JEM's is leaky_relu", choices=ACTIVATIONS)

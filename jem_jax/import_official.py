@@ -32,6 +32,7 @@ from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.errors import UserError
 from jem_jax.torch_import import Imported
+from jem_jax.words import printable
 
 
 class _Arguments(NamedTuple):
@@ -106,8 +107,10 @@ def _run(arguments: Sequence[str]) -> int:
     config = config_files.read(given.config, overrides)
     write_workdir(imported, config, datasets.load(config.data), Path(given.workdir))
     flags = " ".join(f"--config.{name}={text}" for name, text in overrides)
-    print(f"wrote {given.workdir}; go on with:")
-    print(f"  python -m jem_jax.main --mode=evaluate --config={given.config} --workdir={given.workdir} {flags}")
+    print(printable(f"wrote {given.workdir}; go on with:"))
+    print(
+        printable(f"  python -m jem_jax.main --mode=evaluate --config={given.config} --workdir={given.workdir} {flags}")
+    )
     return 0
 
 

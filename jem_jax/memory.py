@@ -88,7 +88,7 @@ def _gib(size: float) -> str:
 
 
 def _measure(config: Config, dataset: Dataset) -> _Network:
-    """By tracing, which computes nothing: a third of a second for a WRN-202."""
+    """By tracing, which computes nothing: a third of a second for a WRN-100."""
     net = network.build(config.model, dataset.num_classes)
     x = jax.ShapeDtypeStruct((2, *dataset.image_shape), jnp.float32)
     variables = jax.eval_shape(net.init, jax.random.key(0), x)

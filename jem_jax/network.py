@@ -124,7 +124,8 @@ def _from_factory(path: str, num_classes: int) -> nn.Module:
     try:
         function = getattr(importlib.import_module(module_name), function_name)
         module = function(num_classes=num_classes)
-    except Exception as error:
+    # A module that exits must not end the program as if it were done.
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"config.model.factory {shown(path)} must be package.module:function, called as function(num_classes=…): "
             f"{_first_line(error)}"
@@ -136,7 +137,7 @@ def _from_factory(path: str, num_classes: int) -> nn.Module:
     return module
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -16,6 +16,7 @@ from jem_jax.interrupts import Interrupted, Interrupts
 from jem_jax.metrics import duration
 from jem_jax.parallel import Cluster
 from jem_jax.train import Trained
+from jem_jax.words import printable
 from jem_jax.workdir import RunFacts
 
 __all__ = ["Cluster", "run"]
@@ -154,7 +155,7 @@ def _write_report(facts: RunFacts, dataset: Dataset, path: Path, seconds: dict[s
 
 
 def _show(shown: report.Report) -> int:
-    print(f"\n{report.table(shown)}\n", flush=True)
+    print("", *map(printable, report.table(shown).splitlines()), "", sep="\n", flush=True)
     for section, failure in shown.failures.items():
         _say(f"section {section} failed: {failure}; --mode=evaluate tries it again")
     _say(f"time: {report.seconds_in_words(shown)}")
@@ -179,8 +180,9 @@ def _sample(facts: RunFacts, dataset: Dataset, path: Path) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(printable(text), flush=True)
 
 
 def _say_piece(text: str) -> None:
-    print(text, end="", flush=True)
+    # A section's line ends with it.
+    print(printable(text.removesuffix("\n")), end="\n" if text.endswith("\n") else "", flush=True)

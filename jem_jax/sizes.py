@@ -7,6 +7,9 @@ from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.errors import UserError
 
+_MOST_ITERATIONS = 2**31 - 3
+"""they are counted in int32, and the last two numbers seed what comes before the first"""
+
 
 def buffer_size(config: Config, num_classes: int) -> tuple[int, int]:
     """Slots [S] and class axis [C] of the replay buffer; no slots where the objective needs no negatives."""
@@ -30,6 +33,13 @@ def check(config: Config, dataset: Dataset) -> None:
     for name, batch in batches.items():
         if batch > len(dataset.train):
             raise UserError(f"{name} {batch} is larger than the {len(dataset.train)} training images")
+    per_epoch = len(dataset.train) // max(config.training.batch_sizes)
+    if config.training.epochs * per_epoch > _MOST_ITERATIONS:
+        raise UserError(
+            f"config.training.epochs {config.training.epochs} would be {config.training.epochs * per_epoch:,} "
+            f"iterations, more than can be counted ({_MOST_ITERATIONS:,}); it must be at most "
+            f"{_MOST_ITERATIONS // per_epoch}"
+        )
     fewest = int(np.bincount(dataset.train.labels, minlength=dataset.num_classes).min())
     if config.data.labels_per_class > fewest:
         raise UserError(

@@ -89,6 +89,8 @@ def test_a_config_file_with_a_python_error(refused, tmp_path):
         ("training.batch_size=0", "config.training.batch_size must be at least 1"),
         ("sampler.buffer_size=32", "config.sampler.buffer_size 32 is smaller than config.training.batch_size 64"),
         ("model.depth=11", "config.model.depth must be 6n + 4 (10, 16, 22, 28, …), not 11"),
+        ("model.depth=1000", "config.model.depth must be at least 10 and at most 100, not 1000"),
+        ("evaluation.ood_sets=,", "config.evaluation.ood_sets must be names separated by commas, not ','"),
         ("model.norm=bach", "config.model.norm must be one of none, batch, instance, layer, act; not 'bach'"),
         ("optimizer.learning_rate=nan", "config.optimizer.learning_rate must be above 0 and at most 100, not nan"),
         (f"sampler.step_size={10**400}", "config.sampler.step_size must be of type float"),

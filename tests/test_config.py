@@ -225,6 +225,7 @@ def test_an_integer_that_no_float_can_be_is_refused(key):
         ("data", list(range(10_000))),
         ("y" * 10_000, 1),
     ],
+    ids=["text", "text for a number", "number", "tuple", "group", "key"],
 )
 def test_an_overlong_value_is_cut(key, value):
     with pytest.raises(UserError) as caught:

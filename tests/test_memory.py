@@ -63,7 +63,7 @@ def test_every_config_fits_where_it_should(name, monkeypatch):
     [
         ({"sampler.buffer_size": 10**9}, "train", "the replay buffer"),
         ({"training.batch_size": 10**6, "sampler.buffer_size": 10**6}, "train", "a batch in the loss"),
-        ({"model.depth": 202, "model.width": 64}, "train", "the network's parameters"),
+        ({"model.depth": 100, "model.width": 64}, "train", "the network's parameters"),
         ({"evaluation.num_samples": 10**6}, "train", "samples"),
         ({"evaluation.num_samples": 10**6}, "sample", "samples"),
         ({"evaluation.ood_images": 10**6}, "evaluate", "out-of-distribution sets"),

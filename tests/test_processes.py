@@ -11,12 +11,19 @@ import pytest
 import tiny
 from command import TINY, Command, contents, finished_run, metrics, restored, steps_logged
 
-from jem_jax import checkpoint, config_files, datasets, train
+from jem_jax import checkpoint, config_files, datasets, train, workdir
 from jem_jax.interrupts import Interrupted
 from jem_jax.main import main, overrides
 
 LONG = (*TINY, "--config.training.epochs=6")
 STEPS = 108
+EPOCHS = (
+    *TINY,
+    "--config.training.checkpoint_every=1",
+    "--config.training.keep_checkpoints=4",
+    "--config.evaluation.sections=classification",
+)
+"""To be given a number of epochs, 18 iterations each; one is what `finished_run` has done."""
 SOON = "from jem_jax import parallel, run\nparallel._SILENT_SECONDS = 5\nrun._SHARED_SECONDS = 1\n"
 
 
@@ -92,6 +99,52 @@ def test_two_processes_train_as_one_stop_together_and_one_goes_on(tmp_path, caps
     assert metrics(run)[-1]["step"] == STEPS
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The run of four epochs in this process, on its four devices, its checkpoints of every epoch kept."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert main([*EPOCHS, "--config.training.epochs=4", f"--workdir={run}"]) == 0
+    return run
+
+
+def _assert_whole(run, step, undisturbed):
+    """The last checkpoint is of that iteration, and to rounding what the undisturbed run had then, buffer and all."""
+    facts = workdir.read_facts(run)
+    state, buffer = train.template(facts.config, facts.image_shape, facts.num_classes)
+    wanted = train.tree(checkpoint.template_of(state), buffer)
+    assert checkpoint.steps(run / "checkpoints")[-1] == step
+    ours, theirs = (
+        tiny.leaves(checkpoint.restore(path / "checkpoints", wanted, step).tree) for path in (run, undisturbed)
+    )
+    assert ours["buffer"].shape == (128, 1, 8, 8, 1)
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        np.testing.assert_allclose(ours[name], array, rtol=1e-2, atol=2e-3, err_msg=name)
+
+
+def test_a_run_goes_on_with_other_numbers_of_devices(undisturbed, tmp_path):
+    run = shutil.copytree(finished_run(), tmp_path / "run")
+    for devices, epochs in ((2, 2), (1, 3)):
+        arguments = (*EPOCHS, f"--config.training.epochs={epochs}", f"--workdir={run}")
+        status, output, errors = Command(*arguments, cwd=tmp_path, JAX_NUM_CPU_DEVICES=str(devices)).wait()
+        assert (status, errors) == (0, "")
+        assert f"JEM: going on from iteration {18 * (epochs - 1)} of {18 * epochs}" in output
+        assert f"JEM: {devices} CPU device" in output
+        _assert_whole(run, 18 * epochs, undisturbed)
+    # From one device to the four of this process.
+    assert main([*EPOCHS, "--config.training.epochs=4", f"--workdir={run}"]) == 0
+    _assert_whole(run, 72, undisturbed)
+
+
+def test_a_run_of_one_process_goes_on_with_two(undisturbed, tmp_path):
+    run = shutil.copytree(finished_run(), tmp_path / "run")
+    ended = [process.wait() for process in _pair(tmp_path, *EPOCHS, "--config.training.epochs=2", f"--workdir={run}")]
+    assert [status for status, _, _ in ended] == [0, 0]
+    assert "JEM: going on from iteration 18 of 36" in ended[0][1]
+    assert "JEM: 4 CPU devices in 2 processes" in ended[0][1]
+    _assert_whole(run, 36, undisturbed)
+
+
 def test_two_processes_finish_and_the_first_alone_reports(tmp_path):
     run = shutil.copytree(finished_run(), tmp_path / "run")
     shutil.rmtree(run / "report")
@@ -105,13 +158,20 @@ def test_two_processes_finish_and_the_first_alone_reports(tmp_path):
 def test_where_one_is_killed_the_other_ends_with_an_error(tmp_path):
     run = tmp_path / "runs" / "digits"
     first, second = _pair(tmp_path, *TINY, "--config.training.epochs=10000", before=SOON)
-    first.wait_for(lambda: steps_logged(run) >= 2)
+    first.wait_for(lambda: checkpoint.steps(run / "checkpoints"))
     second.process.kill()
     started = time.monotonic()
     assert first.wait(60)[0] not in (0, None)
     # Twice the time that processes may be silent, which is five seconds here, and some for a busy machine.
     assert time.monotonic() - started < 30
     second.wait()
+    # The same command of both goes on, and with fewer epochs it reaches an end.
+    saved = checkpoint.steps(run / "checkpoints")[-1]
+    epochs = saved // 18 + 1
+    ended = [process.wait() for process in _pair(tmp_path, *TINY, f"--config.training.epochs={epochs}")]
+    assert [status for status, _, _ in ended] == [0, 0]
+    assert f"JEM: going on from iteration {saved} of {18 * epochs}" in ended[0][1]
+    assert metrics(run)[-1]["step"] == 18 * epochs
 
 
 @pytest.mark.parametrize(

@@ -335,3 +335,43 @@ def test_what_steers_a_terminal_is_written_out(tmp_path, capsys, monkeypatch):
     line = capsys.readouterr().err.removesuffix("\n")
     assert line.isprintable()
     assert r"\x1b]0;title\x07" in line
+
+
+class _Markup(HTMLParser):
+    """Every element with the names of its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: set[tuple[str, str]] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements |= {(tag, name) for name, _ in attrs} | {(tag, "")}
+
+
+PLAIN = {
+    "html", "head", "title", "style", "body", "h1", "h2", "p", "nav", "section", "div", "table", "thead", "tbody", "tr",
+    "th", "td", "figure", "figcaption", "details", "summary", "dl", "dt", "dd", "footer",
+}  # fmt: skip
+ATTRIBUTES = {
+    ("html", "lang"), ("meta", "charset"), ("meta", "http-equiv"), ("meta", "content"), ("meta", "name"),
+    ("a", "href"), ("h2", "id"), ("img", "class"), ("img", "alt"), ("img", "src"),
+    *((tag, "class") for tag in ("p", "div", "td", "figcaption")),
+}  # fmt: skip
+HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "\x1b[31m'onclick='\n<b>")
+
+
+def test_a_hostile_data_set_puts_nothing_into_the_page_or_the_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    labels = np.arange(96) % 3
+    images = np.random.default_rng(0).integers(0, 256, (96, 8, 8), dtype=np.uint8)
+    name = '\x1b]0;t\x07"><svg onload=alert(1)>\n.npz'
+    np.savez(name, images=images, labels=labels, class_names=np.array(HOSTILE))
+    arguments = [*TINY, f"--config.data.name={name}", "--config.training.batch_size=32", "--workdir=run\x1b[31m"]
+    assert main([*arguments, "--config.evaluation.sections=classification,training"]) == 0
+    output, errors = capsys.readouterr()
+    assert all(line.isprintable() for line in (output + errors).split("\n"))
+    found = _Markup((tmp_path / "run\x1b[31m" / "report" / "report.html").read_text())
+    assert {element for element in found.elements if element[1]} <= ATTRIBUTES
+    assert {tag for tag, _ in found.elements} <= PLAIN | {tag for tag, _ in ATTRIBUTES}
+    assert {"table", "img", "details"} <= {tag for tag, _ in found.elements}

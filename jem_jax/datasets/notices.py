@@ -2,10 +2,12 @@
 
 import sys
 
+from jem_jax.words import printable
+
 
 def say(text: str) -> None:
     """One line for a person to read."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,0 +1,168 @@
+"""Any value of any setting is taken or refused in one line, and what is taken runs."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+import tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jem_jax import config as configuration
+from jem_jax import config_files, datasets, memory, network, report, train
+from jem_jax.config import Config, Data, Evaluation, Model
+from jem_jax.datasets import checks
+from jem_jax.errors import UserError
+
+FIELDS = {
+    f"{group.name}.{field.name}" if dataclasses.is_dataclass(group.type) else group.name: field
+    for group in dataclasses.fields(Config)
+    for field in (dataclasses.fields(group.type) if dataclasses.is_dataclass(group.type) else (group,))
+}
+FAST = settings(deadline=None, derandomize=True, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+
+numbers = st.one_of(
+    st.integers(),
+    st.sampled_from([2**31 - 1, 2**31, 2**63, 2**64, -(2**63), 10**400]),
+    st.floats(),
+    st.sampled_from([5e-324, 1e-300, 1e38, 1e39, math.inf, -math.inf, math.nan, -0.0]),
+)
+anything = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=20), st.binary(max_size=5), st.complex_numbers()),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    ),
+    max_leaves=4,
+)
+
+
+def _edges(field):
+    """The least and the greatest value that a number may have, what is next to them, and words that it may be."""
+    ends = [field.metadata[name] for name in ("low", "above", "high") if field.metadata[name] is not None]
+    whole = isinstance(field.default, int)
+    near = [end + step for end in ends for step in ((-1, 0, 1) if whole else (-1e-6, 0.0, 1e-6))]
+    values = [*near, *field.metadata["choices"], field.default]
+    return [(value,) for value in values] if isinstance(field.default, tuple) else values
+
+
+def _nested(key, value):
+    group, _, name = key.rpartition(".")
+    return {group: {name: value}} if group else {name: value}
+
+
+@st.composite
+def _changes(draw):
+    key = draw(st.sampled_from(sorted(FIELDS)))
+    return key, draw(st.one_of(st.sampled_from(_edges(FIELDS[key])), numbers, anything))
+
+
+def _taken_or_refused(function, *arguments):
+    """What the function gives, or None where it refused in one line that is not too long."""
+    try:
+        return function(*arguments)
+    except UserError as error:
+        said = str(error)
+    assert said
+    assert "\n" not in said
+    assert len(said) < 1000
+    return None
+
+
+@FAST
+@given(_changes())
+def test_any_value_is_a_setting_or_refused_in_one_line(change):
+    key, value = change
+    config = _taken_or_refused(configuration.validate, _nested(key, value))
+    if config is not None:
+        assert configuration.validate(configuration.as_dict(config)) == config
+        for part in key.split("."):
+            config = getattr(config, part)
+        assert config == (tuple(value) if isinstance(value, list) else value)
+        assert type(config) is type(FIELDS[key].default)
+
+
+@FAST
+@given(st.recursive(anything, lambda inner: st.dictionaries(st.sampled_from(sorted(vars(Config()))), inner)))
+def test_any_object_is_settings_or_refused_in_one_line(settings):
+    _taken_or_refused(configuration.validate, settings)
+
+
+keys = st.one_of(
+    st.sampled_from(sorted(FIELDS)),
+    st.text(max_size=10),
+    st.sampled_from(["data", "data.", ".seed", "data.items", "seed.low", "model.__class__", "data.name.x", "_fields"]),
+)
+texts = st.one_of(st.text(max_size=30), anything.map(str), st.sampled_from(["(" * 500, "0x" + "f" * 5000, "9" * 5000]))
+
+
+@settings(FAST, max_examples=100)
+@given(keys, texts)
+def test_any_text_of_the_command_line_is_a_setting_or_refused_in_one_line(key, text):
+    _taken_or_refused(config_files.read, "digits", [(key, text)])
+
+
+names = st.one_of(
+    st.text(max_size=20),
+    st.text(alphabet="/~.:,npz \0\ud800", max_size=12),
+    st.text(alphabet="ab/.", min_size=250, max_size=300),
+)
+
+
+@settings(FAST, max_examples=50)
+@given(names)
+def test_any_name_is_refused_in_one_line(tmp_path_factory, name):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.getbasetemp())
+        patch.setattr(checks, "memory", lambda: 2**20)
+        _taken_or_refused(datasets.load, Data(name=name))
+        _taken_or_refused(network.build, Model(factory=name or ":"), 3)
+        _taken_or_refused(report.check, Evaluation(sections=name))
+
+
+# What each group's settings do to a run of two iterations; those of a WRN, which compiles long, are the long form's.
+RUNNING = sorted(set(FIELDS) - {key for key in FIELDS if key.startswith(("model.", "evaluation."))})
+# More of it would be a longer test of the same program.
+MOST = {"sampler.num_steps": 1000}
+
+
+@st.composite
+def _valid(draw):
+    key = draw(st.sampled_from(RUNNING))
+    field = FIELDS[key]
+    low, above, high = (field.metadata[name] for name in ("low", "above", "high"))
+    high = min(MOST.get(key, math.inf), math.inf if high is None else high)
+    if isinstance(field.default, bool):
+        return key, draw(st.booleans())
+    if isinstance(field.default, str):
+        return key, draw(st.sampled_from(field.metadata["choices"] or ("",)))
+    if isinstance(field.default, int):
+        return key, draw(st.one_of(st.sampled_from([low, int(high)]), st.integers(low, int(high))))
+    least = low if low is not None else math.nextafter(above, math.inf)
+    number = st.floats(least, high if high < math.inf else 1e308)
+    return key, (draw(number),) if isinstance(field.default, tuple) else draw(number)
+
+
+def _two_iterations(config):
+    dataset = tiny.dataset()
+    train.check(config, dataset)
+    memory.check(config, dataset, "train")
+    start = tiny.start(config)
+    state, buffer = start.state, start.buffer
+    with tiny.quick_compilation():
+        for number in range(2):
+            state, buffer = start.step(state, buffer, start.data.at(number))
+    start.data.close()
+    return int(jax.device_get(state.step))
+
+
+@settings(FAST, max_examples=6)
+@given(_valid())
+def test_what_is_taken_runs_or_is_refused_in_one_line(change):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "memory", lambda: 2**30)
+        config = _taken_or_refused(lambda: tiny.config(**{"model.factory": "tiny:mlp", **dict([change])}))
+        if config is not None:
+            assert _taken_or_refused(_two_iterations, config) in (None, 2)
