@@ -36,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.validate_every = 1
     config.training.sample_every = 1
     config.training.checkpoint_every = 1
+    config.evaluation.ood_images = 500
     config.evaluation.sample_steps = 500
     config.evaluation.num_samples = 50
     return config
