@@ -1,5 +1,6 @@
 """Where numbers go while a run trains: metrics.jsonl, TensorBoard, and a line that a person watches."""
 
+import contextlib
 import json
 import math
 import time
@@ -7,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 TIME_FIELDS = ("seconds", "iterations_per_second")
@@ -65,6 +68,7 @@ class Recorder:
         self._open(step)
         self.record(step, event)
         self._board.add_text("recovery", text, step)
+        self._board.flush()
         self._bar.n = step
         self._bar.refresh()
         tqdm.write(f"{self._title}: {text}")
@@ -73,7 +77,7 @@ class Recorder:
         path = self._directory / "metrics.jsonl"
         events = cut(path, step)
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(self._directory / "tensorboard"), purge_step=step)
+        self._board = _Board(self._directory / "tensorboard", step)
         return events
 
     def progress(self, step: int, values: dict[str, float]) -> None:
@@ -103,6 +107,7 @@ class Recorder:
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(name, value, step)
+        self._board.flush()
 
     def close(self) -> None:
         """Ends the bar and closes the files."""
@@ -110,6 +115,40 @@ class Recorder:
             self._bar.close()
             self._file.close()
             self._board.close()
+
+
+class _Board:
+    """TensorBoard's event file, written by who records: an error is raised there.
+
+    SummaryWriter has a thread for it, which a full disk ends; whoever then adds to its queue waits for good.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"))
+        # TensorBoard hides what an earlier process wrote past this iteration.
+        self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """A point of a curve."""
+        self._write(Event(step=step, summary=summary.scalar(name, value)))
+
+    def add_text(self, name: str, content: str, step: int) -> None:
+        """A note."""
+        self._write(Event(step=step, summary=summary.text(name, content)))
+
+    def flush(self) -> None:
+        """Everything so far into the file."""
+        self._events.flush()
+
+    def close(self) -> None:
+        """Closes the file; all was flushed as it was recorded, and a full disk would say so once more."""
+        with contextlib.suppress(OSError):
+            self._events.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._events.write_event(event)
 
 
 def cut(path: Path, last_step: int) -> int:

@@ -40,14 +40,21 @@ def _assert_same(run, other):
 
 def test_stopped_killed_and_gone_on_with_it_is_the_same_run_bit_for_bit(undisturbed, tmp_path):
     run = tmp_path / "runs" / "digits"
-    for number, lines, status in ((signal.SIGINT, 3, 130), (signal.SIGKILL, 8, -9), (signal.SIGTERM, 20, 143)):
-        command = Command(*LONG, cwd=tmp_path)
-        command.wait_for(lambda lines=lines: steps_logged(run) >= lines)
+    moments = (
+        (signal.SIGINT, lambda: steps_logged(run) >= 3, 130),
+        # In the middle of the write of a checkpoint.
+        (signal.SIGKILL, (run / "checkpoints" / "72").exists, -9),
+        (signal.SIGTERM, lambda: steps_logged(run) >= 20, 143),
+    )
+    for number, moment, status in moments:
+        command = Command(*LONG, cwd=tmp_path, before=HANGS if number == signal.SIGKILL else "")
+        command.wait_for(moment)
         command.send(number)
         ended, output, errors = command.wait()
         assert ended == status
         assert not (run / "report").exists()
         if number == signal.SIGKILL:
+            assert checkpoint.unfinished(run / "checkpoints") == [run / "checkpoints" / "72"]
             continue
         assert "stopping after this iteration; once more leaves at once" in errors
         stopped = checkpoint.steps(run / "checkpoints")[-1]
