@@ -143,10 +143,12 @@ def test_refinement_averages_logits_over_its_noisy_copies(curved):
 
 def test_refinement_follows_the_gradient_of_the_log_density(curved):
     weights, images, _ = curved
-    defence = adversarial.refined(_mlp, num_steps=2, step_size=0.1, noise_std=0.0, input_noise=0.0, chains=2)
+    clips = {"grad_clip": 0.1, "bounds": (-0.9, 0.9)}
+    defence = adversarial.refined(_mlp, num_steps=2, step_size=0.1, noise_std=0.0, input_noise=0.0, chains=2, **clips)
     x = jnp.asarray(images)
     for _ in range(2):
-        x += 0.1 * jax.grad(lambda x: jax.scipy.special.logsumexp(_mlp(weights, x), axis=-1).sum())(x)
+        gradient = jax.grad(lambda x: jax.scipy.special.logsumexp(_mlp(weights, x), axis=-1).sum())(x)
+        x = jnp.clip(x + 0.1 * jnp.clip(gradient, -0.1, 0.1), -0.9, 0.9)
     keys = jax.random.split(jax.random.key(0), COUNT)
     np.testing.assert_allclose(defence(weights, keys, images), _mlp(weights, x), rtol=1e-4, atol=1e-4)
 

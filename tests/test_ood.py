@@ -95,6 +95,14 @@ def test_refinement_scores_compare_with_the_end_of_a_chain(linear):
     assert (scores["refine"] < 0).all()
 
 
+def test_refinement_clips_as_it_is_told(linear):
+    weights, images, logits_fn = linear
+    score = ood.scorer(logits_fn, num_steps=1, step_size=1e4, noise_std=0.0, grad_clip=1e-5, bounds=(-1.0, 1.0))
+    found = score(weights, jax.random.key(0), np.clip(images, -1, 1), 16)["refine_distance"]
+    assert found.min() >= -0.1 * np.sqrt(images[0].size) - 1e-5
+    assert found.max() < 0
+
+
 def test_scores_do_not_depend_on_how_images_are_put_into_batches(linear):
     weights, images, logits_fn = linear
     score = ood.scorer(logits_fn, num_steps=3)

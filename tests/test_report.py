@@ -222,6 +222,10 @@ def test_an_unknown_outside_set_is_named_on_the_page_and_the_others_are_measured
     assert main([*WHOLE, *more, f"--workdir={run}", "--mode=evaluate"]) == 0
     assert set(_values(run)["jem"]["ood"]) > {"digits", "inverted"}
     assert "nowhere.npz is missing" in (run / "report" / "report.html").read_text()
+    # Once it is there it is found: what lacked something was not kept as done.
+    assert not (run / "report" / "sections" / "ood.json").exists()
+    found, facts = report.read(run), workdir.read_facts(run)
+    assert not report.is_current(found, facts, 18, baseline=True)
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"run": 3}', '{"run": {"iterations": 1}, "sections": {}}'])

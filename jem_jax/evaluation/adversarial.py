@@ -51,6 +51,8 @@ def refined(
     num_steps: int,
     step_size: float = 1.0,
     noise_std: float = 0.01,
+    grad_clip: float | None = None,
+    bounds: tuple[float, float] | None = None,
     input_noise: float = 0.03,
     chains: int = 5,
     backpropagate: bool = False,
@@ -60,7 +62,7 @@ def refined(
     Args:
       logits_fn: (variables, x) -> logits.
       num_steps: n; 0 leaves the input noise and the average.
-      step_size, noise_std: of the chain.
+      step_size, noise_std, grad_clip, bounds: of the chain, as in `sgld.chain`.
       input_noise: standard deviation of the copies' noise, in [-1, 1] units (official default 0.03).
       chains: copies of each image (official default 5).
       backpropagate: let gradients through the chain. The official attack takes them at the chain's end and passes
@@ -73,7 +75,10 @@ def refined(
         noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(noise_keys)
         start = jnp.repeat(x, chains, axis=0) + input_noise * noise
         density = energy.marginal(lambda x: logits_fn(variables, x))
-        end = sgld.chain(chain_keys, density, start, num_steps=num_steps, step_size=step_size, noise_std=noise_std)
+        end = sgld.chain(
+            chain_keys, density, start,
+            num_steps=num_steps, step_size=step_size, noise_std=noise_std, grad_clip=grad_clip, bounds=bounds,
+        )  # fmt: skip
         if not backpropagate:
             end = start + jax.lax.stop_gradient(end - start)
         return logits_fn(variables, end).reshape(len(x), chains, -1).mean(axis=1)

@@ -43,13 +43,20 @@ class Detection(NamedTuple):
 
 
 def scorer(
-    logits_fn: VariablesLogits, *, num_steps: int = 20, step_size: float = 1.0, noise_std: float = 0.01
+    logits_fn: VariablesLogits,
+    *,
+    num_steps: int = 20,
+    step_size: float = 1.0,
+    noise_std: float = 0.01,
+    grad_clip: float | None = None,
+    bounds: tuple[float, float] | None = None,
 ) -> Callable[[Any, Array, np.ndarray, int], dict[str, np.ndarray]]:
     """All `SCORES` of images.
 
     Args:
       logits_fn: (variables, x [B, ...]) -> [B, K]; of any classifier.
-      num_steps, step_size, noise_std: of the chain that leads from x to x′ (official defaults 20, 1, 0.01).
+      num_steps, step_size, noise_std, grad_clip, bounds: of the chain that leads from x to x′, as in `sgld.chain`
+        (official defaults 20, 1, 0.01, no clipping).
 
     Returns:
       (variables, key, images [N, ...], batch_size) -> a score [N] float32 under each name.
@@ -60,7 +67,7 @@ def scorer(
         density = energy.marginal(lambda x: logits_fn(variables, x))
         refined = sgld.chain(
             jax.random.wrap_key_data(chain_keys), density, x,
-            num_steps=num_steps, step_size=step_size, noise_std=noise_std,
+            num_steps=num_steps, step_size=step_size, noise_std=noise_std, grad_clip=grad_clip, bounds=bounds,
         )  # fmt: skip
         logits = logits_fn(variables, x)
         log_density, length = energy.log_density(logits), _lengths(energy.score(density, x))

@@ -78,7 +78,12 @@ def write(
         for name, found in outcome.result.models.items():
             _merge(values[name], found)
     values["sections"] = {
-        some.section.name: {"seconds": some.seconds, "failure": some.failure, "how": some.result.how}
+        some.section.name: {
+            "seconds": some.seconds,
+            "failure": some.failure,
+            "how": some.result.how,
+            "missing": some.result.missing,
+        }
         for some in outcomes
     }
     measured = sum(outcome.seconds for outcome in outcomes)
@@ -110,6 +115,8 @@ def is_current(report: Report, facts: RunFacts, step: int, baseline: bool) -> bo
     """Whether a report is whole, of this iteration and of these settings, with the baseline if there is one."""
     run = report.values["run"]
     if baseline != ("baseline" in report.values) or report.failures:
+        return False
+    if any(some.get("missing") for some in report.values["sections"].values()):
         return False
     return run["iterations"] == step and run["evaluation"] == _as_json(facts.config.evaluation)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jem_jax import pictures
+from jem_jax import pictures, train_step
 from jem_jax.datasets.splits import to_float
 from jem_jax.evaluation import adversarial, distal
 from jem_jax.evaluation.adversarial import Attacker, Defence
@@ -82,14 +82,13 @@ def _accuracy_table(result: Result, norm: str, epsilons: Sequence[float], count:
 
 
 def _refined(subject: Subject, result: Result) -> None:
-    settings, sampler = subject.settings, subject.facts.config.sampler
+    settings, chain = subject.settings, train_step.sgld_settings(subject.facts.config)
     rows, found = [], {}
     for steps in REFINEMENTS:
         for backpropagate in (False, True) if steps else (False,):
             defence = adversarial.refined(
-                subject.jem.network.logits, num_steps=steps, step_size=sampler.step_size,
-                noise_std=sampler.noise_std, chains=CHAINS, backpropagate=backpropagate,
-            )  # fmt: skip
+                subject.jem.network.logits, num_steps=steps, chains=CHAINS, backpropagate=backpropagate, **chain
+            )
             run = _attacker(subject, defence, "linf")
             values = _robust(subject, run, "jem", settings.refined_linf, settings.refined_images)
             mode = "backpropagated" if backpropagate else "straight_through"

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from jem_jax import train_step
 from jem_jax.datasets import out_of_distribution
 from jem_jax.datasets.out_of_distribution import OutsideSet
 from jem_jax.errors import UserError
@@ -25,10 +26,8 @@ def detect(subject: Subject) -> Result:
         "nan": "a score that is NaN counts as the lowest",
     })  # fmt: skip
     sets = _sets(subject, result)
-    sampler = subject.facts.config.sampler
-    score = ood.scorer(
-        subject.jem.network.logits, num_steps=_STEPS, step_size=sampler.step_size, noise_std=sampler.noise_std
-    )
+    chain = train_step.sgld_settings(subject.facts.config)
+    score = ood.scorer(subject.jem.network.logits, num_steps=_STEPS, **chain)
     scores: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for name, model in subject.models.items():
         images = {"test": subject.test} | {key: some.images for key, some in sets.items()}
@@ -62,6 +61,7 @@ def _sets(subject: Subject, result: Result) -> dict[str, OutsideSet]:
             )
         except UserError as error:
             result.text(f"{name} is missing: {error}")
+            result.missing.append(name)
     result.how["sets"] = {name: {"is": some.description, "images": len(some.images)} for name, some in sets.items()}
     return sets
 

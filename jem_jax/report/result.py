@@ -14,6 +14,8 @@ class Result:
     """numbers of "jem" and "baseline", which report.json holds under these names"""
     how: dict[str, Any] = field(default_factory=dict)
     """how the numbers were taken: images, seeds, units, steps"""
+    missing: list[str] = field(default_factory=list)
+    """what could not be had this time; such an outcome is shown but not kept, so that the next call tries again"""
     blocks: list[dict[str, Any]] = field(default_factory=list)
     """the page's paragraphs, tables and figures in order"""
 

@@ -156,6 +156,8 @@ def _measure(subject: Subject, section: Section) -> Outcome:
         failure = f"{type(error).__name__}: {lines[0]} ({Path(where.filename).name}:{where.lineno})"
         return Outcome(section, Result(), time.monotonic() - started, failure)
     outcome = Outcome(section, result, round(time.monotonic() - started, 1))
+    if result.missing:
+        return outcome
     kept = {"id": _identity(subject, section), "seconds": outcome.seconds, "result": dataclasses.asdict(result)}
     workdir.write_text(_file(subject, section), json.dumps(kept, indent=1) + "\n")
     return outcome
