@@ -114,6 +114,8 @@ def _look(path: Path, label: int) -> _File:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An image of at most so many pixels as Pillow allows; up to twice as many it would only warn of."""
     with warnings.catch_warnings():
+        # Of odd tags, which change no pixel.
+        warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as image:
             yield image

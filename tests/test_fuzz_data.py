@@ -1,0 +1,210 @@
+"""Files from outside, broken in any way: read as what they are or refused in one line, and nothing in them is run."""
+
+import functools
+import io
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from jem_jax import datasets, torch_import
+from jem_jax.config import Data
+from jem_jax.datasets import checks
+from jem_jax.errors import UserError
+
+FAST = settings(
+    deadline=None, derandomize=True, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.fixture(autouse=True)
+def small_memory(monkeypatch):
+    """What would take more than a megabyte counts as too large."""
+    monkeypatch.setattr(checks, "memory", lambda: 2**20)
+
+
+@st.composite
+def _damages(draw):
+    """A function that spoils bytes: cuts them, changes some, or puts others in their place."""
+    kind = draw(st.sampled_from(["cut", "flip", "overwrite", "replace"]))
+    place, junk = draw(st.floats(0, 1, exclude_max=True)), draw(st.binary(min_size=1, max_size=64))
+
+    def damage(data):
+        start = int(place * len(data))
+        if kind == "cut":
+            return data[:start]
+        if kind == "flip":
+            return data[:start] + bytes([data[start] ^ (junk[0] or 1)]) + data[start + 1 :]
+        if kind == "overwrite":
+            return data[:start] + junk + data[start + len(junk) :]
+        return junk
+
+    return damage
+
+
+def _loaded_or_refused(path):
+    """The data set, or None where it was refused in one line that names the file."""
+    try:
+        return datasets.load(Data(name=str(path)))
+    except UserError as error:
+        said = str(error)
+    assert "\n" not in said
+    assert str(path) in said
+    return None
+
+
+class _Payload:
+    """Creates a file where it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+# ---- .npz
+
+LABELS = np.arange(30) % 3
+GREY = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
+dtypes = st.sampled_from(["|u1", "|i1", "<f4", "<f8", "<U3", "|O", "|V4", "|b1", "<c8", ">i8", "|S2", "<M8[s]"])
+lengths = st.one_of(st.integers(-2, 40), st.sampled_from([2**31, 2**40, 2**63, 10**30]))
+
+
+def _npz(path, **arrays):
+    np.savez_compressed(path, **{"images": GREY, "labels": LABELS, **arrays})
+    return path
+
+
+@FAST
+@given(_damages())
+def test_a_damaged_npz(tmp_path, damage):
+    whole = _npz(tmp_path / "whole.npz")
+    path = tmp_path / "mine.npz"
+    path.write_bytes(damage(whole.read_bytes()))
+    found = _loaded_or_refused(path)
+    if found is not None:
+        wanted = datasets.load(Data(name=str(whole)))
+        np.testing.assert_array_equal(found.train.images, wanted.train.images)
+        np.testing.assert_array_equal(found.train.labels, wanted.train.labels)
+
+
+@FAST
+@given(dtypes, st.lists(lengths, max_size=5), st.sampled_from(["images", "labels", "class_names"]), st.binary())
+def test_an_npz_with_any_header(tmp_path, dtype, shape, key, content):
+    path = _npz(tmp_path / "mine.npz", class_names=np.array(list("abc")))
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    text = repr({"descr": dtype, "fortran_order": False, "shape": tuple(shape)}).encode()
+    members[f"{key}.npy"] = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + content
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    assert _loaded_or_refused(path) is None
+
+
+@pytest.mark.parametrize("key", ["images", "labels", "class_names", "test_images", "test_labels"])
+def test_an_object_in_an_npz_is_never_unpickled(tmp_path, key):
+    trap = tmp_path / "trap"
+    path = _npz(tmp_path / "mine.npz", **{"test_images": GREY, "test_labels": LABELS, key: np.array([_Payload(trap)])})
+    assert _loaded_or_refused(path) is None
+    assert not trap.exists()
+
+
+# ---- folders
+
+
+@FAST
+@given(_damages(), st.sampled_from(["png", "gif", "bmp", "jpeg", "tiff", "webp", "pgm"]))
+def test_a_damaged_picture(tmp_path, damage, kind):
+    folder = tmp_path / "mine"
+    for number, image in enumerate(GREY[:12]):
+        place = folder / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{number:02}.png")
+    packed = io.BytesIO()
+    Image.fromarray(GREY[12]).save(packed, "ppm" if kind == "pgm" else kind)
+    (folder / "a" / f"99.{kind}").write_bytes(damage(packed.getvalue()))
+    found = _loaded_or_refused(folder)
+    (folder / "a" / f"99.{kind}").unlink()
+    # Such formats hold no checksums, so that a changed pixel goes unnoticed; the others' pictures stay what they were.
+    if found is not None:
+        assert len(found.train) + len(found.validation) + len(found.test) == 13
+
+
+# ---- .pt
+
+
+@functools.cache
+def _checkpoint(legacy):
+    torch = pytest.importorskip("torch")
+    content = {
+        "model_state_dict": {"f.conv1.weight": torch.zeros(16, 1, 3, 3)},
+        "replay_buffer": torch.zeros(2, 1, 4, 4),
+    }
+    packed = io.BytesIO()
+    torch.save(content, packed, _use_new_zipfile_serialization=not legacy)
+    return packed.getvalue()
+
+
+def _read_or_refused(path):
+    try:
+        return torch_import.read_checkpoint(path)
+    except ValueError as error:
+        said = str(error)
+    assert "\n" not in said
+    assert str(path) in said
+    return None
+
+
+@pytest.mark.torch
+@FAST
+@given(_damages(), st.booleans())
+def test_a_damaged_checkpoint(tmp_path, damage, legacy):
+    path = tmp_path / "mine.pt"
+    path.write_bytes(damage(_checkpoint(legacy)))
+    _read_or_refused(path)
+
+
+@pytest.mark.torch
+@settings(FAST, max_examples=100)
+@given(st.binary(max_size=200))
+def test_any_bytes_as_a_checkpoint(tmp_path, content):
+    path = tmp_path / "mine.pt"
+    path.write_bytes(content)
+    assert _read_or_refused(path) is None
+    path.write_bytes(b"\x80\x02" + content)
+    assert _read_or_refused(path) is None
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_an_object_in_a_checkpoint_is_never_unpickled(tmp_path, protocol):
+    torch = pytest.importorskip("torch")
+    trap, path = tmp_path / "trap", tmp_path / "mine.pt"
+    torch.save({"model_state_dict": {"f.conv1.weight": _Payload(trap)}}, path, pickle_protocol=protocol)
+    assert _read_or_refused(path) is None
+    path.write_bytes(pickle.dumps({"replay_buffer": _Payload(trap)}, protocol))
+    assert _read_or_refused(path) is None
+    assert not trap.exists()
+
+
+@pytest.mark.torch
+def test_a_checkpoint_that_would_fill_the_memory(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "mine.pt"
+    torch.save({"model_state_dict": {"class_output.weight": torch.zeros(1).expand(10**12, 64)}}, path)
+    assert _read_or_refused(path) is None
+    torch.save({"model_state_dict": {"f.conv1.weight": torch.zeros(10**6)}}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    with pytest.raises(ValueError, match=r"is compressed, and torch\.save never compresses"):
+        torch_import.read_checkpoint(path)
