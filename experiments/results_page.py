@@ -17,6 +17,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import image as mpl_image
+import divergence_page
 from matplotlib import pyplot
 
 from jem_jax.evaluation import ood
@@ -95,6 +96,7 @@ def page(digits: Numbers, claims: Numbers) -> str:
         f"{_of_what(claims)}; accuracy, in brackets the least and the greatest. With few labels p(y|x) learns from "
         "those and p(x) from all images; the classifier has the labelled images alone.",
         _claims(claims["summary"]),
+        *divergence_page.sections(RESULTS / "divergence.json"),
     ]
     return "\n\n".join(parts) + "\n"
 
