@@ -1,49 +1,57 @@
 """The part of docs/results.md about divergence, from what experiments/divergence.py stored."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import divergence
+Run = Mapping[str, Any]
 
 
-def section(results: Mapping[str, Any]) -> str:
-    """Two tables: what became of runs at settings that diverge, and the alarms of healthy ones."""
-    wild: dict[str, list[Mapping[str, Any]]] = {}
-    healthy: dict[str, list[Mapping[str, Any]]] = {}
+def sections(path: Path) -> list[str]:
+    """Two tables, of runs at settings that diverge and of healthy ones; none where nothing was stored."""
+    if not path.exists():
+        return []
+    results = json.loads(path.read_text())
+    wild: dict[str, list[Run]] = {}
+    healthy: dict[str, list[Run]] = {}
     for key, run in results["runs"].items():
         name = key.rpartition("/")[0]
         (healthy if name.startswith("healthy ") else wild).setdefault(name, []).append(run)
-    parts = [
-        "## Divergence",
-        f"Digits without warm-up at ten times the learning rate, 12 epochs (`{results['command']}`). A model works if "
-        f"its test accuracy is at least {100 * divergence.LEAST_ACCURACY:.0f} % and data and samples end at most "
-        f"{divergence.LARGEST_GAP:.0f} nats apart.",
-        _table(
-            ("", "runs", "broke off", "working models", "recoveries"),
-            [
-                (name, len(runs), sum(run["status"] != 0 for run in runs), sum(run["works"] for run in runs),
-                 sum(len(run["recoveries"]) for run in runs))
-                for name, runs in wild.items()
-            ],
-        ),
-    ]  # fmt: skip
+    parts = ["## Divergence"]
+    if wild:
+        parts += [f"{results['what']} Made by `{results['command']}`.", _outcomes(wild)]
     if healthy:
-        parts += [
-            "Healthy runs, and the alarms that the default limits raised:",
-            _table(
-                ("", "runs", "iterations", "alarms", "largest gap, nats", "least spread", "largest rms"),
-                [
-                    (name.removeprefix("healthy "), len(runs), sum(run["iterations"] for run in runs),
-                     sum(len(run["recoveries"]) for run in runs), f"{max(run['largest_gap'] for run in runs):.2f}",
-                     f"{min(run['least_spread'] for run in runs):.2f}",
-                     f"{max(run['largest_rms'] for run in runs):.2f}")
-                    for name, runs in healthy.items()
-                ],
-            ),
-        ]  # fmt: skip
-    return "\n\n".join(parts)
+        parts += ["Healthy runs: the alarms that the default limits raised, and the extremes of any log line.",
+                  _extremes(healthy)]  # fmt: skip
+    return parts
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+def _outcomes(wild: Mapping[str, Sequence[Run]]) -> str:
+    head = ("", "runs", "broke off", "working models", "best last accuracy", "recoveries")
+    rows = []
+    for name, runs in wild.items():
+        best = max(run["accuracy"] or 0 for run in runs)
+        counts = (sum(bool(run["error"]) for run in runs), sum(run["works"] for run in runs))
+        rows.append((name, len(runs), *counts, f"{100 * best:.0f} %", sum(len(run["recoveries"]) for run in runs)))
+    return _table(head, rows)
+
+
+def _extremes(healthy: Mapping[str, Sequence[Run]]) -> str:
+    head = ("", "runs", "iterations", "alarms", "largest gap, nats", "spread", "rms")
+    rows = []
+    for name, runs in healthy.items():
+        spans = [
+            f"{min(run[kind][0] for run in runs):.2f} to {max(run[kind][1] for run in runs):.2f}"
+            for kind in ("spread", "rms")
+        ]
+        alarms = sum(len(run["recoveries"]) for run in runs)
+        gap = f"{max(run['largest_gap'] for run in runs):.2f}"
+        rows.append((name.removeprefix("healthy "), len(runs), sum(run["iterations"] for run in runs), alarms, gap,
+                     *spans))  # fmt: skip
+    return _table(head, rows)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

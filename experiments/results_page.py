@@ -17,6 +17,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import ablation_page
+import divergence_page
 import fashion_mnist_page
 from matplotlib import image as mpl_image
 from matplotlib import pyplot
@@ -103,6 +104,7 @@ def page(digits: Numbers, claims: Numbers) -> str:
         "those and p(x) from all images; the classifier has the labelled images alone.",
         _claims(claims["summary"]),
         *(section(read(name)) for name, section in LATER.items() if (RESULTS / f"{name}.json").exists()),
+        *divergence_page.sections(RESULTS / "divergence.json"),
     ]
     return "\n\n".join(parts) + "\n"
 

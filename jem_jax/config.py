@@ -162,12 +162,13 @@ class Recovery:
         5, "times that a run goes back to a good checkpoint; the next divergence ends it", low=0, high=1000
     )
     patience: int = _setting(
-        100, "iterations on end that a gap, a collapse or a saturation lasts before the run has diverged", low=1,
-        high=10**6,
+        10, "iterations on end that a gap, a collapse or a saturation lasts before the run has diverged; a gap that "
+        "runs away passes from 100 to 1e6 nats in some 15", low=1, high=10**6,
     )  # fmt: skip
     max_gap: float = _setting(
-        1000.0, "gap: |mean log p~(data) - mean log p~(samples)| is larger than this, in nats", above=0, high=1e9
-    )
+        100.0, "gap: |mean log p~(data) - mean log p~(samples)| is larger than this, in nats; healthy runs stay below 5",
+        above=0, high=1e9,
+    )  # fmt: skip
     min_spread: float = _setting(
         0.1,
         "collapse: the samples' standard deviation over a batch is less than this fraction of the data's; 0: never",

@@ -24,6 +24,8 @@ RUNS = {
         "sampler.class_conditional": True,
         "sampler.buffer_size": 48,
         "optimizer.weight_decay": 0.01,
+        "recovery.max_gap": 1e-9,
+        "recovery.patience": 2,
     },
     "successors": {
         "model.factory": "tiny:mlp",
@@ -40,12 +42,12 @@ _STEPS = 3
 
 
 def first_steps(step: Step, state: TrainState, chains: np.ndarray, data: tiny.DeviceData) -> dict[str, np.ndarray]:
-    """The summed metrics after every iteration; at the end parameters, optimiser state and the whole buffer."""
+    """The summed metrics after every iteration; at the end parameters, optimiser state, watch and the whole buffer."""
     results, buffer = {}, parallel.shard(chains)
     for number in range(_STEPS):
         state, buffer = step(state, buffer, data.at(number))
         results |= {f"{number}/{name}": value for name, value in tiny.leaves(state.window.sums).items()}
-    end = {"params": state.params, "opt_state": state.opt_state, "buffer": parallel.whole(buffer)}
+    end = {"params": state.params, "opt_state": state.opt_state, "buffer": parallel.whole(buffer), "watch": state.watch}
     return results | tiny.leaves(end)
 
 

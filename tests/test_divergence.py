@@ -1,0 +1,99 @@
+"""What counts as diverged: each fault is named and fires in time, health never does, and devices decide alike."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jem_jax import divergence
+from jem_jax.divergence import Limits
+
+LIMITS = Limits(max_gap=100.0, min_spread=0.1, max_rms=3.0, patience=4)
+HEALTHY = {"log_px_data": -1.0, "log_px_samples": -3.0, "samples_spread": 0.9, "samples_rms": 0.8}
+FAULTS = {
+    "gap": {"log_px_samples": -150.0},
+    "collapse": {"samples_spread": 0.01},
+    "saturation": {"samples_rms": 3.5},
+}
+
+
+def _watch(seen, not_finite=(), runaway=()):
+    """The watch after iterations whose metrics are `seen`."""
+    watch = divergence.quiet()
+    for step, metrics in enumerate(seen):
+        arrays = {name: jnp.float32(value) for name, value in metrics.items()}
+        unfit = (jnp.array(step in not_finite), jnp.array(step in runaway))
+        watch = divergence.watched(watch, jnp.int32(step), *unfit, arrays, LIMITS)
+    return watch
+
+
+def _alarm(*args, **settings):
+    return divergence.alarm(_watch(*args, **settings), LIMITS.patience)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_slow_fault_is_named_once_it_has_lasted(fault):
+    ill = HEALTHY | FAULTS[fault]
+    before = [HEALTHY] * 2 + [ill] * (LIMITS.patience - 1)
+    assert _alarm(before) is None
+    assert _alarm([*before, HEALTHY, *before]) is None
+    assert _alarm([*before, ill, HEALTHY]) == divergence.Alarm(fault, step=5, onset=2)
+
+
+def test_the_other_factorisations_gap_counts_too():
+    metrics = {"contrast_xy": -150.0, "samples_spread": 1.0, "samples_rms": 1.0}
+    found = _alarm([metrics] * LIMITS.patience)
+    assert found is not None
+    assert found.reason == "gap"
+
+
+def test_healthy_iterations_raise_no_alarm():
+    assert _alarm([HEALTHY] * (3 * LIMITS.patience)) is None
+
+
+def test_a_classifier_is_watched_for_what_is_not_finite_alone():
+    plain = [{"loss": 1.0}] * (2 * LIMITS.patience)
+    assert divergence.measures(None) == {}
+    assert _alarm(plain) is None
+    assert _alarm(plain, not_finite=(3,)) == divergence.Alarm("not_finite", step=3, onset=3)
+
+
+def test_the_first_alarm_stays():
+    ill = HEALTHY | FAULTS["gap"]
+    assert _alarm([HEALTHY, *[ill] * 8], runaway=(1,), not_finite=(6,)) == divergence.Alarm("log_density", 1, 1)
+
+
+def test_an_iteration_that_is_undone_neither_counts_nor_ends_a_count():
+    ill = HEALTHY | FAULTS["gap"]
+    counts = _watch([ill, ill, HEALTHY], not_finite=(2,)).counts
+    assert counts.tolist() == [2, 0, 0]
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_single_number_that_is_not_finite_is_seen(number):
+    tree = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(4).at[1].set(number)}
+    assert divergence.finite({"a": tree["a"]})
+    assert divergence.signs(tree, jnp.float32(0), 1e6, None).not_finite == 1
+    assert divergence.signs(tree["a"], jnp.float32(number), 1e6, None).not_finite == 1
+
+
+def test_measures_are_those_of_the_whole_batch_however_it_is_divided():
+    random = np.random.default_rng(0)
+    data, samples = (random.normal(loc, size, (8, 4, 4, 1)).astype(np.float32) for loc, size in ((0, 1), (1, 0.5)))
+    expected = {
+        "samples_spread": np.sqrt(samples.var(axis=0).mean() / data.var(axis=0).mean()),
+        "samples_rms": np.sqrt(np.mean(samples**2)),
+    }
+    for devices in (1, 2, 4):
+        parts = [divergence.moments(d, [s]) for d, s in zip(
+            np.split(data, devices), np.split(samples, devices), strict=True)]  # fmt: skip
+        mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *parts)
+        assert divergence.measures(mean) == pytest.approx(expected, rel=1e-5)
+
+
+def test_samples_that_are_all_alike_have_no_spread():
+    data = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4, 4, 1)), jnp.float32)
+    alike = divergence.measures(divergence.moments(data, [jnp.full_like(data, 0.5)]))
+    assert alike["samples_spread"] == pytest.approx(0, abs=1e-3)
+    single = divergence.measures(divergence.moments(data[:1], [data[:1]]))
+    assert single["samples_spread"] == 1
