@@ -115,9 +115,11 @@ def _value(text: str) -> object:
     if text.lower() in ("nan", "inf", "-inf"):
         return float(text)
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
+    # No setting is a dict, which ConfigDict would take apart.
+    return text if isinstance(value, dict) else value
 
 
 def _groups(settings: ml_collections.ConfigDict) -> str:

@@ -8,7 +8,8 @@ _LONGEST = 100
 def shown(value: Any) -> str:
     """What was given, as Python would write it, cut where it is overlong."""
     try:
-        text = repr(value)
+        # A ConfigDict is written over several lines.
+        text = " ".join(repr(value).splitlines())
     except Exception:  # an int of more digits than Python writes, and whatever a foreign class raises
         return f"a {type(value).__name__} that cannot be written out"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text):,} characters)"

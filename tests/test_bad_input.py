@@ -85,6 +85,7 @@ def test_a_config_file_with_a_python_error(refused, tmp_path):
         ("model.dept=10", "config.model.dept is not a setting; did you mean config.model.depth?"),
         ("modle.depth=10", "config.modle.depth is not a setting; the groups are: data, evaluation, model"),
         ("sampler.num_steps=abc", "config.sampler.num_steps must be of type int, not 'abc'"),
+        ("sampler.num_steps={}", "config.sampler.num_steps must be of type int, not '{}'"),
         ("sampler.num_steps=-1", "config.sampler.num_steps must be at least 1"),
         ("training.batch_size=0", "config.training.batch_size must be at least 1"),
         ("sampler.buffer_size=32", "config.sampler.buffer_size 32 is smaller than config.training.batch_size 64"),

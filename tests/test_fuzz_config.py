@@ -95,7 +95,11 @@ keys = st.one_of(
     st.text(max_size=10),
     st.sampled_from(["data", "data.", ".seed", "data.items", "seed.low", "model.__class__", "data.name.x", "_fields"]),
 )
-texts = st.one_of(st.text(max_size=30), anything.map(str), st.sampled_from(["(" * 500, "0x" + "f" * 5000, "9" * 5000]))
+texts = st.one_of(
+    st.text(max_size=30),
+    anything.map(str),
+    st.sampled_from(["(" * 500, "0x" + "f" * 5000, "9" * 5000, "{}", "{'.': 1}"]),
+)
 
 
 @settings(FAST, max_examples=100)
