@@ -16,8 +16,8 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import image as mpl_image
 import divergence_page
+from matplotlib import image as mpl_image
 from matplotlib import pyplot
 
 from jem_jax.evaluation import ood
