@@ -37,14 +37,10 @@ WILD = {
 """No warm-up, ten times the learning rate of configs/digits.py, and a quarter of its chain steps"""
 WHAT = (
     "Digits without warm-up, at 10 times the learning rate and a quarter of the chain steps of configs/digits.py, for "
-)
-WHAT += (
     "144 iterations. A model works if its last validation accuracy is at least 80 % and data and samples end at most "
+    "10 nats apart. All but the runs with recovery end where |log p~| passes 1e6 or a number is not finite, and for "
+    "no slower fault."
 )
-WHAT += (
-    "10 nats apart. All but the runs with recovery end where |log p~| passes 1e6 or a number is not finite, and for no "
-)
-WHAT += "slower fault."
 ALONE = {**WILD, "recovery.max_recoveries": 0, "recovery.patience": 10**6}
 """Without recovery, and ended by what no run survives alone: a gap or saturation may pass by itself"""
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -166,9 +166,11 @@ class Recovery:
         "runs away passes from 100 to 1e6 nats in some 15", low=1, high=10**6,
     )  # fmt: skip
     max_gap: float = _setting(
-        100.0, "gap: |mean log p~(data) - mean log p~(samples)| is larger than this, in nats; healthy runs stay below 5",
-        above=0, high=1e9,
-    )  # fmt: skip
+        100.0,
+        "gap: |mean log p~(data) - mean log p~(samples)| is larger than this, in nats; healthy runs have less than 5",
+        above=0,
+        high=1e9,
+    )
     min_spread: float = _setting(
         0.1,
         "collapse: the samples' standard deviation over a batch is less than this fraction of the data's; 0: never",

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from jem_jax import divergence
 from jem_jax.divergence import Limits
@@ -97,3 +98,13 @@ def test_samples_that_are_all_alike_have_no_spread():
     assert alike["samples_spread"] == pytest.approx(0, abs=1e-3)
     single = divergence.measures(divergence.moments(data[:1], [data[:1]]))
     assert single["samples_spread"] == 1
+
+
+def test_a_classifiers_step_that_is_not_finite_is_undone_and_seen():
+    start = tiny.start(tiny.config(**{"model.factory": "tiny:mlp", "objective.p_x": 0.0}))
+    bias = start.state.params["classes"]["bias"]
+    start.state.params["classes"]["bias"] = bias * np.nan
+    with tiny.quick_compilation():
+        state, _ = start.step(start.state, None, start.data.at(0))
+    assert divergence.alarm(state.watch, patience=10) == divergence.Alarm("not_finite", step=0, onset=0)
+    assert not tiny.differing(state.params, start.state.params)

@@ -92,6 +92,11 @@ def test_metrics_hold_each_iteration_once_and_a_line_for_each_recovery(recovered
     assert (events[0]["reason"], events[0]["diverged_at"], events[0]["step"]) == (first.reason, first.step, 0)
 
 
+def test_tensorboard_tells_of_a_recovery(recovered):
+    written = b"".join(path.read_bytes() for path in (recovered / "tensorboard").iterdir())
+    assert recovery.in_words(recovery.read(recovered)[0]).encode() in written
+
+
 @pytest.mark.parametrize("where", ["history", "settle", "rewind"])
 def test_a_run_killed_in_a_recovery_ends_as_the_undisturbed_one(recovered, tmp_path, monkeypatch, where):
     def killed(*_):
@@ -126,21 +131,21 @@ def test_a_healthy_run_raises_no_alarm_with_the_defaults(tmp_path):
     assert recovery.read(tmp_path) == ()
 
 
-def test_a_divergence_later_goes_back_to_the_last_checkpoint_and_takes_more_chain_steps(tmp_path):
-    calm = {**SETTINGS, "training.epochs": 2}
-    _train(tmp_path, calm)
+def test_a_divergence_later_goes_back_to_the_last_checkpoint_and_takes_more_chain_steps(recovered, tmp_path):
+    directory = shutil.copytree(recovered, tmp_path / "copy")
+    past = len(recovery.read(directory))
     wanted = {
-        **SETTINGS, "training.max_log_density": 1e-9, "recovery.max_recoveries": 1, "recovery.buffer": "fresh",
-        "recovery.chain_steps_factor": 2.0, "recovery.learning_rate_factor": 1.0, "recovery.iterations": 4,
+        **WILD, "training.epochs": 5, "training.max_log_density": 1e-9, "recovery.max_recoveries": past + 1,
+        "recovery.buffer": "fresh", "recovery.chain_steps_factor": 2.0, "recovery.learning_rate_factor": 1.0,
     }  # fmt: skip
-    with pytest.raises(UserError, match=r"diverged at iteration 11: .*\(1\) log_density at 11, back to 10"):
-        _train(tmp_path, wanted)
-    assert recovery.read(tmp_path)[0].best_step > 0
-    before = _last(tmp_path, SETTINGS)
+    with pytest.raises(UserError, match=rf"diverged at iteration 21: .*\({past + 1}\) log_density at 21, back to 20"):
+        _train(directory, wanted)
+    assert recovery.read(directory)[-1].best_step > 0
+    before = _last(directory, WILD)
     # The limit is mended, and the run goes on from where it went back to.
-    _train(tmp_path, {**wanted, "training.max_log_density": 1e6})
-    after = _last(tmp_path, SETTINGS)
-    assert int(after["state"]["step"]) == LAST
+    _train(directory, {**wanted, "training.max_log_density": 1e6})
+    after = _last(directory, WILD)
+    assert int(after["state"]["step"]) == 25
     assert tiny.differing(before["state"]["key"], after["state"]["key"])
 
 
