@@ -1,5 +1,6 @@
 """The test process: four virtual CPU devices, and one compilation cache for all tests of a session."""
 
+import gc
 import os
 import tempfile
 
@@ -12,6 +13,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 from collections.abc import Callable, Iterator  # noqa: E402
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 import tiny  # noqa: E402
 
@@ -36,6 +38,15 @@ def quick_compilation() -> Iterator[None]:
     """Half the compilation time, for tests that hardly run what they compile."""
     with tiny.quick_compilation():
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_freed() -> Iterator[None]:
+    """Every compiled program holds memory maps, of which a process may have 65,530: all tests together pass that,
+    and the compiler then dies of it. What a later module needs again comes from the compilation cache."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.hookimpl(wrapper=True)
