@@ -215,7 +215,9 @@ class Evaluation:
         "", "torch-fidelity's file of Inception-v3, for FID and Inception score of the buffer; empty: neither"
     )
     sections: str = _setting("all", "sections of the report, separated by commas; all: every one")
-    ood_images: int = _setting(2000, "images of each out-of-distribution set", low=10, high=10**6)
+    ood_images: int = _setting(
+        2000, "images of each out-of-distribution set, and test images beside them", low=10, high=10**6
+    )
     ood_sets: str = _setting("", "more such sets, separated by commas: names as of data.name")
     attack_images: int = _setting(200, "test images that are attacked", low=1, high=10**6)
     attack_steps: int = _setting(20, "steps of PGD", low=1, high=10**5)
