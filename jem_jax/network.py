@@ -46,6 +46,9 @@ class Network:
     def batch_logits(self, variables: Variables, x: Array, key: Array) -> Array:
         """Logits [B, K] in training mode, from the batch's own statistics; none is updated.
 
+        The released JEM++ and SADA-JEM let every step of a chain update the running statistics as well; with 0.9 for
+        the newest batch the last forward pass outweighs them there, and here passes of the loss are all that count.
+
         Args:
           key: of the dropout mask.
         """
