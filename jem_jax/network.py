@@ -52,8 +52,8 @@ class Network:
         Args:
           key: of the dropout mask.
         """
-        kwargs: dict[str, Any] = {"train": True} if self._takes_train else {}
-        return jnp.asarray(self.module.apply(variables, x, rngs={"dropout": key}, **kwargs))
+        # Layers of others, such as Flax's own batch norm, update their statistics whenever they train: dropped here.
+        return jnp.asarray(self._train(variables, x, key)[0])
 
     def features(self, variables: Variables, x: Array) -> Array:
         """Penultimate features [B, D] in evaluation mode; the logits where the module does not take `features`."""
