@@ -16,7 +16,18 @@ from jem_jax.configs import cifar10
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = cifar10.get_config()
+    config = with_parts(cifar10.get_config())
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 4e-4
+    config.optimizer.decay_epochs = (50, 100, 125)
+    config.optimizer.decay_factor = 0.2
+    return config
+
+
+def with_parts(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The same settings with JEM++'s network and sampler."""
     config.model.norm = "batch"
     config.sampler.num_steps = 10
     config.sampler.noise_std = 0.0
@@ -24,10 +35,4 @@ def get_config() -> ml_collections.ConfigDict:
     config.sampler.clip_x = True
     config.sampler.init = "class_gaussians"
     config.sampler.batch_statistics = True
-    config.optimizer.name = "sgd"
-    config.optimizer.learning_rate = 0.1
-    config.optimizer.momentum = 0.9
-    config.optimizer.weight_decay = 4e-4
-    config.optimizer.decay_epochs = (50, 100, 125)
-    config.optimizer.decay_factor = 0.2
     return config

@@ -9,17 +9,10 @@ Expect: one run (experiments/results/digits_jempp.json) gave 99.6 % test accurac
 
 import ml_collections
 
-from jem_jax.configs import digits
+from jem_jax.configs import cifar10_jempp, digits
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = digits.get_config()
-    config.model.norm = "batch"
-    config.sampler.num_steps = 10
-    config.sampler.noise_std = 0.0
-    config.sampler.grad_clip = 1.0
-    config.sampler.clip_x = True
-    config.sampler.init = "class_gaussians"
-    config.sampler.batch_statistics = True
+    config = cifar10_jempp.with_parts(digits.get_config())
     config.evaluation.sample_steps = 100
     return config

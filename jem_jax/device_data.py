@@ -109,8 +109,7 @@ def draws(config: Config, split: Split) -> Callable[[Array, int], Array]:
 def build(config: Config, split: Split, order: Order) -> DeviceData:
     """The images on every device where they fit (10 % of its memory, 1 GiB on a CPU), else streamed from the host."""
     terms = weights(config)
-    samples = terms.needs_negatives or terms.needs_conditional_negatives
-    starts = Starts(config, split, order) if samples and config.sampler.init == "class_gaussians" else None
+    starts = Starts(config, split, order) if terms.needs_samples and config.sampler.init == "class_gaussians" else None
     return Resident(split, order, starts) if is_resident(config, split) else Streamed(split, order, starts)
 
 

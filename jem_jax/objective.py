@@ -38,6 +38,11 @@ class Weights:
         """Whether samples of p(x | y) are needed."""
         return self.p_xy != 0
 
+    @property
+    def needs_samples(self) -> bool:
+        """Whether samples of either kind are needed."""
+        return self.needs_negatives or self.needs_conditional_negatives
+
 
 class Logits(NamedTuple):
     """Logits [B, K] of the batches that the weights call for; None where a term is off.

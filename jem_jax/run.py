@@ -134,7 +134,7 @@ def _check_shared(path: Path) -> None:
 
 def _has_baseline(config: Config) -> bool:
     terms = train_step.weights(config)
-    return config.training.baseline and (terms.needs_negatives or terms.needs_conditional_negatives)
+    return config.training.baseline and terms.needs_samples
 
 
 def _train_baseline(facts: RunFacts, dataset: Dataset, path: Path, interrupts: Interrupts) -> Trained:

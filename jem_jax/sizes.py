@@ -14,7 +14,7 @@ _MOST_ITERATIONS = 2**31 - 3
 def buffer_size(config: Config, num_classes: int) -> tuple[int, int]:
     """Slots [S] and class axis [C] of the replay buffer; no slots where the objective needs no negatives."""
     terms = train_step.weights(config)
-    if not (terms.needs_negatives or terms.needs_conditional_negatives):
+    if not terms.needs_samples:
         return 0, 1
     classes = train_step.buffer_classes(config, num_classes)
     return config.sampler.buffer_size // classes, classes
@@ -55,7 +55,7 @@ def check(config: Config, dataset: Dataset) -> None:
         if batch % devices:
             raise UserError(_indivisible(name, batch, devices, f"the {devices} devices"))
     terms = train_step.weights(config)
-    if not (terms.needs_negatives or terms.needs_conditional_negatives):
+    if not terms.needs_samples:
         return
     slots, classes = buffer_size(config, dataset.num_classes)
     size = config.sampler.buffer_size

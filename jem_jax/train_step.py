@@ -376,8 +376,7 @@ def _empty_window(terms: objective.Weights) -> Window:
     def metrics() -> dict[str, Array]:
         one = jnp.zeros((1, 2))
         found = objective.joint_loss(objective.Logits(one, one, one, one), jnp.zeros(1, jnp.int32), terms)[1]
-        has_samples = terms.needs_negatives or terms.needs_conditional_negatives
-        return found | divergence.measures(divergence.moments(one, [one] if has_samples else []))
+        return found | divergence.measures(divergence.moments(one, [one] if terms.needs_samples else []))
 
     # The largest |log p~| only guards the iteration: a mean of it would depend on the number of devices.
     sums = {name: jnp.float32(0) for name in jax.eval_shape(metrics) if name != "log_px_max"}
