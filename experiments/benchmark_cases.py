@@ -53,8 +53,9 @@ class Program:
 
 
 _DIGITS, _SMALL, _MIDDLE = (10, 1, 8, 1), (10, 1, 32, 3), (16, 2, 32, 3)
-# Freed memory stays with the process: without it glibc gives every large array back and faults it in again.
-_MALLOC = (("MALLOC_MMAP_THRESHOLD_", str(2**30)), ("MALLOC_TRIM_THRESHOLD_", str(2**32)))
+# Freed memory stays with the process: without it glibc gives every large array back and faults it in again. Larger
+# thresholds than these overflow in glibc, which then keeps nothing.
+_MALLOC = (("MALLOC_ARENA_MAX", "1"), ("MALLOC_MMAP_MAX_", "0"), ("MALLOC_TRIM_THRESHOLD_", str(2**31 - 1)))
 _ALONE = (("XLA_PYTHON_CLIENT_PREALLOCATE", "false"),)
 _OFFICIAL = Program("PyTorch, official style", "torch_worker.py", "official")
 

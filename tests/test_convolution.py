@@ -9,7 +9,7 @@ import pytest
 
 from jem_jax import convolution
 
-SIDES = [(8, 8), (7, 7), (6, 9), (5, 4), (2, 1)]
+SIDES = [(8, 8), (7, 7), (6, 9), (5, 4), (4, 4), (3, 4), (2, 2), (2, 1)]
 
 
 def _xla(x, kernel, stride):
@@ -74,7 +74,7 @@ def test_stride_two_pads_one_pixel_before_where_same_pads_none():
 
 def test_vmap_over_kernels_equals_one_by_one():
     with jax.enable_x64(True):
-        x, kernels = _random(2, 4, 4, 2), _random(3, 3, 3, 2, 2, seed=1)
+        x, kernels = _random(2, 6, 6, 2), _random(3, 3, 3, 2, 2, seed=1)
         gradient = jax.jit(jax.grad(lambda x, kernel: jnp.sum(jnp.sin(convolution.conv(x, kernel, 2)))))
         together = jax.vmap(gradient, (None, 0))(x, kernels)
         for index, kernel in enumerate(kernels):
