@@ -233,6 +233,11 @@ class Evaluation:
         (0.008, 0.03), "ε of the L-inf attack through refinement, in [0, 1] pixels", above=0, high=1
     )
 
+    @property
+    def ood_set_names(self) -> list[str]:
+        """Of the out-of-distribution sets that are not made from the test images."""
+        return [name.strip() for name in self.ood_sets.split(",") if self.ood_sets]
+
 
 @dataclass(frozen=True)
 class Config:
@@ -283,8 +288,8 @@ def validate(settings: Mapping[str, Any]) -> Config:
             f"config.sampler.buffer_size {config.sampler.buffer_size} is smaller than config.training.batch_size "
             f"{config.training.batch_size}; it must be at least as large"
         )
-    more = config.evaluation.ood_sets
-    if more and not all(name.strip() for name in more.split(",")):
+    if not all(config.evaluation.ood_set_names):
+        more = config.evaluation.ood_sets
         raise UserError(f"config.evaluation.ood_sets must be names separated by commas, not {shown(more)}")
     return config
 

@@ -59,7 +59,7 @@ def detect(subject: Subject) -> Result:
 def _sets(subject: Subject, result: Result) -> dict[str, OutsideSet]:
     settings, seed = subject.settings, subject.facts.config.seed
     sets = out_of_distribution.builtin(subject.dataset.test, settings.ood_images, seed)
-    for name in filter(None, map(str.strip, settings.ood_sets.split(","))):
+    for name in settings.ood_set_names:
         try:
             sets[name] = out_of_distribution.named(
                 subject.facts.config.data, name, subject.facts.image_shape, settings.ood_images, seed

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jem_jax import workdir
+from jem_jax import datasets, workdir
 from jem_jax.config import Evaluation
 from jem_jax.errors import UserError
 from jem_jax.report import attacking, classifying, detecting, progress, sampling
@@ -181,9 +181,11 @@ def _file(subject: Subject, section: Section) -> Path:
 
 
 def _identity(subject: Subject, section: Section) -> str:
-    """What a section's outcome depends on: the checkpoints, byte for byte, and its settings."""
+    """What a section's outcome depends on: the checkpoints, byte for byte, its settings, and files that they name."""
     settings = dataclasses.asdict(subject.settings)
     parts: list[Any] = [_FORMAT, section.name, subject.settings.batch_size, {n: settings[n] for n in section.settings}]
+    if "ood_sets" in section.settings:
+        parts.append([datasets.version(name) for name in subject.settings.ood_set_names])
     for name, model in subject.models.items():
         part = subject.path / workdir.BASELINE if name == "baseline" else subject.path
         parts.append((part / workdir.CHECKPOINTS / str(model.step) / "manifest.json").read_text(encoding="utf-8"))
