@@ -11,7 +11,7 @@ import pytest
 import tiny
 from command import TINY, Command, contents, finished_run, metrics, restored, steps_logged
 
-from jem_jax import checkpoint, config_files, datasets, train, workdir
+from jem_jax import checkpoint, config_files, datasets, recovery, train, workdir
 from jem_jax.interrupts import Interrupted
 from jem_jax.main import main, overrides
 
@@ -153,6 +153,19 @@ def test_two_processes_finish_and_the_first_alone_reports(tmp_path):
     assert f"{run}/report/report.json" in first[1]
     assert _said(second[1]) == []
     assert (run / "report" / "samples.png").exists()
+
+
+def test_two_processes_recover_together_and_the_report_says_so(tmp_path):
+    run = tmp_path / "run"
+    wild = ("--config.optimizer.learning_rate=90", "--config.recovery.learning_rate_factor=0.0005",
+            "--config.recovery.patience=3", "--config.evaluation.sections=training")  # fmt: skip
+    first, second = [process.wait() for process in _pair(tmp_path, *TINY, *wild, f"--workdir={run}")]
+    assert (first[0], second[0]) == (0, 0)
+    history = recovery.read(run)
+    assert len(history) >= 1
+    assert f"Recovery 1 of the JEM: it {recovery.in_words(history[0])}." in (run / "report" / "report.html").read_text()
+    assert [line["step"] for line in metrics(run) if "loss" in line] == list(range(1, 19))
+    assert all(np.isfinite(line["loss"]) for line in metrics(run) if "loss" in line)
 
 
 def test_where_one_is_killed_the_other_ends_with_an_error(tmp_path):
