@@ -3,10 +3,11 @@
 import dataclasses
 import math
 
+import fuzzing
 import jax
 import pytest
 import tiny
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jem_jax import config as configuration
@@ -20,7 +21,6 @@ FIELDS = {
     for group in dataclasses.fields(Config)
     for field in (dataclasses.fields(group.type) if dataclasses.is_dataclass(group.type) else (group,))
 }
-FAST = settings(deadline=None, derandomize=True, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 
 numbers = st.one_of(
     st.integers(),
@@ -71,7 +71,7 @@ def _taken_or_refused(function, *arguments):
     return None
 
 
-@FAST
+@fuzzing.examples(200)
 @given(_changes())
 def test_any_value_is_a_setting_or_refused_in_one_line(change):
     key, value = change
@@ -84,7 +84,7 @@ def test_any_value_is_a_setting_or_refused_in_one_line(change):
         assert type(config) is type(FIELDS[key].default)
 
 
-@FAST
+@fuzzing.examples(200)
 @given(st.recursive(anything, lambda inner: st.dictionaries(st.sampled_from(sorted(vars(Config()))), inner)))
 def test_any_object_is_settings_or_refused_in_one_line(settings):
     _taken_or_refused(configuration.validate, settings)
@@ -102,7 +102,7 @@ texts = st.one_of(
 )
 
 
-@settings(FAST, max_examples=100)
+@fuzzing.examples(100)
 @given(keys, texts)
 def test_any_text_of_the_command_line_is_a_setting_or_refused_in_one_line(key, text):
     _taken_or_refused(config_files.read, "digits", [(key, text)])
@@ -115,7 +115,7 @@ names = st.one_of(
 )
 
 
-@settings(FAST, max_examples=50)
+@fuzzing.examples(50)
 @given(names)
 def test_any_name_is_refused_in_one_line(tmp_path_factory, name):
     with pytest.MonkeyPatch.context() as patch:
@@ -127,9 +127,10 @@ def test_any_name_is_refused_in_one_line(tmp_path_factory, name):
 
 
 # What each group's settings do to a run of two iterations; those of a WRN, which compiles long, are the long form's.
-RUNNING = sorted(set(FIELDS) - {key for key in FIELDS if key.startswith(("model.", "evaluation."))})
+NOT_RUN = ("evaluation.",) if fuzzing.LONG else ("evaluation.", "model.")
+RUNNING = sorted(key for key in FIELDS if not key.startswith(NOT_RUN))
 # More of it would be a longer test of the same program.
-MOST = {"sampler.num_steps": 1000}
+MOST = {"sampler.num_steps": 1000, "model.depth": 28, "model.width": 100}
 
 
 @st.composite
@@ -162,11 +163,12 @@ def _two_iterations(config):
     return int(jax.device_get(state.step))
 
 
-@settings(FAST, max_examples=6)
+@fuzzing.examples(6)
 @given(_valid())
 def test_what_is_taken_runs_or_is_refused_in_one_line(change):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checks, "memory", lambda: 2**30)
-        config = _taken_or_refused(lambda: tiny.config(**{"model.factory": "tiny:mlp", **dict([change])}))
+        network = {} if change[0].startswith("model.") else {"model.factory": "tiny:mlp"}
+        config = _taken_or_refused(lambda: tiny.config(**network, **dict([change])))
         if config is not None:
             assert _taken_or_refused(_two_iterations, config) in (None, 2)

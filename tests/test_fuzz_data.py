@@ -6,9 +6,10 @@ import pickle
 import struct
 import zipfile
 
+import fuzzing
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -16,10 +17,6 @@ from jem_jax import datasets, torch_import
 from jem_jax.config import Data
 from jem_jax.datasets import checks
 from jem_jax.errors import UserError
-
-FAST = settings(
-    deadline=None, derandomize=True, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +78,7 @@ def _npz(path, **arrays):
     return path
 
 
-@FAST
+@fuzzing.examples(150)
 @given(_damages())
 def test_a_damaged_npz(tmp_path, damage):
     whole = _npz(tmp_path / "whole.npz")
@@ -94,7 +91,7 @@ def test_a_damaged_npz(tmp_path, damage):
         np.testing.assert_array_equal(found.train.labels, wanted.train.labels)
 
 
-@FAST
+@fuzzing.examples(150)
 @given(dtypes, st.lists(lengths, max_size=5), st.sampled_from(["images", "labels", "class_names"]), st.binary())
 def test_an_npz_with_any_header(tmp_path, dtype, shape, key, content):
     path = _npz(tmp_path / "mine.npz", class_names=np.array(list("abc")))
@@ -119,7 +116,7 @@ def test_an_object_in_an_npz_is_never_unpickled(tmp_path, key):
 # ---- folders
 
 
-@FAST
+@fuzzing.examples(150)
 @given(_damages(), st.sampled_from(["png", "gif", "bmp", "jpeg", "tiff", "webp", "pgm"]))
 def test_a_damaged_picture(tmp_path, damage, kind):
     folder = tmp_path / "mine"
@@ -163,7 +160,7 @@ def _read_or_refused(path):
 
 
 @pytest.mark.torch
-@FAST
+@fuzzing.examples(150)
 @given(_damages(), st.booleans())
 def test_a_damaged_checkpoint(tmp_path, damage, legacy):
     path = tmp_path / "mine.pt"
@@ -172,7 +169,7 @@ def test_a_damaged_checkpoint(tmp_path, damage, legacy):
 
 
 @pytest.mark.torch
-@settings(FAST, max_examples=100)
+@fuzzing.examples(100)
 @given(st.binary(max_size=200))
 def test_any_bytes_as_a_checkpoint(tmp_path, content):
     path = tmp_path / "mine.pt"

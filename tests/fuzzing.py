@@ -1,0 +1,20 @@
+"""How long the fuzz tests look: always at the same few examples, or, by FUZZ_FACTOR, at that many times more and new
+ones (`python experiments/fuzz.py`)."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+FACTOR = int(os.environ.get("FUZZ_FACTOR", "1"))
+LONG = FACTOR > 1
+
+
+def examples(number: int) -> settings:
+    """Of the short form."""
+    return settings(
+        deadline=None,
+        derandomize=not LONG,
+        max_examples=number * FACTOR,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+        print_blob=True,
+    )
