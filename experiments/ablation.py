@@ -7,6 +7,9 @@ Every variant is JEM's configs/digits.py with one part more than the one before 
 statistics, plain images for p(x) beside 128 augmented ones for p(y|x), and ASAM. Iterations, learning rate and all else
 stay. Then JEM and the last variant with other numbers of chain steps.
 
+The replay buffers of all runs are judged by one classifier that had no part in any: the penultimate features and the
+predictions of a plain WRN-10-1 of another seed, trained first.
+
 A run that diverges goes back by itself (config.recovery); how often is in the results, and one that ends without a
 model is stored as such. Results go to experiments/results/ablation.json run by run, and the command goes on where it
 was cut off; `python experiments/results_page.py` makes the table and the figure.
@@ -18,7 +21,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from runs import RESULTS, machine, run_command
+import jax
+import numpy as np
+from runs import RESULTS, ROOT, machine, run_command
+
+import jem_jax
+from jem_jax import datasets, loading, workdir
+from jem_jax.datasets.splits import to_float
+from jem_jax.evaluation import classification, sample_quality
 
 CLIP = ["sampler.grad_clip=1", "sampler.clip_x=true", "sampler.noise_std=0"]
 INFORMATIVE = [*CLIP, "sampler.init=class_gaussians"]
@@ -44,10 +54,10 @@ VARIANTS = {name: [*settings, f"sampler.num_steps={STEPS}"] for name, settings i
     for steps in (5, 20)
 }
 REPORT = [
-    "evaluation.sections=classification,calibration,ood,adversarial,sample_quality",
+    "training.baseline=false", "evaluation.sections=classification,calibration,ood,adversarial",
     "evaluation.attack_linf=(0.1,)", "evaluation.attack_l2=(0.5,)", "evaluation.refined_linf=()",
-    "evaluation.sample_steps=100",
 ]  # fmt: skip
+JUDGE = ["objective.p_x=0", "training.baseline=false", "seed=1000", "evaluation.sections=classification"]
 FILE = RESULTS / "ablation.json"
 
 
@@ -57,11 +67,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="variants whose name starts so")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of every run")
     flags = parser.parse_args()
+    judge = Judge(ROOT / "runs" / "ablation_judge")
     for seed in range(flags.seeds):
         for name, settings in VARIANTS.items():
             if not name.startswith(flags.only) or f"{name}/{seed}" in read()["runs"]:
                 continue
-            found = _one([*settings, *REPORT, *flags.set, f"seed={seed}"])
+            found = _one([*settings, *REPORT, *flags.set, f"seed={seed}"], judge)
             # Read again: another process may have stored a run meanwhile.
             store = read()
             store["runs"][f"{name}/{seed}"] = found
@@ -76,12 +87,48 @@ def read() -> dict[str, Any]:
     return {"command": "python experiments/ablation.py", **machine(), "runs": {}}
 
 
-def _one(settings: list[str]) -> dict[str, Any]:
+class Judge:
+    """A plain classifier, by whose features and predictions samples are measured.
+
+    Args:
+      path: its workdir; trained here where there is none yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        run_command("digits", path, JUDGE)
+        facts = workdir.read_facts(path)
+        self._model = loading.read_model(path, facts)
+        train = to_float(datasets.load(facts.config.data).train.images)
+        self._reference = self._features(train)
+
+    def _features(self, images: np.ndarray) -> np.ndarray:
+        return np.asarray(jax.jit(self._model.network.features)(self._model.variables, images))
+
+    def of(self, buffer: np.ndarray) -> dict[str, float]:
+        """What a whole replay buffer looks like, clipped to [-1, 1]."""
+        images = np.clip(buffer.reshape(-1, *buffer.shape[2:]), -1, 1)
+        logits = np.asarray(jax.jit(self._model.network.logits)(self._model.variables, images))
+        log_posterior = classification.log_posterior(logits)
+        shares = np.bincount(logits.argmax(axis=-1), minlength=logits.shape[-1]) / len(logits)
+        return {
+            "images": len(images),
+            "frechet_distance": sample_quality.frechet_distance(self._features(images), self._reference),
+            "inception_style_score": sample_quality.inception_style_score(log_posterior),
+            "mean_confidence": float(np.exp(log_posterior.max(axis=-1)).mean()),
+            "rarest_class": float(shares.min()),
+            "commonest_class": float(shares.max()),
+        }
+
+
+def _one(settings: list[str], judge: Judge) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             report = run_command("digits", Path(folder) / "run", settings)
         except SystemExit as error:
             return {"settings": settings, "failed": str(error).rpartition(" ended ")[2]}
+        buffer = jem_jax.load(Path(folder) / "run").buffer
+        assert buffer is not None
+        quality = judge.of(np.asarray(buffer))
     jem = report["jem"]
     return {
         "settings": settings,
@@ -93,8 +140,7 @@ def _one(settings: list[str]) -> dict[str, Any]:
         },
         "pgd_linf_0.1": jem["pgd"]["linf"]["0.1"],
         "pgd_l2_0.5": jem["pgd"]["l2"]["0.5"],
-        "buffer": jem["sample_quality"]["replay buffer"],
-        "fresh_chains": jem["sample_quality"]["fresh chains"],
+        "buffer": quality,
         "training_seconds": report["run"]["seconds"]["training"],
         "recoveries": len(jem.get("recoveries", [])),
     }

@@ -46,9 +46,9 @@ def section(stored: Numbers) -> str:
         "## Digits: from JEM to SADA-JEM\n\n"
         f"{seeds} seeds at most, on {stored['cores']} CPU cores (`{stored['command']}`); means, in brackets the least "
         "and the greatest. Each row has one part more than the one above, with 10 SGLD steps; below, other numbers of "
-        "steps. AUROC is the mean over midpoints of two classes, rotated digits and photographs; the buffer is judged "
-        "by the classifier trained beside it, which has the same norm, so that its distances compare within the rows "
-        f"of one norm.\n\n{table}\n\n![Four of these columns]({PICTURE})"
+        "steps. AUROC is the mean over midpoints of two classes, rotated digits and photographs; all buffers are "
+        "judged by the features and predictions of one plain classifier, of another seed.\n\n"
+        f"{table}\n\n![Four of these columns]({PICTURE})"
     )
 
 
