@@ -25,7 +25,8 @@ def main() -> None:
     settings = [f"data.name={flags.data.resolve()}"] if flags.data else []
     run = run_command("fashion_mnist", flags.workdir.resolve(), settings)
     # The file's place says nothing, and the time is that of a command that may have found the run finished.
-    run["settings"] = [f"data.name={flags.data.name}"] if flags.data else []
+    if flags.data:
+        run["settings"], run["run"]["data"] = [f"data.name={flags.data.name}"], flags.data.name
     del run["command_seconds"], run["peak_memory_mib"]
     shutil.copy(flags.workdir / "report" / "buffer_by_class.png", RESULTS / "fashion_mnist_buffer.png")
     summary = {model: {name: run[model][name] for name in NAMES} for model in ("jem", "baseline")}

@@ -22,8 +22,9 @@ def section(stored: Numbers) -> str:
             f"iterations, on {stored['cores']} CPU cores (`{stored['command']}`): training "
             f"{minutes['training']:.1f} minutes, the classifier {minutes['baseline']:.1f}, the report "
             f"{minutes['evaluation']:.1f}. The JEM recovered from {len(run['jem'].get('recoveries', []))} divergences. "
-            "The better of the two in bold; ± none, since it is one run.",
+            "The better of the two in bold; one run has no spread.",
             _classifying(run),
+            " ".join(_confidence(run, model) for model in MODELS),
             _detecting(run),
             _attacking(run),
             "![The replay buffer, one row a predicted class](../experiments/results/fashion_mnist_buffer.png)",
@@ -45,6 +46,18 @@ def _classifying(run: Numbers) -> str:
             )
         rows.append((title, *cells))
     return _table(("", *heads), rows)
+
+
+def _confidence(run: Numbers, model: str) -> str:
+    temperature = run[model]["temperature"]
+    found = (
+        "underconfident"
+        if temperature < 0.95
+        else "overconfident"
+        if temperature > 1.05
+        else "neither too sure nor unsure"
+    )
+    return f"The {MODELS[model]} is {found}: the validation images' best temperature is {temperature:.2f}."
 
 
 def _detecting(run: Numbers) -> str:
