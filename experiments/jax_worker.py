@@ -12,6 +12,7 @@ from workers import peak_bytes, resident_bytes, serve, timed
 
 from jem_jax import config as configuration
 from jem_jax import (
+    convolution,
     device_data,
     energy,
     forecast,
@@ -32,9 +33,16 @@ from jem_jax.device_data import Order
 _state: dict[str, Any] = {}
 
 
-def start(batch: int, slots: int) -> str:
-    """Starts JAX as the command does; its devices in words."""
-    parallel.start(parallel.Cluster(), parallel.choose_cpu_devices((batch, slots)), 1)
+def start(batch: int, slots: int, without: str = "") -> str:
+    """Starts JAX as the command does, but for one of the levers of cpu_levers.py; its devices in words."""
+    if without == "input gradient as a convolution":
+        convolution._conv3x3_forward_gradient = convolution._conv3x3
+    elif without == "matrix products":
+        convolution._FEW_PIXELS = 0
+    elif without == "freed memory is kept":
+        parallel._keep_freed_memory = lambda: None
+    cpu_devices = 1 if without == "a device for each core" else parallel.choose_cpu_devices((batch, slots))
+    parallel.start(parallel.Cluster(), cpu_devices, 1)
     return f"jax {jax.__version__}, {parallel.describe()}"
 
 

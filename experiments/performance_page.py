@@ -29,11 +29,9 @@ LINKS = (
 LEVERS = """\
 | lever | predicted | measured |
 | --- | --- | --- |
-| input gradient written as a forward convolution (CPU) | 13 to 36 times a convolution in the chain | in use; not measured apart on this page |
-| two host devices, one a core (CPU) | 1.2 to 2 times | in use; not measured apart on this page |
-| XLA's YNN convolution fusion off (CPU, two devices) | 1.6 times on one device | none: 168 against 168 ms at 8×8, 1,003 against 968 ms at 32×32, K 5, on a busy machine; not set |
-| kernel gradient as nine shifted products (CPU) | up to 2 times | slower: 81 against 10 ms for 16→16 channels at 32×32, 0.9 against 0.3 ms at 8×8; not used |
-| kernel gradient as one product over patches (CPU) | up to 2 times | slower: 108 against 10 ms, 0.7 against 0.3 ms; even for 64→64 at stride 2; not used |
+{cpu}| XLA's YNN convolution fusion off (CPU, two devices) | 1.6 times on one device | level, on a busy machine; no raw result kept; not set |
+| kernel gradient as nine shifted products (CPU) | up to 2 times | three to eight times slower at every size tried; no raw result kept; not used |
+| kernel gradient as one product over patches (CPU) | up to 2 times | two to ten times slower, about level for 64→64 at stride 2; no raw result kept; not used |
 | bfloat16 compute, float32 state (`model.dtype`) | 8 to 16 times float32 without TF32 | not measured yet |
 | one pass for all batches of the loss | fewer launches | in use; not measured yet on a GPU |
 | input gradient without weight gradients | a third of a chain step | in the lowered GPU program (tests/test_gpu_program.py); time not measured |
@@ -42,6 +40,14 @@ LEVERS = """\
 | `sampler.unroll` | some launches | not measured yet on a GPU; slower on a CPU |
 | layouts and autotuning in a profile | | not looked at yet |
 """
+
+CPU_LEVERS = {
+    "input gradient as a convolution": ("input gradient written as a forward convolution (CPU)", "13 to 36 times a convolution in the chain"),
+    "matrix products": ("3×3 convolutions with up to 4 pixels of output as a matrix product (CPU)", "15 times such a convolution"),
+    "freed memory is kept": ("freed memory stays with the process (CPU, glibc)", "the page faults: a fifth of an update at 32×32"),
+    "a device for each core": ("two host devices, one a core (CPU)", "1.2 to 2 times"),
+}  # fmt: skip
+"""By their names in cpu_levers.py: what they are, and what they were predicted to give"""
 
 UNMEASURED = {
     "gpu": "everything on a GPU: times, memory, the share of its matrix products, the comparison with PyTorch there, "
@@ -67,7 +73,7 @@ def page() -> str:
         *(_benchmark(preset, found) for preset, found in benchmarks.items()),
         *(_growth(preset, found) for preset, found in growths.items()),
         _agreement(_read("bfloat16_agreement")),
-        f"## Levers\n\n{LEVERS}",
+        _levers(_read("cpu_levers")),
         _several_chips(),
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
@@ -186,6 +192,25 @@ def _agreement(found: Numbers | None) -> str:
     ]
     heads = ("quantity", "float32", "bfloat16", "spread of seeds", "agrees")
     return f"## bfloat16 against float32\n\n`{found['command']}`\n\n{_table(heads, rows)}"
+
+
+def _levers(found: Numbers | None) -> str:
+    rows = ""
+    for name, (lever, predicted) in CPU_LEVERS.items():
+        measured = []
+        for case in found["summary"] if found else ():
+            seconds = case["seconds"]
+            ratio = seconds[name]["median"] / seconds["all"]["median"]
+            measured.append(
+                f"{ratio:.2f} times at {case['case'].partition(',')[0].partition(' ')[2]}, "
+                f"K {case['case'].rpartition(' ')[2]} ({1e3 * seconds[name]['median']:.0f} against "
+                f"{1e3 * seconds['all']['median']:.0f} ms)"
+            )
+        rows += f"| {lever} | {predicted} | {'the iteration ' * bool(found) + '; '.join(measured) or 'not measured yet'} |\n"
+    source = (
+        f"Those of a CPU are of `{found['command']}`, {found['cores']} cores, medians of five.\n\n" if found else ""
+    )
+    return f"## Levers\n\n{source}{LEVERS.format(cpu=rows)}"
 
 
 def _several_chips() -> str:

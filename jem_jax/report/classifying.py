@@ -82,7 +82,7 @@ def calibrate(subject: Subject) -> Result:
         gap = values["confidence_less_accuracy"]
         result.text(
             f"The {TITLES[name]} is {'over' if gap > 0 else 'under'}confident: its mean confidence is "
-            f"{percent(abs(gap))} {'above' if gap > 0 else 'below'} its accuracy."
+            f"{100 * abs(gap):.1f} points {'above' if gap > 0 else 'below'} its accuracy."
         )
     head = ("", "ECE", "95 % interval", "ECE, equal mass", "MCE", "NLL, nats")
     result.table(head, rows, f"{bins} bins; the temperature is fitted on {len(validation)} validation images")

@@ -1,0 +1,54 @@
+"""What each thing that makes training fast on a CPU gives: the whole iteration with it and without it.
+
+    python experiments/cpu_levers.py
+
+One process with everything and one for each lever that is switched off, in turn, while the others wait; medians of five
+rounds after a warm one, with the least and the greatest. Writes experiments/results/cpu_levers.json. Takes some five
+minutes on two cores.
+"""
+
+import contextlib
+import statistics
+from typing import Any
+
+from benchmark_cases import SLOTS, Case
+from runs import store
+from workers import Worker
+
+CASES = (Case(10, 1, 8, 1, steps=20), Case(10, 1, 32, 3, steps=5))
+ALL = "all"
+LEVERS = ("input gradient as a convolution", "matrix products", "freed memory is kept", "a device for each core")
+"""As jax_worker.py switches them off"""
+ROUNDS, ROUND_SECONDS = 5, 1.0
+
+
+def main() -> None:
+    store("cpu_levers", "python experiments/cpu_levers.py", [_measure(case) for case in CASES], None)
+
+
+def _measure(case: Case) -> dict[str, Any]:
+    """Seconds of an iteration with every lever, and without each."""
+    with contextlib.ExitStack() as stack:
+        workers, counts = {}, {}
+        for name in (ALL, *LEVERS):
+            worker = workers[name] = stack.enter_context(Worker("jax_worker.py"))
+            worker.ask("start", batch=case.batch, slots=SLOTS, without=name)
+            worker.ask("prepare", shape=case.shape, settings=case.settings("float32"))
+            counts[name] = max(1, round(ROUND_SECONDS / worker.ask("iterations", count=1)))
+        times: dict[str, list[float]] = {name: [] for name in workers}
+        for number in range(ROUNDS + 1):
+            for name, worker in workers.items():
+                seconds = worker.ask("iterations", count=counts[name])
+                if number:
+                    times[name].append(seconds)
+    spreads = {
+        name: {"median": statistics.median(values), "low": min(values), "high": max(values)}
+        for name, values in times.items()
+    }
+    for name, spread in spreads.items():
+        print(f"{case.name}, {name}: {1e3 * spread['median']:.1f} ms", flush=True)
+    return {"case": case.name, "seconds": spreads}
+
+
+if __name__ == "__main__":
+    main()
