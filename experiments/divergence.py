@@ -1,12 +1,13 @@
 """Short digits runs at settings that diverge: how many end with a working model, alone, with recovery, with remedies.
 
     python experiments/divergence.py --seeds=10
+    python experiments/divergence.py --healthy
     python experiments/divergence.py --healthy --data fashion_mnist=PATH.npz --data cifar10=PATH.npz
 
 The first trains every variant of `VARIANTS` for every seed, all in one process on one CPU device; a model works if its
-last validation accuracy is at least 80 % and data and samples end at most 10 nats apart. The second makes healthy runs
-and keeps their extremes and the alarms that the defaults raise. Writes experiments/results/divergence.json after every
-run, and goes on where it was cut off.
+last validation accuracy is at least 80 % and data and samples end at most 10 nats apart. The others make healthy runs,
+of the digits and of other data, and keep their extremes and the alarms that the defaults raise. Writes
+experiments/results/divergence.json after every run, and goes on where it was cut off.
 """
 
 import argparse
@@ -155,7 +156,7 @@ def _wild(flags: argparse.Namespace) -> Iterator[Planned]:
 
 
 def _healthy(flags: argparse.Namespace) -> Iterator[Planned]:
-    paths = {"digits": "", **dict(pair.split("=", 1) for pair in flags.data)}
+    paths = dict(pair.split("=", 1) for pair in flags.data) or {"digits": ""}
     for seed in range(flags.seeds or 3):
         for name, path in paths.items():
             config = "cifar10_small" if name == "cifar10" else name

@@ -22,8 +22,8 @@ def sections(path: Path) -> list[str]:
     if wild:
         parts += [f"{results['what']} Made by `{results['command']}`.", _outcomes(wild)]
     if healthy:
-        parts += ["Healthy runs: the alarms that the default limits raised, and the extremes of any log line.",
-                  _extremes(healthy)]  # fmt: skip
+        about = "the alarms that the default limits raised, and the extremes of any log line"
+        parts += [f"Healthy runs, with the minutes and iterations of all together: {about}.", _extremes(healthy)]
     return parts
 
 
@@ -38,7 +38,7 @@ def _outcomes(wild: Mapping[str, Sequence[Run]]) -> str:
 
 
 def _extremes(healthy: Mapping[str, Sequence[Run]]) -> str:
-    head = ("", "runs", "iterations", "alarms", "largest gap, nats", "spread", "rms")
+    head = ("", "runs", "minutes", "iterations", "alarms", "largest gap, nats", "spread", "rms")
     rows = []
     for name, runs in healthy.items():
         spans = [
@@ -47,8 +47,9 @@ def _extremes(healthy: Mapping[str, Sequence[Run]]) -> str:
         ]
         alarms = sum(len(run["recoveries"]) for run in runs)
         gap = f"{max(run['largest_gap'] for run in runs):.2f}"
-        rows.append((name.removeprefix("healthy "), len(runs), sum(run["iterations"] for run in runs), alarms, gap,
-                     *spans))  # fmt: skip
+        minutes = f"{sum(run['seconds'] for run in runs) / 60:.0f}"
+        iterations = f"{sum(run['iterations'] for run in runs):,}"
+        rows.append((name.removeprefix("healthy "), len(runs), minutes, iterations, alarms, gap, *spans))
     return _table(head, rows)
 
 
