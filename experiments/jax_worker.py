@@ -39,8 +39,6 @@ def start(batch: int, slots: int, without: str = "") -> str:
         convolution._conv3x3_forward_gradient = convolution._conv3x3
     elif without == "matrix products":
         convolution._FEW_PIXELS = 0
-    elif without == "freed memory is kept":
-        parallel._keep_freed_memory = lambda: None
     cpu_devices = 1 if without == "a device for each core" else parallel.choose_cpu_devices((batch, slots))
     parallel.start(parallel.Cluster(), cpu_devices, 1)
     return f"jax {jax.__version__}, {parallel.describe()}"

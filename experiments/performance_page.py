@@ -32,6 +32,7 @@ LEVERS = """\
 {cpu}| XLA's YNN convolution fusion off (CPU, two devices) | 1.6 times on one device | level, on a busy machine; no raw result kept; not set |
 | kernel gradient as nine shifted products (CPU) | up to 2 times | three to eight times slower at every size tried; no raw result kept; not used |
 | kernel gradient as one product over patches (CPU) | up to 2 times | two to ten times slower, about level for 64→64 at stride 2; no raw result kept; not used |
+| freed memory kept by glibc (one arena, no mmap; CPU) | the page faults, a fifth of an update at 32×32 | that, but every allocation waits in one arena: after a compilation the 8×8 iteration took 52 against 38 ms; no raw result kept; not set |
 | bfloat16 compute, float32 state (`model.dtype`) | 8 to 16 times float32 without TF32 | not measured yet |
 | one pass for all batches of the loss | fewer launches | in use; not measured yet on a GPU |
 | input gradient without weight gradients | a third of a chain step | in the lowered GPU program (tests/test_gpu_program.py); time not measured |
@@ -44,7 +45,6 @@ LEVERS = """\
 CPU_LEVERS = {
     "input gradient as a convolution": ("input gradient written as a forward convolution (CPU)", "13 to 36 times a convolution in the chain"),
     "matrix products": ("3×3 convolutions with up to 4 pixels of output as a matrix product (CPU)", "15 times such a convolution"),
-    "freed memory is kept": ("freed memory stays with the process (CPU, glibc)", "the page faults: a fifth of an update at 32×32"),
     "a device for each core": ("two host devices, one a core (CPU)", "1.2 to 2 times"),
 }  # fmt: skip
 """By their names in cpu_levers.py: what they are, and what they were predicted to give"""

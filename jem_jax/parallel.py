@@ -7,7 +7,6 @@ carries a leading axis of this process's devices. Devices meet in one `mean` of 
 
 import atexit
 import contextlib
-import ctypes
 import functools
 import os
 import sys
@@ -33,8 +32,6 @@ _SILENT_SECONDS = 100
 """After so long without a word from a process JAX ends all others"""
 _FAREWELL_SECONDS = 2
 _TEXT_BYTES = 1000
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-"""of mallopt(3)"""
 _LAST_SECONDS = 24 * 3600
 """How long processes that are done wait for the first one, which evaluates and draws"""
 
@@ -63,7 +60,6 @@ def start(cluster: Cluster, cpu_devices: int, require_devices: int) -> None:
       UserError: the other processes cannot be reached, the platform that was asked for is not there, or there are
         too few devices.
     """
-    _keep_freed_memory()
     _use_compilation_cache()
     # With iterations queued on several CPU devices, their threads can wait for each other in the all-reduce until XLA
     # aborts the process (jaxlib 0.10.2: within a minute at 100 a second). Accelerators are not affected.
@@ -141,19 +137,6 @@ def _use_compilation_cache() -> None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jem_jax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def _keep_freed_memory() -> None:
-    """Lets the C library keep what the process frees, of whatever size, for its next allocation of that kind.
-
-    On a CPU a program's temporary memory is allocated anew by every call. glibc gets that much by mmap and gives it
-    back, so that a tenth of the update at 32×32 goes into page faults.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is not None and hasattr(libc, "mallopt"):
-        # Threads' own arenas cannot hold a large block and fall back to mmap: one for all, before any thread starts.
-        for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
-            libc.mallopt(option, value)
 
 
 def _first_line(error: Exception) -> str:
