@@ -29,10 +29,11 @@ def main() -> None:
         RESULTS.mkdir(exist_ok=True)
         shutil.copy(Path(folder) / "0" / "report" / "buffer_by_class.png", RESULTS / "digits_buffer.png")
     summary = {model: _summary(runs, model) for model in ("jem", "baseline")}
-    summary["replay_buffer"] = {
-        name: _spread(run["jem"]["sample_quality"]["replay buffer"][name] for run in runs)
-        for name in ("mean_confidence", "rarest_class", "commonest_class")
-    }
+    for source in ("replay buffer", "fresh chains"):
+        summary[source.replace(" ", "_")] = {
+            name: _spread(run["jem"]["sample_quality"][source][name] for run in runs)
+            for name in ("mean_confidence", "rarest_class", "commonest_class")
+        }
     summary["command"] = {
         "training_seconds": _spread(run["run"]["seconds"]["training"] for run in runs),
         "evaluation_seconds": _spread(run["run"]["seconds"]["evaluation"] for run in runs),

@@ -241,7 +241,8 @@ def _refined(summary: Numbers) -> str:
 
 
 def _drawing(summary: Numbers) -> str:
-    jem, other, buffer = summary["jem"]["distal"], summary["baseline"]["distal"], summary["replay_buffer"]
+    jem, other = summary["jem"]["distal"], summary["baseline"]["distal"]
+    buffer, fresh = summary["replay_buffer"], summary["fresh_chains"]
     agreed = "taken_for_the_class_by_the_other"
     return (
         "From noise until it is 90 % sure of a class, 50 images: what the JEM arrives at, the classifier takes for the "
@@ -250,7 +251,9 @@ def _drawing(summary: Numbers) -> str:
         f"{other['median_steps']['mean']:.0f}.\n\n"
         "The whole replay buffer, clipped to [-1, 1], is labelled by the separately trained classifier with a mean "
         f"confidence of {_plain(buffer['mean_confidence'])}; the rarest class is {_percent(buffer['rarest_class'])} of "
-        f"it and the commonest {_percent(buffer['commonest_class'])}."
+        f"it and the commonest {_percent(buffer['commonest_class'])}. Chains that start afresh and take 1,000 steps: "
+        f"{_plain(fresh['mean_confidence'])}; {_percent(fresh['rarest_class'])} and "
+        f"{_percent(fresh['commonest_class'])}."
     )
 
 

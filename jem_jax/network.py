@@ -64,11 +64,12 @@ class Network:
     def train_logits(self, variables: Variables, batches: Sequence[Array], key: Array) -> tuple[list[Array], Variables]:
         """Logits of each batch in training mode, and the collections that training updates.
 
-        One forward pass takes all batches, unless the network keeps statistics of a batch: then each has its own, in
-        order, as in the official code.
+        On an accelerator one forward pass takes all batches, unless the network keeps statistics of a batch: then each
+        has its own, in order, as in the official code. On a CPU each has its own too, since the feature maps of one
+        leave the cache more seldom: a tenth less time for a WRN-16-2's gradient at 32×32.
         """
         state = {name: value for name, value in variables.items() if name != "params"}
-        if not state:
+        if not state and jax.default_backend() != "cpu":
             sizes = [len(batch) for batch in batches]
             together, _ = self._train(variables, jnp.concatenate(batches), key)
             ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from jem_jax import wide_resnet
+from jem_jax.network import Network
 from jem_jax.wide_resnet import WideResNet
 
 KEY = jax.random.key(0)
@@ -302,3 +303,17 @@ def test_dropout_acts_while_training_only():
     assert jnp.all(jnp.abs(first - evaluated) > 1e-5)
     assert jnp.all(first != run(variables, x, jax.random.key(2))[0])
     np.testing.assert_array_equal(first, run(variables, x, jax.random.key(1))[0])
+
+
+def test_batches_in_one_pass_have_the_logits_of_a_pass_each(monkeypatch):
+    net = Network(WideResNet(num_classes=3, depth=10, width=1))
+    batches = [np.random.default_rng(i).uniform(-1, 1, (2 + i, 8, 8, 1)).astype(np.float32) for i in range(3)]
+    variables = net.init(jax.random.key(0), batches[0])
+    alone, _ = net.train_logits(variables, batches, jax.random.key(1))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    passes = []
+    monkeypatch.setattr(net, "_train", lambda *args: passes.append(args) or Network._train(net, *args))
+    together, state = net.train_logits(variables, batches, jax.random.key(1))
+    assert (len(passes), state) == (1, {})
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
