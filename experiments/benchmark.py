@@ -3,8 +3,9 @@
     python experiments/benchmark.py --preset=cpu
 
 Every program runs in a process of its own, in turn, while the others wait; all start from the same weights, and their
-logits are compared first. Medians of five rounds after a warm one, with the least and the greatest. Prints a table and
-writes experiments/results/benchmark_PRESET.json, which experiments/performance_page.py makes docs/performance.md from.
+logits are compared first. Medians of five rounds, each after an iteration that is not counted, with the least and the
+greatest. Prints a table and writes experiments/results/benchmark_PRESET.json, which experiments/performance_page.py
+makes docs/performance.md from.
 
 Our program augments its images and writes its metrics' sums as it always does; PyTorch gets batches that are ready.
 With --forecast it also trains configs/digits.py once, and compares the start-up line with what it took.
@@ -38,8 +39,8 @@ Numbers = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=list(CASES), default="cpu")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds after the warm one (default 5)")
-    parser.add_argument("--forecast", action="store_true", help="train configs/digits.py too: 75 s on 2 cores")
+    parser.add_argument("--rounds", type=int, default=5, help="how many (default 5)")
+    parser.add_argument("--forecast", action="store_true", help="train configs/digits.py too: half a minute on 2 cores")
     flags = parser.parse_args()
     products = _products(flags.preset)
     cases = []
@@ -85,6 +86,8 @@ def _measure(case: Case, programs: Sequence[Program], rounds: int, products: dic
         counts = {name: _count(worker) for name, worker in workers.items()}
         for _ in range(rounds):
             for name, worker in workers.items():
+                # While the others ran, caches went cold and the system may have reclaimed memory.
+                worker.ask("iterations", count=1)
                 times[name]["iteration"].append(worker.ask("iterations", count=counts[name]))
                 times[name]["chain"].append(worker.ask("chains", count=counts[name]))
         memory = {name: worker.ask("memory") for name, worker in workers.items()}

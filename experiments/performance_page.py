@@ -97,7 +97,7 @@ def _benchmark(preset: str, found: Numbers) -> str:
     text = (
         f"## Training beside PyTorch, {preset.upper()}\n\n`{found['command']}`, {found['cores']} cores, {found['cpu']}. "
         "Every program in a process of its own, in turn, from the same weights, whose logits were compared; medians of "
-        "rounds after a warm one, in brackets the least and the greatest. An iteration is whole: chain, loss, update, "
+        "rounds, each after an iteration that is not counted, in brackets the least and the greatest. An iteration is whole: chain, loss, update, "
         "buffer, with a separate labelled batch. TFLOP/s count the arithmetic of the algorithm alone, the same for all; "
         f"the share is of the machine's matrix products, measured in the same run: {rates}.\n"
     )
