@@ -65,14 +65,14 @@ def _run(config: Config, dataset: Dataset, iterations: int) -> dict[str, float]:
     state = parallel.replicate(state._replace(key=jax.random.key(config.seed)))
     slots, classes = sizes.buffer_size(config, dataset.num_classes)
     chains = replay_buffer.init(jax.random.key(1), slots, dataset.image_shape, num_classes=classes)
-    start, buffer = jnp.array(chains), parallel.shard(chains)
+    start, buffer = jnp.array(chains), parallel.shard_buffer(chains)
     step = train_step.build(config, net, rule, dataset.num_classes, data.streamed)
     for number in range(iterations):
         state, buffer = step(state, buffer, data.at(number))
     data.close()
     window = jax.device_get(state.window)
     means = {name: float(total) / int(window.steps) for name, total in window.sums.items()}
-    ends = parallel.whole(buffer)
+    ends = parallel.whole_buffer(buffer, dataset.image_shape)
     moved = ends[jnp.any(ends != start, axis=tuple(range(1, ends.ndim)))]
     return {
         "loss": means["loss"],

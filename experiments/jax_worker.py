@@ -59,7 +59,7 @@ def prepare(shape: dict, settings: dict, weights: str = "") -> dict:
     state = jax.jit(lambda key, x: train_step.init_state(config, net, rule, key, x))(jax.random.key(0), batch)
     state = parallel.replicate(state)
     buffer = replay_buffer.init(jax.random.key(1), config.sampler.buffer_size, image_shape)
-    buffer = parallel.shard(buffer)
+    buffer = parallel.shard_buffer(buffer)
     step = train_step.build(config, net, rule, shape["classes"], data.streamed)
     found = {
         "devices": parallel.describe(),
@@ -73,7 +73,17 @@ def prepare(shape: dict, settings: dict, weights: str = "") -> dict:
     started = time.perf_counter()
     state, buffer = jax.block_until_ready(step(state, buffer, data.at(0)))
     found["compile_seconds"] = time.perf_counter() - started
-    _state.update(config=config, net=net, state=state, buffer=buffer, data=data, step=step, number=1, before=before)
+    _state.update(
+        config=config,
+        image_shape=image_shape,
+        net=net,
+        state=state,
+        buffer=buffer,
+        data=data,
+        step=step,
+        number=1,
+        before=before,
+    )
     _state["chain"] = _chain(config, net)
     return found
 
@@ -110,10 +120,15 @@ def _chain(config: Config, net: network.Network) -> Any:
     key = parallel.replicate(jax.random.key(2))
 
     def chain() -> jax.Array:
-        start = _state["buffer"][:, : config.training.batch_size // parallel.count(), 0]
+        start = _chains(config.training.batch_size // parallel.count())
         return mapped(_state["state"].evaluation_variables, key, start)
 
     return chain
+
+
+def _chains(size: int) -> jax.Array:
+    """The first chains of every device's part of the buffer [devices, size, H, W, channels]."""
+    return _state["buffer"][:, :size].reshape(-1, size, *_state["image_shape"])
 
 
 def chains(count: int) -> float:
@@ -138,7 +153,7 @@ def losses(count: int) -> float:
 
     if "loss" not in _state:
         _state["loss"] = parallel.per_device(run, in_axes=(None, 0), out_axes=0)
-    start = _state["buffer"][:, :size, 0]
+    start = _chains(size)
     results: list[Any] = []
     call = lambda: results.append(_state["loss"](_state["state"].evaluation_variables, start))  # noqa: E731
     jax.block_until_ready(_state["loss"](_state["state"].evaluation_variables, start))

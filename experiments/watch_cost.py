@@ -65,7 +65,7 @@ class _Run:
         state = jax.jit(lambda key, x: train_step.init_state(config, net, rule, key, x))(key, batch)
         slots, classes = sizes.buffer_size(config, dataset.num_classes)
         chains = jax.random.uniform(key, (slots, classes, *dataset.image_shape), minval=-1, maxval=1)
-        self._now: Any = (parallel.replicate(state), parallel.shard(chains))
+        self._now: Any = (parallel.replicate(state), parallel.shard_buffer(chains))
         self._number = 0
         self._iterate()
 

@@ -262,6 +262,20 @@ def shard(array: np.ndarray | Array) -> Array:
     return jax.device_put(local, NamedSharding(_mesh(), PartitionSpec(AXIS)))
 
 
+def shard_buffer(buffer: np.ndarray | Array) -> Array:
+    """A whole replay buffer [S, C, H, W, channels] as a step takes it: [local devices, S / devices, C · H · W · ch.].
+
+    Among axes of one element XLA chose another layout for what a step had written than for what it was given (jaxlib
+    0.10.2, CPU), and copied the whole buffer twice in every iteration.
+    """
+    return shard(buffer.reshape(len(buffer), -1))
+
+
+def whole_buffer(rows: Array, image_shape: tuple[int, ...]) -> Array:
+    """The inverse of `shard_buffer`."""
+    return whole(rows, (-1, *image_shape))
+
+
 def shard_rows(array: np.ndarray, rows: np.ndarray) -> Array:
     """`shard(array[rows])`, of which this process gathers its own part alone: [local devices, rows / devices, ...]."""
     parts = rows.reshape(jax.device_count(), -1)
@@ -282,20 +296,25 @@ def device_memory() -> int | None:
     return stats["bytes_limit"] if stats and "bytes_limit" in stats else None
 
 
-def whole(array: Array) -> Array:
-    """The inverse of `shard`, as a new array: [N, ...], spread over the devices of all processes."""
+def whole(array: Array, entry: tuple[int, ...] | None = None) -> Array:
+    """The inverse of `shard`, as a new array: [N, ...], spread over the devices of all processes.
+
+    Args:
+      entry: the shape of each of the N, where it is to be another than in the parts.
+    """
+    entry = array.shape[2:] if entry is None else entry
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         spread = PartitionSpec(AXIS)
         mesh = Mesh(np.array(jax.devices()), (AXIS,))
         array = multihost_utils.host_local_array_to_global_array(array, mesh, spread)
-        return jax.jit(_merge, out_shardings=NamedSharding(mesh, spread))(array)
-    return jax.jit(_merge)(array)
+        return jax.jit(_merge, static_argnames="entry", out_shardings=NamedSharding(mesh, spread))(array, entry=entry)
+    return jax.jit(_merge, static_argnames="entry")(array, entry=entry)
 
 
-def _merge(array: Array) -> Array:
-    return array.reshape(-1, *array.shape[2:])
+def _merge(array: Array, entry: tuple[int, ...]) -> Array:
+    return array.reshape(array.shape[0] * array.shape[1], *entry)
 
 
 def over_examples(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any, int], Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -250,7 +251,7 @@ def _place(training: _Training) -> dict[str, float]:
     training.step, training.history = int(state.step), history
     training.learning_rate_factor = recovery.learning_rate_factor(history, training.step)
     training.state = parallel.replicate(state._replace(learning_rate_factor=jnp.float32(training.learning_rate_factor)))
-    training.buffer = None if buffer is None else parallel.shard(buffer)
+    training.buffer = None if buffer is None else parallel.shard_buffer(buffer)
     writes, settings = parallel.is_first(), config.training
     training.checkpoints = Checkpoints(
         directory / workdir.CHECKPOINTS,
@@ -412,15 +413,18 @@ def _draw_buffer(training: _Training) -> None:
     """A picture of chains spread evenly over this process's part of the buffer."""
     if training.buffer is None or not parallel.is_first():
         return
-    axes = training.buffer.shape[:3]
-    count = int(np.prod(axes))
+    image_shape, devices_and_slots = training.dataset.image_shape, training.buffer.shape[:2]
+    classes = training.buffer.shape[2] // math.prod(image_shape)
+    count = math.prod(devices_and_slots) * classes
     chosen = np.linspace(0, count - 1, min(_PICTURED, count)).astype(int)
-    images = np.asarray(training.buffer[np.unravel_index(chosen, axes)])
+    slots = np.asarray(training.buffer[np.unravel_index(chosen // classes, devices_and_slots)])
+    images = slots.reshape(len(chosen), classes, *image_shape)[np.arange(len(chosen)), chosen % classes]
     pictures.save(pictures.square(images), training.directory / workdir.SAMPLES / f"buffer_{training.step:07d}.png")
 
 
 def _save(training: _Training) -> None:
-    buffer = None if training.buffer is None else parallel.whole(training.buffer)
+    rows, image_shape = training.buffer, training.dataset.image_shape
+    buffer = None if rows is None else parallel.whole_buffer(rows, image_shape)
     whole = tree(checkpoint.to_tree(training.state), buffer)
     note = {"best_accuracy": training.best_accuracy, "seconds": training.seconds}
     training.checkpoints.save(training.step, whole, note)

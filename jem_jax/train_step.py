@@ -89,7 +89,8 @@ TrainingData = ResidentData | StreamedBatch
 
 
 Step = Callable[[TrainState, Array | None, TrainingData], tuple[TrainState, Array | None]]
-"""An iteration: (state, buffer, data) -> (state, buffer); the buffer is None where no negatives are needed"""
+"""An iteration: (state, buffer, data) -> (state, buffer), the buffer as `parallel.shard_buffer` makes it; it is None
+where no negatives are needed"""
 
 
 class _Keys(NamedTuple):
@@ -168,7 +169,7 @@ def sgld_settings(config: Config) -> dict[str, Any]:
 def build(
     config: Config, network: Network, optimizer: optax.GradientTransformation, num_classes: int, streamed: bool = False
 ) -> Step:
-    """The training step, mapped over devices; the buffer [devices, S, C, H, W, channels] is donated.
+    """The training step, mapped over devices; the buffer [devices, S, C · H · W · channels] is donated.
 
     Args:
       streamed: the step is given `StreamedBatch`es rather than `ResidentData`.
@@ -176,6 +177,8 @@ def build(
     terms = weights(config)
 
     def step(state: TrainState, buffer: Array | None, data: TrainingData) -> tuple[TrainState, Array | None]:
+        if buffer is not None:
+            buffer = buffer.reshape(len(buffer), -1, *data.images.shape[1:])
         step_keys = _Keys(*jax.random.split(jax.random.fold_in(state.key, state.step), len(_Keys._fields)))
         variables = {**state.model_state, "params": state.params}
         raw_labelled, labels = _raw_batch(config, data, True, state.step)
@@ -222,7 +225,7 @@ def build(
                 buffer = replay_buffer.write(
                     buffer, negatives.slots, negatives.x, labels=negatives.labels, discard=undo
                 )
-        return state, buffer
+        return state, None if buffer is None else buffer.reshape(len(buffer), -1)
 
     axes: Any = (0, 0, 0, 0, None)
     data_axes = StreamedBatch(*axes) if streamed else None

@@ -94,7 +94,7 @@ def test_a_training_state_is_read_back_bit_for_bit(tmp_path):
     config = tiny.config(**tiny.FULL)
     start = tiny.start(config)
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(0, train.tree(checkpoint.to_tree(start.state), parallel.whole(start.buffer)), {})
+    checkpoints.save(0, train.tree(checkpoint.to_tree(start.state), tiny.whole(start.buffer)), {})
     checkpoints.close()
     state, buffer = train.template(config, (8, 8, 1), 3)
     found = checkpoint.restore(tmp_path, train.tree(checkpoint.template_of(state), buffer))
@@ -102,15 +102,15 @@ def test_a_training_state_is_read_back_bit_for_bit(tmp_path):
     # From four devices, as one array that any number of them can cut.
     assert len(start.buffer.sharding.device_set) == 4
     assert not tiny.differing(found.tree["buffer"], start.chains)
-    assert not tiny.differing(parallel.shard(found.tree["buffer"]), start.buffer)
+    assert not tiny.differing(parallel.shard_buffer(found.tree["buffer"]), start.buffer)
 
 
 def test_what_is_saved_may_be_donated_at_once(tmp_path):
     chains = np.random.default_rng(0).normal(size=(4096, 1, 8, 8, 1)).astype(np.float32)
-    buffer = parallel.shard(chains)
+    buffer = parallel.shard_buffer(chains)
     overwrite = jax.jit(lambda buffer: buffer * 0, donate_argnums=0)
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(1, {"buffer": parallel.whole(buffer)}, {})
+    checkpoints.save(1, {"buffer": tiny.whole(buffer)}, {})
     jax.block_until_ready(overwrite(buffer))
     assert buffer.is_deleted()
     checkpoints.close()

@@ -115,6 +115,14 @@ def test_the_buffer_is_updated_in_place(full):
     assert buffer.is_deleted()
 
 
+def test_no_step_copies_the_buffer(full):
+    mapped, places = full.step.func, full.step.args
+    hlo = mapped.lower(*places, full.state, full.buffer, full.data.at(0)).compile().as_text()
+    of_the_buffer = re.escape(f"f32[1,{','.join(map(str, full.buffer.shape[1:]))}]")
+    made = re.findall(rf" = {of_the_buffer}\S* ([\w-]+)\(", hlo)
+    assert set(made) == {"parameter", "bitcast"}
+
+
 def test_one_program_serves_all_iterations(full):
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
@@ -143,7 +151,7 @@ def on_four_devices(wrn, tmp_path_factory):
     for run, settings in first_steps.RUNS.items():
         begun = wrn if run == "wrn" else tiny.start(tiny.config(**settings))
         checkpoints = Checkpoints(starts / run, keep=1)
-        checkpoints.save(0, train.tree(to_tree(begun.state), parallel.whole(begun.buffer)), {})
+        checkpoints.save(0, train.tree(to_tree(begun.state), tiny.whole(begun.buffer)), {})
         checkpoints.close()
         with tiny.quick_compilation():
             found = first_steps.first_steps(begun.step, begun.state, begun.chains, begun.data)
@@ -206,7 +214,7 @@ def test_batch_statistics_are_the_mean_over_devices_and_batches_are_the_labelled
 def _second_step(full, poison):
     """State and buffer after a first good iteration, and after a second one with something wrong in it."""
     state, buffer = full.step(full.state, full.buffer, full.data.at(0))
-    before = state, np.array(parallel.whole(buffer))
+    before = state, tiny.whole(buffer)
     data = full.data.at(1)
     if poison == "parameter":
         bias = np.array(state.params["hidden"]["bias"])
@@ -223,7 +231,7 @@ def _second_step(full, poison):
         # Those of one device alone.
         chains = before[1].copy()
         chains[8:16] = np.nan
-        buffer, before = parallel.shard(chains), (before[0], chains)
+        buffer, before = parallel.shard_buffer(chains), (before[0], chains)
     else:
         assert poison == "nothing"
     return before, full.step(state, buffer, data)
@@ -237,7 +245,7 @@ def test_an_iteration_that_is_not_finite_leaves_everything_as_it_was(full, poiso
     (old, chains), (new, buffer) = _second_step(full, poison)
     for field in KEPT:
         assert not tiny.differing(getattr(old, field), getattr(new, field)), field
-    assert not tiny.differing(chains, parallel.whole(buffer))
+    assert not tiny.differing(chains, tiny.whole(buffer))
     assert (int(new.step), int(new.window.steps), int(new.watch.step)) == (2, 2, 1)
 
 
@@ -247,7 +255,7 @@ def test_a_finite_iteration_changes_everything_but_the_key(full):
         changed = tiny.differing(getattr(old, field), getattr(new, field))
         assert changed == sorted(tiny.leaves(getattr(old, field))), field
     assert not tiny.differing(old.key, new.key)
-    written = np.any(chains != np.array(parallel.whole(buffer)), axis=(1, 2, 3, 4))
+    written = np.any(chains != tiny.whole(buffer), axis=(1, 2, 3, 4))
     assert np.array_equal(written.reshape(8, 4).sum(axis=1), np.ones(8))
     assert (int(new.step), int(new.window.steps), int(new.watch.step)) == (2, 2, -1)
 
@@ -268,7 +276,7 @@ def test_log_densities_past_their_bound_undo_an_iteration():
     state, buffer = start.step(start.state, start.buffer, start.data.at(0))
     for field in KEPT:
         assert not tiny.differing(getattr(start.state, field), getattr(state, field)), field
-    assert not tiny.differing(start.chains, parallel.whole(buffer))
+    assert not tiny.differing(start.chains, tiny.whole(buffer))
     assert int(state.watch.step) == 0
     assert np.isfinite(list(_losses(state).values())).all()
 
@@ -325,7 +333,7 @@ def test_an_iteration_is_the_algorithm():
     config = tiny.config(**EXACT)
     start = tiny.start(config)
     state, buffer = start.step(start.state, start.buffer, start.data.at(0))
-    old, new = start.chains, np.array(parallel.whole(buffer))
+    old, new = start.chains, tiny.whole(buffer)
     slots, classes = np.nonzero(np.any(new != old, axis=(2, 3, 4)))
     assert (slots // 4).tolist() == list(range(8))
     assert len(set(classes.tolist())) > 1
@@ -411,7 +419,7 @@ def test_two_iterations_train(variant):
     for number in range(2):
         state, buffer = start.step(state, buffer, start.data.at(number))
         if old is not None:
-            new = np.array(parallel.whole(buffer))
+            new = tiny.whole(buffer)
             written = np.any(new != old, axis=(2, 3, 4))
             assert new.shape == old.shape
             assert written.sum() == _negatives_of(config)

@@ -124,7 +124,12 @@ class Start(NamedTuple):
     @property
     def buffer(self) -> jax.Array | None:
         """The buffer on the devices, a new one each time."""
-        return None if self.chains is None else parallel.shard(self.chains)
+        return None if self.chains is None else parallel.shard_buffer(self.chains)
+
+
+def whole(buffer: jax.Array) -> np.ndarray:
+    """A step's buffer as it is kept: [S, C, H, W, channels]."""
+    return np.array(parallel.whole_buffer(buffer, (SIDE, SIDE, 1)))
 
 
 def program(config: Config) -> tuple[Step, DeviceData, Network]:

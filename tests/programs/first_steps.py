@@ -43,11 +43,11 @@ _STEPS = 3
 
 def first_steps(step: Step, state: TrainState, chains: np.ndarray, data: tiny.DeviceData) -> dict[str, np.ndarray]:
     """The summed metrics after every iteration; at the end parameters, optimiser state, watch and the whole buffer."""
-    results, buffer = {}, parallel.shard(chains)
+    results, buffer = {}, parallel.shard_buffer(chains)
     for number in range(_STEPS):
         state, buffer = step(state, buffer, data.at(number))
         results |= {f"{number}/{name}": value for name, value in tiny.leaves(state.window.sums).items()}
-    end = {"params": state.params, "opt_state": state.opt_state, "buffer": parallel.whole(buffer), "watch": state.watch}
+    end = {"params": state.params, "opt_state": state.opt_state, "buffer": tiny.whole(buffer), "watch": state.watch}
     return results | tiny.leaves(end)
 
 
