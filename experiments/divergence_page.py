@@ -20,7 +20,7 @@ def sections(path: Path) -> list[str]:
         (healthy if name.startswith("healthy ") else wild).setdefault(name, []).append(run)
     parts = ["## Divergence"]
     if wild:
-        parts += [f"{results['what']} Made by `{results['command']}`.", _outcomes(wild)]
+        parts += [f"{results['what']} Made by `{results['command']}`.", _outcomes(wild), _finding(wild)]
     if healthy:
         about = "the alarms that the default limits raised, and the extremes of any log line"
         parts += [f"Healthy runs, with the minutes and iterations of all together: {about}.", _extremes(healthy)]
@@ -35,6 +35,13 @@ def _outcomes(wild: Mapping[str, Sequence[Run]]) -> str:
         counts = (sum(bool(run["error"]) for run in runs), sum(run["works"] for run in runs))
         rows.append((name, len(runs), *counts, f"{100 * best:.0f} %", sum(len(run["recoveries"]) for run in runs)))
     return _table(head, rows)
+
+
+def _finding(wild: Mapping[str, Sequence[Run]]) -> str:
+    saved = {name: f"{sum(run['works'] for run in runs)} of {len(runs)}" for name, runs in wild.items()
+             if any(run["works"] for run in runs)}  # fmt: skip
+    told = ", ".join(f"{name} ({share})" for name, share in saved.items())
+    return f"Working models came of: {told or 'nothing'}. No run of the other variants ended with one."
 
 
 def _extremes(healthy: Mapping[str, Sequence[Run]]) -> str:
