@@ -16,6 +16,7 @@ was cut off; `python experiments/results_page.py` makes the table and the figure
 """
 
 import argparse
+import functools
 import json
 import tempfile
 from pathlib import Path
@@ -97,27 +98,19 @@ class Judge:
     def __init__(self, path: Path) -> None:
         run_command("digits", path, JUDGE)
         facts = workdir.read_facts(path)
-        self._model = loading.read_model(path, facts)
+        model = loading.read_model(path, facts)
+        self._logits, self._features = (
+            functools.partial(jax.jit(function), model.variables)
+            for function in (model.network.logits, model.network.features)
+        )
         train = to_float(datasets.load(facts.config.data).train.images)
-        self._reference = self._features(train)
-
-    def _features(self, images: np.ndarray) -> np.ndarray:
-        return np.asarray(jax.jit(self._model.network.features)(self._model.variables, images))
+        self._reference = np.asarray(self._features(train))
 
     def of(self, buffer: np.ndarray) -> dict[str, float]:
         """What a whole replay buffer looks like, clipped to [-1, 1]."""
         images = np.clip(buffer.reshape(-1, *buffer.shape[2:]), -1, 1)
-        logits = np.asarray(jax.jit(self._model.network.logits)(self._model.variables, images))
-        log_posterior = classification.log_posterior(logits)
-        shares = np.bincount(logits.argmax(axis=-1), minlength=logits.shape[-1]) / len(logits)
-        return {
-            "images": len(images),
-            "frechet_distance": sample_quality.frechet_distance(self._features(images), self._reference),
-            "inception_style_score": sample_quality.inception_style_score(log_posterior),
-            "mean_confidence": float(np.exp(log_posterior.max(axis=-1)).mean()),
-            "rarest_class": float(shares.min()),
-            "commonest_class": float(shares.max()),
-        }
+        log_posterior = classification.log_posterior(np.asarray(self._logits(images)))
+        return sample_quality.measures(log_posterior, np.asarray(self._features(images)), self._reference)
 
 
 def _one(settings: list[str], judge: Judge) -> dict[str, Any]:

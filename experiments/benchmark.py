@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 from benchmark_cases import CASES, COMPILED_CASES, PROGRAMS, SLOTS, Case, Program
 from runs import ROOT, store
-from workers import Worker
+from workers import Worker, spread
 
 ROUND_SECONDS = 1.0
 """A round repeats what is shorter than this"""
@@ -98,8 +97,8 @@ def _measure(case: Case, programs: Sequence[Program], rounds: int, products: dic
         result = {
             "program": program.name,
             "dtype": program.dtype,
-            "iteration_seconds": _spread(own["iteration"]),
-            "chain_steps_per_second": _spread([case.steps / seconds for seconds in own["chain"]]),
+            "iteration_seconds": spread(own["iteration"]),
+            "chain_steps_per_second": spread([case.steps / seconds for seconds in own["chain"]]),
             "memory": memory[program.name],
             **{key: value for key, value in found[program.name].items() if key not in ("logits", "flops")},
         }
@@ -141,10 +140,6 @@ def _count(worker: Worker) -> int:
     """How many iterations make a round, after a first call of everything that is timed."""
     worker.ask("chains", count=1)
     return max(1, round(ROUND_SECONDS / max(worker.ask("iterations", count=1), 1e-4)))
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def _line(result: Numbers) -> str:

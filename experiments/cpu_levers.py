@@ -8,12 +8,11 @@ minutes on two cores.
 """
 
 import contextlib
-import statistics
 from typing import Any
 
 from benchmark_cases import SLOTS, Case
 from runs import store
-from workers import Worker
+from workers import Worker, spread
 
 CASES = (Case(10, 1, 8, 1, steps=20), Case(10, 1, 32, 3, steps=5))
 ALL = "all"
@@ -41,13 +40,10 @@ def _measure(case: Case) -> dict[str, Any]:
                 seconds = worker.ask("iterations", count=counts[name])
                 if number:
                     times[name].append(seconds)
-    spreads = {
-        name: {"median": statistics.median(values), "low": min(values), "high": max(values)}
-        for name, values in times.items()
-    }
-    for name, spread in spreads.items():
-        print(f"{case.name}, {name}: {1e3 * spread['median']:.1f} ms", flush=True)
-    return {"case": case.name, "seconds": spreads}
+    seconds = {name: spread(values) for name, values in times.items()}
+    for name, found in seconds.items():
+        print(f"{case.name}, {name}: {1e3 * found['median']:.1f} ms", flush=True)
+    return {"case": case.name, "seconds": seconds}
 
 
 if __name__ == "__main__":

@@ -34,9 +34,9 @@ LEVERS = """\
 | kernel gradient as one product over patches (CPU) | up to 2 times | two to ten times slower, about level for 64→64 at stride 2; no raw result kept; not used |
 | freed memory kept by glibc (one arena, no mmap; CPU) | the page faults, a fifth of an update at 32×32 | that, but every allocation waits in one arena: after a compilation the 8×8 iteration took 52 against 38 ms; no raw result kept; not set |
 | bfloat16 compute, float32 state (`model.dtype`) | 8 to 16 times float32 without TF32 | not measured yet |
-| one pass for all batches of the loss | fewer launches | in use on accelerators; not measured yet on a GPU; on a CPU a pass each takes 6 to 11 % less time for the gradient at 32×32 |
+| one pass for all batches of the loss | fewer launches | in use on accelerators; not measured yet on a GPU; on a CPU a pass each takes 6 to 11 % less time for the gradient at 32×32; no raw result kept |
 | input gradient without weight gradients | a third of a chain step | in the lowered GPU program (tests/test_gpu_program.py); time not measured |
-| donated buffer, held as rows [S, D]; resident data | no copy of the buffer, no transfer | in the compiled CPU program nothing but the scatter touches the buffer (tests/test_train_step.py); as [S, C, H, W, 1] it was copied twice, 91 against 24 ms with a million slots of 8×8 |
+| donated buffer, held as rows [S, D]; resident data | no copy of the buffer, no transfer | in the compiled CPU program nothing but the scatter touches the buffer (tests/test_train_step.py); as [S, C, H, W, 1] it was copied twice, 91 against 24 ms with a million slots of 8×8; no raw result kept of that |
 | several iterations in one dispatch | the host's part of an iteration where it is not hidden | not built: on a GPU the call of a step returns at once, so that the host's part is hidden unless it exceeds an iteration; to be decided when measured |
 | `sampler.unroll` | some launches | not measured yet on a GPU; slower on a CPU |
 | layouts and autotuning in a profile | | not looked at yet |

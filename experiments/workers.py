@@ -6,11 +6,12 @@ A worker is a script that calls `serve` with its functions; `Worker` starts one 
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,11 @@ def resident_bytes() -> int:
 def peak_bytes() -> int:
     """The most memory of this process that lay in RAM at once."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and greatest."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def timed(run: Callable[[], Any], count: int, wait: Callable[[], Any] = lambda: None) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scripts
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -14,13 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def paper():
-    """experiments/paper.py, which is no package."""
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        import paper
-    finally:
-        sys.path.remove(str(ROOT / "experiments"))
-    return paper
+    return scripts.load("paper")
 
 
 @pytest.fixture

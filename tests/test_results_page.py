@@ -1,23 +1,17 @@
 """The pages of results say what the stored results say."""
 
 import statistics
-import sys
 from pathlib import Path
 
 import pytest
+import scripts
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def results_page():
-    """experiments/results_page.py, which is no package."""
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        import results_page
-    finally:
-        sys.path.remove(str(ROOT / "experiments"))
-    return results_page
+    return scripts.load("results_page")
 
 
 def test_the_page_is_that_of_the_stored_results(results_page):

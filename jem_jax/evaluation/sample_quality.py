@@ -45,6 +45,30 @@ def inception_style_score(log_posteriors: np.ndarray) -> float:
     return float(np.exp((posteriors * (log_posteriors - log_marginal)).sum(axis=-1).mean()))
 
 
+def measures(log_posteriors: np.ndarray, features: np.ndarray, reference_features: np.ndarray) -> dict[str, float]:
+    """What one network says of samples: both of the above, its confidence, and how evenly its classes are drawn.
+
+    Args:
+      log_posteriors: [N, K] of the samples.
+      features: [N, D] of the samples; reference_features: [M, D] of the data.
+    """
+    shares = class_shares(log_posteriors)
+    return {
+        "images": len(features),
+        "frechet_distance": frechet_distance(features, reference_features),
+        "inception_style_score": inception_style_score(log_posteriors),
+        "mean_confidence": float(np.exp(log_posteriors.max(axis=-1)).mean()),
+        "rarest_class": float(shares.min()),
+        "commonest_class": float(shares.max()),
+    }
+
+
+def class_shares(log_posteriors: np.ndarray) -> np.ndarray:
+    """The fraction of images that is taken for each class. [N, K] -> [K]."""
+    classes = log_posteriors.shape[-1]
+    return np.bincount(log_posteriors.argmax(axis=-1), minlength=classes) / len(log_posteriors)
+
+
 def nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each query's nearest reference by Euclidean distance, to see whether samples are copies of training images.
 

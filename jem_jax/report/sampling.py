@@ -176,17 +176,11 @@ def _quality(
     subject: Subject, images: np.ndarray, reference: np.ndarray, reference_features: np.ndarray
 ) -> dict[str, Any]:
     log_posterior = classification.log_posterior(subject.logits(subject.judge, images))
-    shares = np.bincount(log_posterior.argmax(axis=-1), minlength=subject.facts.num_classes) / len(images)
     _, distances = sample_quality.nearest(images, reference)
     features = subject.features(subject.judge, images)
     return {
-        "images": len(images),
-        "frechet_distance": sample_quality.frechet_distance(features, reference_features),
-        "inception_style_score": sample_quality.inception_style_score(log_posterior),
-        "mean_confidence": float(np.exp(log_posterior.max(axis=-1)).mean()),
-        "class_shares": shares.tolist(),
-        "rarest_class": float(shares.min()),
-        "commonest_class": float(shares.max()),
+        **sample_quality.measures(log_posterior, features, reference_features),
+        "class_shares": sample_quality.class_shares(log_posterior).tolist(),
         "median_nearest_pixels": float(np.median(distances)),
     }
 
