@@ -116,3 +116,21 @@ def test_a_cpu_has_one_program_at_a_time():
     # Queued programs of several devices can block each other for good.
     done = subprocess.run([sys.executable, "-c", _SLOW_CALL], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True"]
+
+
+_SLOW_STEP = """
+import jax, jax.numpy as jnp
+from jem_jax import parallel
+parallel.start(parallel.Cluster(), cpu_devices=2, require_devices=2)
+def step(x):
+    return parallel.mean(jax.lax.fori_loop(0, 2000, lambda _, x: jnp.tanh(x @ x), x))
+run = parallel.per_device(step, in_axes=(None,), out_axes=None)
+x = jnp.ones((200, 200))
+jax.block_until_ready(run(x))
+print(run(x + 1).is_ready())
+"""
+
+
+def test_several_cpu_devices_have_one_program_at_a_time():
+    done = subprocess.run([sys.executable, "-c", _SLOW_STEP], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]
