@@ -16,7 +16,7 @@ from workers import Worker, spread
 
 CASES = (Case(10, 1, 8, 1, steps=20), Case(10, 1, 32, 3, steps=5))
 ALL = "all"
-LEVERS = ("input gradient as a convolution", "matrix products", "a device for each core")
+LEVERS = ("input gradient as a convolution", "matrix products", "parts of a batch", "a device for each core")
 """As jax_worker.py switches them off"""
 ROUNDS, ROUND_SECONDS = 5, 1.0
 

@@ -39,6 +39,8 @@ def start(batch: int, slots: int, without: str = "") -> str:
         convolution._conv3x3_forward_gradient = convolution._conv3x3
     elif without == "matrix products":
         convolution._FEW_PIXELS = 0
+    elif without == "parts of a batch":
+        network._CPU_PIXELS = 2**62
     cpu_devices = 1 if without == "a device for each core" else parallel.choose_cpu_devices((batch, slots))
     parallel.start(parallel.Cluster(), cpu_devices, 1)
     return f"jax {jax.__version__}, {parallel.describe()}"
@@ -114,7 +116,8 @@ def _chain(config: Config, net: network.Network) -> Any:
     def run(variables: Any, key: jax.Array, x: jax.Array) -> jax.Array:
         own = keys.for_examples(key, len(x), parallel.index() * len(x))
         density = energy.marginal(lambda x: net.logits(variables, x))
-        return sgld.chain(own, density, x, num_steps=config.sampler.num_steps, **train_step.sgld_settings(config))
+        settings = {"num_steps": config.sampler.num_steps, **train_step.sgld_settings(config)}
+        return network.in_parts(lambda part: sgld.chain(part[0], density, part[1], **settings), (own, x), x.shape)
 
     mapped = parallel.per_device(run, in_axes=(None, None, 0), out_axes=0)
     key = parallel.replicate(jax.random.key(2))

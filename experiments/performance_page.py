@@ -34,7 +34,7 @@ LEVERS = """\
 | kernel gradient as one product over patches (CPU) | up to 2 times | two to ten times slower, about level for 64→64 at stride 2; no raw result kept; not used |
 | freed memory kept by glibc (one arena, no mmap; CPU) | the page faults, a fifth of an update at 32×32 | that, but every allocation waits in one arena: after a compilation the 8×8 iteration took 52 against 38 ms; no raw result kept; not set |
 | bfloat16 compute, float32 state (`model.dtype`) | 8 to 16 times float32 without TF32 | not measured yet |
-| one pass for all batches of the loss | fewer launches | in use on accelerators; not measured yet on a GPU; on a CPU a pass each takes 6 to 11 % less time for the gradient at 32×32; no raw result kept |
+| one pass for all batches of the loss | fewer launches | in use on accelerators; not measured yet on a GPU; a CPU takes parts |
 | input gradient without weight gradients | a third of a chain step | in the lowered GPU program (tests/test_gpu_program.py); time not measured |
 | donated buffer, held as rows [S, D]; resident data | no copy of the buffer, no transfer | in the compiled CPU program nothing but the scatter touches the buffer (tests/test_train_step.py); as [S, C, H, W, 1] it was copied twice, 91 against 24 ms with a million slots of 8×8; no raw result kept of that |
 | several iterations in one dispatch | the host's part of an iteration where it is not hidden | not built: on a GPU the call of a step returns at once, so that the host's part is hidden unless it exceeds an iteration; to be decided when measured |
@@ -45,6 +45,7 @@ LEVERS = """\
 CPU_LEVERS = {
     "input gradient as a convolution": ("input gradient written as a forward convolution (CPU)", "13 to 36 times a convolution in the chain"),
     "matrix products": ("3×3 convolutions with up to 4 pixels of output as a matrix product (CPU)", "15 times such a convolution"),
+    "parts of a batch": ("8,192 pixels of images at a time: what a core's cache holds (CPU)", "what the cache misses of larger parts cost"),
     "a device for each core": ("two host devices, one a core (CPU)", "1.2 to 2 times"),
 }  # fmt: skip
 """By their names in cpu_levers.py: what they are, and what they were predicted to give"""

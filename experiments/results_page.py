@@ -34,9 +34,6 @@ PAGE, PICTURE, README = (
 )
 MARKS = ("<!-- results: made by experiments/results_page.py -->", "<!-- end of results -->")
 
-LATER = {"ablation": ablation_page.section, "fashion_mnist": fashion_mnist_page.section}
-"""sections of experiments that may not have been run yet"""
-
 Numbers = Mapping[str, Any]
 MODELS = {"jem": "JEM", "baseline": "classifier"}
 SCORES = ("approximate_mass", "log_density", "max_posterior", "refine_distance")
@@ -46,8 +43,8 @@ def main() -> None:
     digits, claims = read("digits_seeds"), read("digits_claims")
     picture(digits["summary"], PICTURE)
     PAGE.write_text(page(digits, claims))
-    if (RESULTS / "ablation.json").exists():
-        ablation_page.picture(read("ablation"), PAGE.parent / ablation_page.PICTURE)
+    if ablations():
+        ablation_page.picture(ablations(), PAGE.parent / ablation_page.PICTURE)
     README.write_text(readme(README.read_text(), digits))
     print(f"wrote {PAGE.relative_to(ROOT)}, {PICTURE.relative_to(ROOT)} and the results in {README.name}")
 
@@ -55,6 +52,12 @@ def main() -> None:
 def read(name: str) -> dict[str, Any]:
     """experiments/results/NAME.json."""
     return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def ablations() -> dict[str, Any]:
+    """What ablation.py stored of each data set, as far as it was run."""
+    names = (name for name in ablation_page.BENCHES if (RESULTS / f"ablation_{name}.json").exists())
+    return {name: read(f"ablation_{name}") for name in names}
 
 
 def readme(text: str, digits: Numbers) -> str:
@@ -103,7 +106,8 @@ def page(digits: Numbers, claims: Numbers) -> str:
         f"{_of_what(claims)}; accuracy, in brackets the least and the greatest. With few labels p(y|x) learns from "
         "those and p(x) from all images; the classifier has the labelled images alone.",
         _claims(claims["summary"]),
-        *(section(read(name)) for name, section in LATER.items() if (RESULTS / f"{name}.json").exists()),
+        *([ablation_page.section(ablations())] if ablations() else []),
+        fashion_mnist_page.section(read("fashion_mnist")),
         *divergence_page.sections(RESULTS / "divergence.json"),
     ]
     return "\n\n".join(parts) + "\n"

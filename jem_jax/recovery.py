@@ -88,7 +88,8 @@ def write(directory: Path, history: History) -> None:
 
 def target(history: History, onset: int, checkpoints: Sequence[int]) -> int:
     """The checkpoint to go back to: the newest that the fault had not touched yet, or the one before it if the run has
-    gone back to that one already; 0, the start, where there is none.
+    gone back to that one already; 0, the start, where there is none. Where there is but one, it is taken again: with
+    another random stream each time, and a learning rate that is smaller by the factors of all recoveries from it.
 
     Args:
       onset: the iteration that the fault began with, counted from 0.

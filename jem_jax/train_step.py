@@ -17,7 +17,7 @@ from jem_jax import divergence, energy, keys, objective, parallel, replay_buffer
 from jem_jax.augment import augment
 from jem_jax.config import Config
 from jem_jax.datasets.splits import to_float
-from jem_jax.network import Network, Variables
+from jem_jax.network import Network, Variables, in_parts
 
 Array = jax.Array
 
@@ -300,19 +300,24 @@ def _sample(
             return network.batch_logits(variables, x, mask_key)
         return network.logits(variables, x)
 
-    def run(key: Array, log_density: energy.LogDensity, classes: Array | None, labelled: bool) -> _Negatives:
+    def conditional_density(classes: Array) -> energy.LogDensity:
+        return energy.conditional(logits_fn, classes)
+
+    def run(
+        key: Array, density: Callable[[Any], energy.LogDensity], classes: Array | None, labelled: bool
+    ) -> _Negatives:
         assert buffer is not None
         draw_keys, fresh_keys, chain_keys = (_own(config, k, labelled) for k in jax.random.split(key, 3))
         fresh = _fresh(fresh_keys, buffer.shape[2:], starts, classes)
         start = replay_buffer.draw(draw_keys, buffer, fresh, reinit_prob=config.sampler.reinit_prob, labels=classes)
-        x = sgld.chain(
-            chain_keys,
-            log_density,
-            start.x,
-            num_steps=config.sampler.num_steps,
-            unroll=config.sampler.unroll,
-            **sgld_settings(config),
-        )
+
+        def chains(part: tuple[Array, Array, Array | None]) -> Array:
+            part_keys, x, part_classes = part
+            settings: dict[str, Any] = {"num_steps": config.sampler.num_steps, "unroll": config.sampler.unroll}
+            return sgld.chain(part_keys, density(part_classes), x, **settings, **sgld_settings(config))
+
+        batch = (chain_keys, start.x, classes)
+        x = chains(batch) if config.sampler.batch_statistics else in_parts(chains, batch, start.x.shape)
         return _Negatives(jax.lax.stop_gradient(x), start.slots, classes)
 
     marginal = conditional = None
@@ -322,14 +327,11 @@ def _sample(
             classes = jax.vmap(lambda k: jax.random.randint(k, (), 0, num_classes))(own)
         else:
             classes = None
-        if config.sampler.class_conditional and classes is not None:
-            density = energy.conditional(logits_fn, classes)
-        else:
-            density = energy.marginal(logits_fn)
+        of_class = config.sampler.class_conditional and classes is not None
+        density = conditional_density if of_class else lambda _: energy.marginal(logits_fn)
         marginal = run(step_keys.marginal, density, classes, labelled=False)
     if terms.needs_conditional_negatives:
-        density = energy.conditional(logits_fn, labels)
-        conditional = run(step_keys.conditional, density, labels, labelled=True)
+        conditional = run(step_keys.conditional, conditional_density, labels, labelled=True)
     return marginal, conditional
 
 

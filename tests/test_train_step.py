@@ -329,7 +329,9 @@ EXACT = {
 
 
 @pytest.mark.usefixtures("quick_compilation")
-def test_an_iteration_is_the_algorithm():
+@pytest.mark.parametrize("pixels", [2**13, tiny.SIDE**2], ids=["whole", "an_example_at_a_time"])
+def test_an_iteration_is_the_algorithm(pixels, monkeypatch):
+    monkeypatch.setattr("jem_jax.network._CPU_PIXELS", pixels)
     config = tiny.config(**EXACT)
     start = tiny.start(config)
     state, buffer = start.step(start.state, start.buffer, start.data.at(0))

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from jem_jax import wide_resnet
-from jem_jax.network import Network
+from jem_jax.network import Network, examples_a_pass
 from jem_jax.wide_resnet import WideResNet
 
 KEY = jax.random.key(0)
@@ -303,6 +303,30 @@ def test_dropout_acts_while_training_only():
     assert jnp.all(jnp.abs(first - evaluated) > 1e-5)
     assert jnp.all(first != run(variables, x, jax.random.key(2))[0])
     np.testing.assert_array_equal(first, run(variables, x, jax.random.key(1))[0])
+
+
+@pytest.mark.parametrize(
+    ("batch", "side", "expected"),
+    [(32, 8, 32), (256, 8, 128), (32, 32, 8), (20, 32, 5), (14, 32, 7), (34, 32, 34), (4, 32, 4), (8, 512, 1)],
+)
+def test_on_a_cpu_a_batch_passes_in_parts_that_fit_the_cache(batch, side, expected, monkeypatch):
+    assert examples_a_pass(batch, (side, side, 3)) == expected
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert examples_a_pass(batch, (side, side, 3)) == batch
+
+
+def test_a_batch_in_parts_has_the_logits_of_the_whole(monkeypatch):
+    net = Network(WideResNet(num_classes=3, depth=10, width=1))
+    batches = [np.random.default_rng(i).uniform(-1, 1, (4, 8, 8, 1)).astype(np.float32) for i in range(2)]
+    variables = net.init(jax.random.key(0), batches[0])
+    whole, _ = net.train_logits(variables, batches, jax.random.key(1))
+    monkeypatch.setattr("jem_jax.network._CPU_PIXELS", 2 * 8 * 8)
+    passes = []
+    monkeypatch.setattr(net, "_train", lambda *args: passes.append(len(args[1])) or Network._train(net, *args))
+    parts, _ = net.train_logits(variables, batches, jax.random.key(1))
+    assert passes == [2, 2, 2, 2]
+    for one, other in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_batches_in_one_pass_have_the_logits_of_a_pass_each(monkeypatch):
