@@ -17,7 +17,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from benchmark_cases import SLOTS, Case
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 from runs import ROOT, store
 from workers import Worker
 
@@ -98,18 +98,20 @@ def _prepare(worker: Worker, case: Case, slots: int, dtype: str) -> Numbers:
 
 
 def _plot(points: dict[str, list[Numbers]], base: str, name: str) -> None:
-    figure, axes = pyplot.subplots(1, len(points), figsize=(2.6 * len(points), 2.8), sharey=True, squeeze=False)
-    for panel, (axis, some) in zip(axes[0], points.items(), strict=True):
+    figure, axes = pyplot.subplots(2, -(-len(points) // 2), figsize=(9, 5.4), sharey=True, layout="constrained")
+    for panel, (axis, some) in zip(axes.flat, points.items(), strict=False):
         values = [point["value"] for point in some]
         panel.loglog(values, [1 / point["expected_seconds"] for point in some], "--", color="grey", label="expected")
         panel.loglog(values, [1 / point["seconds"] for point in some], "o-", label="measured")
         panel.set_xlabel(axis)
-        panel.set_xticks(values, [f"{value:,}" for value in values], fontsize=7)
+        panel.set_xticks(values, [f"{value:,}" for value in values])
         panel.minorticks_off()
-    axes[0][0].set_ylabel("iterations/s")
-    axes[0][0].legend(fontsize=7)
-    figure.suptitle(f"Base: {base}", fontsize=9)
-    figure.tight_layout()
+        panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+        panel.yaxis.set_major_formatter("{x:g}")
+    for panel in axes[:, 0]:
+        panel.set_ylabel("iterations/s")
+    axes[0][0].legend()
+    figure.suptitle(f"Base: {base}")
     figure.savefig(ROOT / "docs" / "images" / name, dpi=110)
 
 
