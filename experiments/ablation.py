@@ -7,7 +7,7 @@ Every variant is JEM with one part more than the one before it: the clip of grad
 needless, as released), class Gaussians to start from, batch norm whose chains take the batch's statistics, plain images
 for p(x) beside 128 augmented ones for p(y|x), and ASAM. Iterations, learning rate and all else stay. Then JEM and the
 last variant with other numbers of chain steps. Digits are those of configs/digits.py; of Fashion-MNIST it is half of
-the training images at 16×16, for 421 iterations with the paper's step size, so that the whole takes an hour.
+the training images at 16×16, for some 420 iterations with the paper's step size, so that the whole takes an hour.
 
 The replay buffers of all runs are judged by one classifier that had no part in any: the penultimate features and the
 predictions of a plain WRN-10-1 of another seed, trained first.
@@ -31,7 +31,7 @@ import numpy as np
 from runs import RESULTS, ROOT, machine, run_command
 
 import jem_jax
-from jem_jax import datasets, loading, workdir
+from jem_jax import datasets, files, loading, workdir
 from jem_jax.config import Data
 from jem_jax.datasets.splits import to_float
 from jem_jax.evaluation import classification, sample_quality
@@ -82,24 +82,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bench", choices=BENCHES)
     parser.add_argument("--seeds", type=int, default=3, help="runs seeds 0, 1, … of each variant (default 3)")
-    parser.add_argument("--only", default="", help="variants whose name starts so")
+    parser.add_argument("--only", nargs="*", default=[], metavar="VARIANT", help="only these, by their names")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of every run")
     parser.add_argument("--data", type=Path, help="an .npz as docs/data.md describes; default: the set itself")
     flags = parser.parse_args()
     bench = BENCHES[flags.bench]
-    with tempfile.TemporaryDirectory() as folder:
-        common = [*bench.base, *flags.set, *_data(bench, flags.data, Path(folder))]
-        judge = Judge(ROOT / "runs" / f"ablation_judge_{flags.bench}", bench.config, common)
-        for seed in range(flags.seeds):
-            for name, settings in variants(bench).items():
-                if not name.startswith(flags.only) or f"{name}/{seed}" in read(flags.bench)["runs"]:
-                    continue
-                found = _one(bench, common, [*settings, f"seed={seed}"], judge)
-                # Read again: another process may have stored a run meanwhile.
-                stored = read(flags.bench)
-                stored["runs"][f"{name}/{seed}"] = found
-                file(flags.bench).write_text(json.dumps(stored, indent=1) + "\n")
-                print(f"{name}, seed {seed}: {found}", flush=True)
+    common = [*bench.base, *flags.set, *_data(bench, flags.data)]
+    judge = Judge(ROOT / "runs" / f"ablation_judge_{flags.bench}", bench.config, common)
+    for seed in range(flags.seeds):
+        for name, settings in variants(bench).items():
+            if name not in (flags.only or [name]) or f"{name}/{seed}" in read(flags.bench)["runs"]:
+                continue
+            found = _one(bench, common, [*settings, f"seed={seed}"], judge)
+            # Read again: another process may have stored a run meanwhile.
+            stored = read(flags.bench)
+            stored["runs"][f"{name}/{seed}"] = found
+            file(flags.bench).write_text(json.dumps(stored, indent=1) + "\n")
+            print(f"{name}, seed {seed}: {found}", flush=True)
 
 
 def variants(bench: Bench) -> dict[str, list[str]]:
@@ -133,20 +132,22 @@ def read(name: str) -> dict[str, Any]:
     return {"command": f"python experiments/ablation.py {name}", **machine(), "runs": {}}
 
 
-def _data(bench: Bench, given: Path | None, folder: Path) -> list[str]:
-    """The setting that names the images, which are put into the folder if they are only some."""
+def _data(bench: Bench, given: Path | None) -> list[str]:
+    """The setting that names the images; only some of them are copied first, to where a later call finds them."""
     if not bench.images:
         return [f"data.name={given.resolve()}"] if given else []
-    dataset = datasets.load(Data(name=str(given.resolve()) if given else bench.config))
-    path = folder / "images.npz"
-    np.savez(
-        path,
-        images=dataset.train.images[: bench.images],
-        labels=dataset.train.labels[: bench.images],
-        test_images=dataset.test.images,
-        test_labels=dataset.test.labels,
-        class_names=np.array(dataset.class_names),
-    )
+    path = ROOT / "runs" / f"{given.stem if given else bench.config}_{bench.images}.npz"
+    if not path.exists():
+        dataset = datasets.load(Data(name=str(given.resolve()) if given else bench.config))
+        with files.whole(path) as partial, partial.open("wb") as stream:
+            np.savez(
+                stream,
+                images=dataset.train.images[: bench.images],
+                labels=dataset.train.labels[: bench.images],
+                test_images=dataset.test.images,
+                test_labels=dataset.test.labels,
+                class_names=np.array(dataset.class_names),
+            )
     return [f"data.name={path}"]
 
 

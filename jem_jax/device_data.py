@@ -78,7 +78,7 @@ class Starts:
     """Where chains that start afresh may do so: draws from the classes' Gaussians, new ones every epoch.
 
     There are about as many as chains start afresh in an epoch, and each takes one at random. Every start has the
-    Gaussian's distribution; two chains of one epoch may share theirs, at different iterations.
+    Gaussian's distribution; two chains of one epoch may share theirs.
     """
 
     def __init__(self, config: Config, split: Split, order: Order) -> None:
@@ -87,7 +87,10 @@ class Starts:
         self._draws = draws(config, split)
         image_bytes = 4 * split.images[0].size
         classes = int(split.labels.max()) + 1
-        wanted = config.sampler.reinit_prob * order.steps_per_epoch * sum(config.training.batch_sizes)
+        terms = weights(config)
+        kinds = terms.needs_negatives, terms.needs_conditional_negatives
+        chains = sum(size for size, needed in zip(config.training.batch_sizes, kinds, strict=True) if needed)
+        wanted = config.sampler.reinit_prob * order.steps_per_epoch * chains
         self._count = max(1, min(math.ceil(wanted / classes), _STARTS_BYTES // (image_bytes * classes)))
         self._placed: tuple[int, Array] | None = None
 

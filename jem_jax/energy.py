@@ -86,7 +86,8 @@ def conditional(logits_fn: LogitsFunction, labels: Array) -> LogDensity:
 def score(log_density: LogDensity, x: Array) -> Array:
     """∇_x log p(x), for each example of a batch.
 
-    The examples must not influence each other's density (batch statistics would make them).
+    Where examples influence each other's density, as by batch statistics, it is the gradient of the sum over them; the
+    released JEM++ and SADA-JEM follow that.
 
     Args:
       log_density: x [B, ...] -> [B].

@@ -110,6 +110,8 @@ def _bytes(arrays: Iterable[jax.ShapeDtypeStruct]) -> int:
 def _training(config: Config, dataset: Dataset, found: _Network) -> list[Part]:
     devices = parallel.count()
     state = found.parameters * (1 + _MOMENTS[config.optimizer.name] + bool(config.optimizer.ema_decay))
+    # Sharpness-aware minimisation holds the parameters it climbs to, and takes the gradients there.
+    gradients = 3 if config.optimizer.sam_rho else 1
     buffer = _buffer(config, dataset)
     resident = dataset.train.images.nbytes if device_data.is_resident(config, dataset.train) else 0
     rows = forecast.images_in_loss(config) / devices
@@ -117,7 +119,7 @@ def _training(config: Config, dataset: Dataset, found: _Network) -> list[Part]:
         _data_set(dataset),
         Part("the training images on the devices", "data.image_size", device=resident),
         # A step makes a new state from the old one and the gradients; a checkpoint is written from a copy.
-        Part(_PARAMETERS, "model.width", device=2 * state + found.parameters, host=state),
+        Part(_PARAMETERS, "model.width", device=2 * state + gradients * found.parameters, host=state),
         Part("the replay buffer", "sampler.buffer_size", device=_BUFFERS * buffer / devices, host=buffer),
         Part("a batch in the loss", "training.batch_size", device=rows * _KEPT * found.activations),
     ]

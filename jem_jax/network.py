@@ -49,8 +49,10 @@ class Network:
     def batch_logits(self, variables: Variables, x: Array, key: Array) -> Array:
         """Logits [B, K] in training mode, from the batch's own statistics; none is updated.
 
-        The released JEM++ and SADA-JEM let every step of a chain update the running statistics as well; with 0.9 for
-        the newest batch the last forward pass outweighs them there, and here passes of the loss are all that count.
+        The released JEM++ and SADA-JEM let every step of a chain update the running statistics as well, and pass data,
+        negatives and the labelled images in this order: with 0.9 for the newest batch the labelled, augmented images
+        make them. Here passes of the loss are all that count, and the images of p(x), which may be plain as those of
+        an evaluation are, pass last.
 
         Args:
           key: of the dropout mask.
@@ -68,7 +70,8 @@ class Network:
         """Logits of each batch in training mode, and the collections that training updates.
 
         On an accelerator one forward pass takes all batches, unless the network keeps statistics of a batch: then each
-        has its own, in order, as in the official code. On a CPU each is cut as `examples_a_pass` says.
+        has its own, in order, and the last counts most in the running ones. On a CPU each is cut as `examples_a_pass`
+        says.
         """
         state = {name: value for name, value in variables.items() if name != "params"}
         if not state and jax.default_backend() != "cpu":

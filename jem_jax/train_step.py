@@ -1,9 +1,9 @@
 """One training iteration as one compiled program: batches, chains, loss, update and write-back (paper, algorithm 1).
 
 The step runs on every device over its own part of the batch and of the replay buffer. Nothing goes to the host, and
-devices meet once, in the mean of gradients, batch statistics and metrics. An iteration that is not finite, or whose
-log densities run away, is undone by the step itself: parameters, optimiser and buffer stay what they were. That, and
-slower ways to diverge, are recorded in the state.
+devices meet once, in the mean of gradients, batch statistics and metrics; with sharpness-aware minimisation twice. An
+iteration that is not finite, or whose log densities run away, is undone by the step itself: parameters, optimiser and
+buffer stay what they were. That, and slower ways to diverge, are recorded in the state.
 """
 
 from collections.abc import Callable
@@ -187,12 +187,15 @@ def build(
         inputs = {"labelled": labelled}
         if marginal is not None:
             inputs["negatives"] = marginal.x
-            if not config.objective.share_batch:
-                raw, _ = _raw_batch(config, data, False, state.step)
-                own = _own(config, step_keys.augment, False)
-                inputs["data"] = _augmented(config, own, raw, plain=not config.data.augment_p_x)
         if conditional is not None:
             inputs["conditional_negatives"] = conditional.x
+        # Images of the data come last: the last pass makes nine tenths of the running statistics of batch norm.
+        if marginal is not None and not config.objective.share_batch:
+            raw, _ = _raw_batch(config, data, False, state.step)
+            own = _own(config, step_keys.augment, False)
+            inputs["data"] = _augmented(config, own, raw, plain=not config.data.augment_p_x)
+        else:
+            inputs["labelled"] = inputs.pop("labelled")
 
         def loss(params: Any) -> tuple[Array, tuple[dict[str, Array], Variables]]:
             dropout_key = jax.random.fold_in(step_keys.dropout, parallel.index())

@@ -61,6 +61,7 @@ def test_an_iteration_samples_by_batch_statistics_and_takes_the_second_gradient_
             "sampler.batch_statistics": True,
             "optimizer.sam_rho": 0.5,
             "optimizer.sam_adaptive": True,
+            "optimizer.weight_decay": 0.1,
             "training.labelled_batch_size": 16,
         }
     )
@@ -107,10 +108,11 @@ def test_an_iteration_samples_by_batch_statistics_and_takes_the_second_gradient_
     climbed = sharpness.ascend(variables["params"], gradients, 0.5, adaptive=True)
     second = value_and_grad(climbed)[1]
     assert float(state.window.sums["loss"]) == pytest.approx(float(value), rel=1e-4)
-    moved = jax.tree.map(lambda w, g: w - 0.05 * g, variables["params"], second)
+    # The penalty is that of the weights that move, not of those climbed to.
+    moved = jax.tree.map(lambda w, g: w - 0.05 * (g + 0.1 * w), variables["params"], second)
     for name, expected in tiny.leaves(moved).items():
         np.testing.assert_allclose(tiny.leaves(state.params)[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
-    plain = jax.tree.map(lambda w, g: w - 0.05 * g, variables["params"], gradients)
+    plain = jax.tree.map(lambda w, g: w - 0.05 * (g + 0.1 * w), variables["params"], gradients)
     assert max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(moved), strict=True)) > 1e-4
     for name, expected in tiny.leaves(loss(variables["params"])[1]).items():
         np.testing.assert_allclose(tiny.leaves(state.model_state)[name], expected, rtol=1e-4, atol=1e-6, err_msg=name)

@@ -82,14 +82,20 @@ def _communication(lines: list[str]) -> list[str]:
     return [found.group(1) for line in lines if (found := _COMMUNICATION.search(line))]
 
 
-@pytest.mark.parametrize("run", ["wrn", "full"])
-def test_a_step_is_one_all_reduce_and_the_chain_none(run, request):
+@pytest.fixture(scope="module")
+def sharp():
+    """A JEM whose loss has a second gradient."""
+    return tiny.start(tiny.config(**{"model.factory": "tiny:mlp", "optimizer.sam_rho": 0.1}))
+
+
+@pytest.mark.parametrize(("run", "meetings"), [("wrn", 1), ("full", 1), ("sharp", 2)])
+def test_a_gradient_is_one_all_reduce_and_the_chain_none(run, meetings, request):
     start = request.getfixturevalue(run)
     mapped, places = start.step.func, start.step.args
     hlo = mapped.lower(*places, start.state, start.buffer, start.data.at(0)).compile().as_text()
     assert f"num_partitions={DEVICES}" in hlo
     computations = _computations(hlo)
-    assert [found for lines in computations.values() for found in _communication(lines)] == ["all-reduce"]
+    assert [found for lines in computations.values() for found in _communication(lines)] == meetings * ["all-reduce"]
     assert "callback" not in hlo
     bodies = re.findall(r"\swhile\(.*body=%([\w.\-]+)", hlo)
     loops = [[line for name in _reached(computations, body) for line in computations[name]] for body in bodies]
@@ -206,6 +212,57 @@ def test_batch_statistics_are_the_mean_over_devices_and_batches_are_the_labelled
     expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *parts)
     for name, value in tiny.leaves(expected).items():
         np.testing.assert_allclose(tiny.leaves(state.model_state)[name], value, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("augmented", [True, False])
+def test_images_of_p_x_are_shifted_and_mirrored_only_where_they_are_to_be(augmented):
+    settings = {"data.pad": 3, "data.flip": True, "data.input_noise": 0.0, "data.augment_p_x": augmented}
+    config = tiny.config(**{"model.factory": "tiny:mlp", **settings})
+    start = tiny.start(config)
+    state, _ = start.step(start.state, start.buffer, start.data.at(0))
+    images, params = tiny.dataset().train, jax.device_get(start.state.params)
+    rows, labelled_rows = (Stream(config.seed, stream, len(images), 8).order(0)[:8] for stream in (0, 1))
+    logits = start.network.logits({"params": params}, to_float(images.images[rows]))
+    plain = jax.scipy.special.logsumexp(logits, axis=1).mean()
+    assert (_losses(state)["log_px_data"] == pytest.approx(float(plain), rel=1e-5)) == (not augmented)
+    logits = start.network.logits({"params": params}, to_float(images.images[labelled_rows]))
+    plain = -jax.nn.log_softmax(logits)[np.arange(8), images.labels[labelled_rows]].mean()
+    assert _losses(state)["cross_entropy"] != pytest.approx(float(plain), rel=1e-5)
+
+
+PASSES = {
+    "unshared": ({}, ["labelled", "negatives", "data"]),
+    "shared": ({"objective.share_batch": True}, ["negatives", "labelled"]),
+    "p_xy_alone": (
+        {"objective.p_x": 0.0, "objective.p_xy": 1.0, "sampler.buffer_size": 96},
+        ["negatives", "labelled"],
+    ),
+}
+"""Settings, and which batches pass in which order"""
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("case", PASSES)
+def test_images_of_the_data_pass_last_and_count_most_in_the_running_statistics(case):
+    settings, order = PASSES[case]
+    config = tiny.config(**{**CLASSIFIER, "objective.p_x": 1.0, "sampler.step_size": 1e4, **settings})
+    start = tiny.start(config)
+    state, buffer = start.step(start.state, start.buffer, start.data.at(0))
+    images = tiny.dataset().train.images
+    data, labelled = (to_float(images[Stream(config.seed, stream, len(images), 8).order(0)[:8]]) for stream in (0, 1))
+    slots, classes = np.nonzero(np.any(tiny.whole(buffer) != start.chains, axis=(2, 3, 4)))
+    batches = {"data": data, "labelled": labelled, "negatives": tiny.whole(buffer)[slots, classes]}
+    variables = jax.device_get({**start.state.model_state, "params": start.state.params})
+    parts = [
+        start.network.train_logits(variables, [batches[name][2 * i : 2 * i + 2] for name in order], jax.random.key(0))[
+            1
+        ]
+        for i in range(DEVICES)
+    ]
+    expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *parts)
+    for name, value in tiny.leaves(expected).items():
+        np.testing.assert_allclose(tiny.leaves(state.model_state)[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 # Iterations that are undone

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from jem_jax import wide_resnet
-from jem_jax.network import Network, examples_a_pass
+from jem_jax.network import Network, examples_a_pass, in_parts
 from jem_jax.wide_resnet import WideResNet
 
 KEY = jax.random.key(0)
@@ -313,6 +313,22 @@ def test_on_a_cpu_a_batch_passes_in_parts_that_fit_the_cache(batch, side, expect
     assert examples_a_pass(batch, (side, side, 3)) == expected
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert examples_a_pass(batch, (side, side, 3)) == batch
+
+
+def test_in_parts_a_function_sees_a_part_of_every_array(monkeypatch):
+    monkeypatch.setattr("jem_jax.network._CPU_PIXELS", 2 * 8 * 8)
+    x, y = jnp.arange(6.0 * 64).reshape(6, 8, 8, 1), jnp.arange(6)
+    sizes = []
+
+    def function(part):
+        x, none, y = part
+        assert none is None
+        sizes.append(len(x))
+        return x.sum(axis=(1, 2)) + y[:, None]
+
+    found = in_parts(function, (x, None, y), x.shape)
+    assert set(sizes) == {2}
+    np.testing.assert_array_equal(found, x.sum(axis=(1, 2)) + y[:, None])
 
 
 def test_a_batch_in_parts_has_the_logits_of_the_whole(monkeypatch):

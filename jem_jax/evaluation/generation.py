@@ -66,14 +66,15 @@ def by_class(images: np.ndarray, logits: np.ndarray, per_class: int) -> list[np.
 
 
 def film(network: Network, *, num_steps: int, every: int, **settings: Any) -> Callable[..., np.ndarray]:
-    """Chains from U(-1, 1) with what lay on their way.
+    """Chains with what lay on their way.
 
     Args:
       network: gives the logits.
       num_steps, every, **settings: as of `sgld.trajectory`.
 
     Returns:
-      (variables, key, count, image_shape) -> [count, num_steps // every + 1, H, W, C].
+      (variables, key, count, image_shape, start) -> [count, num_steps // every + 1, H, W, C], from `start`
+      [count, H, W, C], or from U(-1, 1) where it is None.
     """
 
     def run(variables: Variables, examples: tuple[Array, Array]) -> Array:
@@ -86,10 +87,13 @@ def film(network: Network, *, num_steps: int, every: int, **settings: Any) -> Ca
 
     mapped = parallel.over_examples(run)
 
-    def sample(variables: Variables, key: Array, count: int, image_shape: tuple[int, ...]) -> np.ndarray:
+    def sample(
+        variables: Variables, key: Array, count: int, image_shape: tuple[int, ...], start: np.ndarray | None = None
+    ) -> np.ndarray:
         start_key, chain_key = jax.random.split(key)
-        start = replay_buffer.uniform(start_key, count, image_shape)
+        if start is None:
+            start = np.asarray(replay_buffer.uniform(start_key, count, image_shape))
         chain_keys = jax.random.key_data(keys.for_examples(chain_key, count))
-        return mapped(variables, (np.asarray(chain_keys), np.asarray(start)), count)
+        return mapped(variables, (np.asarray(chain_keys), start), count)
 
     return sample

@@ -10,7 +10,7 @@ from jem_jax import pictures, train_step
 from jem_jax.datasets.splits import to_float
 from jem_jax.evaluation import classification, generation, inception, inpainting, sample_quality
 from jem_jax.report.result import Result, percent
-from jem_jax.report.subject import TITLES, Subject, start_of_chains
+from jem_jax.report.subject import TITLES, Subject, informative_starts, start_of_chains
 from jem_jax.workdir import RunFacts
 
 PICTURES = ("samples_by_class.png", "samples.png", "buffer_by_class.png")
@@ -199,7 +199,9 @@ def _film_strip(subject: Subject) -> Path:
     film = generation.film(
         subject.jem.network, num_steps=steps, every=steps // count, **train_step.sgld_settings(subject.facts.config)
     )
-    states = film(subject.jem.variables, subject.key(_STRIP_STREAM), _STRIP_CHAINS, subject.facts.image_shape)
+    key, facts = subject.key(_STRIP_STREAM), subject.facts
+    start = informative_starts(facts.config, subject.dataset, key, _STRIP_CHAINS, by_class=False)
+    states = film(subject.jem.variables, key, _STRIP_CHAINS, facts.image_shape, start)
     return pictures.save(pictures.grid(list(states)), subject.folder / "film_strip.png")
 
 

@@ -124,16 +124,20 @@ def fresh_chains(model: Model, facts: RunFacts, dataset: Dataset) -> dict[str, n
             **train_step.sgld_settings(facts.config),
         )
         key = jax.random.fold_in(jax.random.key(facts.config.seed), conditional)
-        start = _informative(facts.config, dataset, key, len(wanted), conditional)
+        start = informative_starts(facts.config, dataset, key, len(wanted), conditional)
         drawn[kind] = sample(model.variables, key, wanted, facts.image_shape, settings.batch_size, start)
     return drawn
 
 
-def _informative(config: Config, dataset: Dataset, key: jax.Array, count: int, by_class: bool) -> np.ndarray | None:
-    """Draws from the classes' Gaussians, where that is where chains start: class after class, or in turns."""
+def informative_starts(
+    config: Config, dataset: Dataset, key: jax.Array, count: int, by_class: bool
+) -> np.ndarray | None:
+    """Draws from the classes' Gaussians [count, H, W, C], class after class or in turns; None if none starts so."""
     if config.sampler.init == "uniform":
         return None
     draws = device_data.draws(config, dataset.train)
+    # Chains split the key, which gives the keys that small numbers folded in give.
+    key = jax.random.fold_in(key, 2**31 - 1)
     if by_class:
         drawn = np.asarray(draws(key, count // dataset.num_classes)).swapaxes(0, 1)
     else:
