@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import tiny
 
-from jem_jax import class_gaussians, device_data
-from jem_jax.class_gaussians import JITTER
+from jem_jax import class_gaussians, device_data, train
 from jem_jax.datasets import Split
 from jem_jax.datasets.splits import to_float
 from jem_jax.device_data import Order
 
 DRAWS = 20_000
+JITTER = 1e-2
+"""of the released code: 1e-4 on the diagonal of the covariance"""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,9 @@ def test_rows_without_labels_are_not_used(split):
     draws = class_gaussians.of_classes(split, np.array([0, 20]), 2)
     found = np.array(draws(jax.random.key(0), 200))
     for label, row in enumerate((0, 20)):
-        np.testing.assert_allclose(found[:, label] - to_float(split.images[row]), 0, atol=6 * JITTER)
+        difference = found[:, label] - to_float(split.images[row])
+        np.testing.assert_allclose(difference, 0, atol=6 * JITTER)
+        assert difference.std() == pytest.approx(JITTER, rel=0.1)
 
 
 def test_many_classes_of_large_images_need_no_covariance_matrix():
@@ -90,6 +93,20 @@ def test_a_buffer_of_draws_holds_the_classes_in_equal_shares(split, num_slots, n
     nearest = np.abs(buffer.mean(axis=(2, 3, 4))[..., None] - means).argmin(axis=-1)
     expected = np.arange(num_slots)[:, None] % 2 if num_classes == 1 else np.tile([0, 1], (num_slots, 1))
     assert (nearest == expected).mean() > 0.8
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_a_run_begins_with_chains_from_the_gaussians(conditional):
+    settings = {"sampler.init": "class_gaussians", "sampler.buffer_size": 96}
+    config = tiny.config(**settings, **{"sampler.class_conditional": conditional})
+    found = np.array(train._fresh_buffer(config, tiny.dataset(), jax.random.key(5)))
+    assert found.shape == ((32, 3, 8, 8, 1) if conditional else (96, 1, 8, 8, 1))
+    images = to_float(tiny.dataset().train.images)
+    means = np.stack([images[tiny.dataset().train.labels == label].mean(axis=0) for label in range(3)])
+    if not conditional:
+        found = found.reshape(32, 3, 8, 8, 1)
+    # Each of the three has 32 draws around its own class's mean.
+    np.testing.assert_allclose(found.mean(axis=0), means, atol=0.35)
 
 
 def test_an_epochs_starts_are_placed_once_and_are_the_same_however_images_come():

@@ -76,6 +76,8 @@ def test_the_report_says_of_which_images_or_why_not(library, weights, named):
     sampling._inception(subject, result)
     (said,) = result.blocks
     if named:
+        (call,) = library
+        assert (len(call["input1"]), len(call["input2"])) == (4, 5)
         assert "FID 12.50 and Inception score 7.50 of the whole buffer, 4 images, none chosen" in said["text"]
         assert result.models["jem"]["inception"] == {"fid": 12.5, "inception_score": 7.5, "images": 4, "reference": 5}
     else:

@@ -92,7 +92,9 @@ def test_a_classifier_of_the_same_shape_is_trained_and_evaluated_beside_it(tmp_p
     assert report["run"]["seconds"].keys() == {"training", "baseline", "evaluation"}
     for part in (run, run / "baseline"):
         assert metrics(part)[-1]["step"] == 18
-        assert list((part / "tensorboard").iterdir())
+        written = b"".join(path.read_bytes() for path in (part / "tensorboard").iterdir())
+        assert all(tag in written for tag in (b"cross_entropy", b"validation_nll"))
+        assert (b"log_px_samples" in written) == (part == run)
         assert (part / "checkpoints" / "18" / "manifest.json").exists()
         assert (part / "best" / "18" / "manifest.json").exists()
     assert "log_px_samples" not in metrics(run / "baseline")[0]

@@ -7,6 +7,7 @@ import pytest
 import tiny
 from sklearn import metrics as sklearn_metrics
 
+from jem_jax import datasets
 from jem_jax.config import Data
 from jem_jax.datasets import Split, out_of_distribution
 from jem_jax.datasets.splits import to_float
@@ -98,9 +99,15 @@ def test_refinement_scores_compare_with_the_end_of_a_chain(linear):
 def test_refinement_clips_as_it_is_told(linear):
     weights, images, logits_fn = linear
     score = ood.scorer(logits_fn, num_steps=1, step_size=1e4, noise_std=0.0, grad_clip=1e-5, bounds=(-1.0, 1.0))
-    found = score(weights, jax.random.key(0), np.clip(images, -1, 1), 16)["refine_distance"]
-    assert found.min() >= -0.1 * np.sqrt(images[0].size) - 1e-5
-    assert found.max() < 0
+    images = np.clip(images, -1, 1)
+    found = score(weights, jax.random.key(0), images, 16)["refine_distance"]
+    density = lambda x: jax.scipy.special.logsumexp(logits_fn(weights, x), axis=-1)  # noqa: E731
+    gradient = np.asarray(jax.grad(lambda x: density(x).sum())(jnp.asarray(images)))
+    moved = np.clip(images + 1e4 * np.clip(gradient, -1e-5, 1e-5), -1, 1)
+    # Some would have left the range.
+    assert np.abs(images + 0.1 * np.sign(gradient)).max() > 1.01
+    expected = -np.sqrt(((moved - images) ** 2).reshape(len(images), -1).sum(axis=1))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_scores_do_not_depend_on_how_images_are_put_into_batches(linear):
@@ -146,7 +153,16 @@ def test_builtin_sets_are_what_they_say(test_split):
     assert (sets["constant"].std(axis=(1, 2)) < 1e-6).all()
     assert len(np.unique(sets["constant"][:, 0, 0, 0])) > 6
     assert sets["uniform_noise"].std() == pytest.approx(1 / np.sqrt(3), rel=0.1)
+    smooth = np.abs(np.diff(sets["photographs"], axis=1)).mean()
+    assert smooth < np.abs(np.diff(sets["uniform_noise"], axis=1)).mean() / 3
     assert sets["photographs"].std(axis=(1, 2)).max() > 0.1
+
+
+def test_images_that_are_not_square_are_turned_upside_down():
+    images = np.random.default_rng(0).integers(0, 256, (6, 6, 9, 1)).astype(np.uint8)
+    turned = out_of_distribution.builtin(Split(images, np.arange(6, dtype=np.int32)), 5, seed=0)["rotated"].images
+    upside_down = [np.rot90(image, 2) for image in to_float(images)]
+    assert all(any(np.allclose(image, one) for one in upside_down) for image in turned)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (32, 32, 3), (6, 9, 1)])
@@ -161,6 +177,9 @@ def test_another_data_set_is_brought_to_the_models_size_and_channels():
     some = out_of_distribution.named(Data(), "digits", (12, 12, 3), 7, seed=0)
     assert some.images.shape == (7, 12, 12, 3)
     assert "digits" in some.description
+    as_they_are = out_of_distribution.named(Data(), "digits", (8, 8, 1), 7, seed=0).images
+    test = to_float(datasets.load(Data()).test.images)
+    assert all((image == test).all(axis=(1, 2, 3)).any() for image in as_they_are)
     np.testing.assert_array_equal(some.images[..., 0], some.images[..., 2])
     assert out_of_distribution.named(Data(), "digits", (6, 9, 1), 2, seed=0).images.shape == (2, 6, 9, 1)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jem_jax import checkpoint, divergence, recovery, train, workdir
+from jem_jax import checkpoint, divergence, recovery, train, train_step, workdir
 from jem_jax.errors import UserError
 from jem_jax.metrics import TIME_FIELDS
 from jem_jax.recovery import Recovery
@@ -142,7 +142,13 @@ def test_a_divergence_later_goes_back_to_the_last_checkpoint_and_takes_more_chai
     }  # fmt: skip
     alarms = [divergence.Alarm("log_density", step=20, onset=20)]
     monkeypatch.setattr(divergence, "alarm", lambda *_: alarms.pop() if alarms else None)
+    built, fresh = [], []
+    build, fresh_buffer = train_step.build, train._fresh_buffer
+    monkeypatch.setattr(train_step, "build", lambda config, *args: built.append(config) or build(config, *args))
+    monkeypatch.setattr(train, "_fresh_buffer", lambda *args: fresh.append(fresh_buffer(*args)) or fresh[-1])
     _train(directory, wanted)
+    assert [config.sampler.num_steps for config in built] == [3, 6]
+    assert len(fresh) == 1
     last = recovery.read(directory)[-1]
     assert (last.step, last.back_to, last.chain_steps_factor, last.settled) == (21, 20, 2.0, True)
     assert last.best_step > 0

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import types
 from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,11 +13,16 @@ import numpy as np
 import pytest
 from command import TINY, contents, finished_run
 from PIL import Image
+from scipy.special import logsumexp
 
-from jem_jax import config, files, report, workdir
+import jem_jax
+from jem_jax import config, datasets, files, report, workdir
 from jem_jax.config import Evaluation
+from jem_jax.datasets import out_of_distribution
+from jem_jax.datasets.splits import to_float
+from jem_jax.evaluation import adversarial, calibration, classification, generation, ood
 from jem_jax.main import main
-from jem_jax.report import figures, headline, page, sections
+from jem_jax.report import attacking, figures, headline, page, sections, subject
 from jem_jax.report.result import Result
 from jem_jax.report.sections import Outcome, Section
 
@@ -112,6 +118,71 @@ def test_every_section_is_there_with_numbers_of_both_models(whole):
     }  # fmt: skip
     assert {"test images", "replay buffer", "fresh chains", "uniform noise"} == values["jem"]["sample_quality"].keys()
     assert values["jem"]["inpainting"].keys() == {"lower half", "right half", "centre"}
+
+
+@pytest.mark.parametrize("model", ["jem", "baseline"])
+def test_numbers_are_those_of_the_trained_model(whole, model):
+    found, test = _values(whole)[model], datasets.load(config.Data()).test
+    loaded = jem_jax.load(whole, baseline=model == "baseline")
+    logits = np.asarray(loaded.logits(to_float(test.images)))
+    assert found["accuracy"] == pytest.approx(classification.accuracy(logits, test.labels), abs=1e-9)
+    assert found["nll"] == pytest.approx(classification.negative_log_likelihood(logits, test.labels), rel=1e-4)
+    expected = calibration.expected_calibration_error(logits, test.labels)
+    assert found["ece"] == pytest.approx(expected, rel=1e-3)
+    facts = workdir.read_facts(whole)
+    seen = subject.Subject(whole, facts, datasets.load(config.Data()), {})
+    inside = to_float(seen.some_test(20).images)
+    outside = out_of_distribution.builtin(test, 20, seed=facts.config.seed)["uniform_noise"].images
+    density = [np.asarray(logsumexp(loaded.logits(images), axis=-1)) for images in (inside, outside)]
+    auroc = found["ood"]["uniform_noise"]["log_density"]["auroc"]
+    assert auroc == pytest.approx(ood.auroc(*density), abs=0.02)
+
+
+@pytest.fixture
+def seen(whole, tmp_path) -> subject.Subject:
+    """What the sections see of it, with their own folder and settings."""
+    facts, dataset = workdir.read_facts(whole), datasets.load(config.Data())
+    settings = Evaluation(
+        num_samples=20, sample_steps=7, attack_images=9, attack_steps=2, attack_restarts=3, attack_linf=(0.1, 0.3),
+        attack_l2=(0.5,), refined_linf=(),
+    )  # fmt: skip
+    facts = dataclasses.replace(facts, config=dataclasses.replace(facts.config, evaluation=settings))
+    return dataclasses.replace(subject.read(whole, facts, dataset), path=tmp_path)
+
+
+def test_both_models_are_attacked_as_the_settings_say(seen, monkeypatch):
+    attacks = []
+
+    def attacker(defence, **how):
+        def run(variables, key, images, labels, epsilon, batch_size):
+            (name,) = (name for name, model in seen.models.items() if model.variables is variables)
+            attacks.append((name, *how.values(), epsilon))
+            return types.SimpleNamespace(right=np.arange(len(images)) < 10 * epsilon)
+
+        return run
+
+    monkeypatch.setattr(adversarial, "attacker", attacker)
+    (seen.path / "report").mkdir()
+    found = attacking.attack(seen).models
+    assert set(attacks) == {
+        (name, norm, 2, 3, epsilon)
+        for name in ("jem", "baseline")
+        for norm, epsilons in (("linf", (0.0, 0.1, 0.3)), ("l2", (0.0, 0.5)))
+        for epsilon in epsilons
+    }
+    assert found["jem"]["pgd"]["linf"] == pytest.approx({"0": 0, "0.1": 1 / 9, "0.3": 3 / 9})
+
+
+def test_samples_are_chains_of_so_many_steps_with_and_without_a_class(seen, monkeypatch):
+    made, sampler = [], generation.sampler
+    monkeypatch.setattr(generation, "sampler", lambda *args, **how: made.append(how) or sampler(*args, **how))
+    drawn = subject.fresh_chains(seen.jem, seen.facts, seen.dataset)
+    assert [(how["conditional"], how["num_steps"]) for how in made] == [(True, 7), (False, 7)]
+    assert made[0]["noise_std"] == 0.01
+    assert {name: images.shape for name, images in drawn.items()} == {
+        "by_class": (20, 8, 8, 1),
+        "unconditional": (20, 8, 8, 1),
+    }
 
 
 def test_every_figure_is_a_picture(whole):

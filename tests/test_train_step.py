@@ -12,7 +12,7 @@ import pytest
 import tiny
 from programs import first_steps
 
-from jem_jax import objective, parallel, train
+from jem_jax import divergence, objective, parallel, train, train_step
 from jem_jax.checkpoint import Checkpoints, to_tree
 from jem_jax.config import Config
 from jem_jax.datasets.batches import Stream
@@ -216,16 +216,18 @@ def test_batch_statistics_are_the_mean_over_devices_and_batches_are_the_labelled
 
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("augmented", [True, False])
-def test_images_of_p_x_are_shifted_and_mirrored_only_where_they_are_to_be(augmented):
-    settings = {"data.pad": 3, "data.flip": True, "data.input_noise": 0.0, "data.augment_p_x": augmented}
-    config = tiny.config(**{"model.factory": "tiny:mlp", **settings})
+@pytest.mark.parametrize("augmentation", [{"data.pad": 3}, {"data.flip": True}, {"data.input_noise": 0.5}])
+def test_images_of_p_x_are_shifted_and_mirrored_only_where_they_are_to_be_but_all_get_noise(augmentation, augmented):
+    plain = {"data.pad": 0, "data.flip": False, "data.input_noise": 0.0, "data.augment_p_x": augmented}
+    config = tiny.config(**{"model.factory": "tiny:mlp", **plain, **augmentation})
     start = tiny.start(config)
     state, _ = start.step(start.state, start.buffer, start.data.at(0))
     images, params = tiny.dataset().train, jax.device_get(start.state.params)
     rows, labelled_rows = (Stream(config.seed, stream, len(images), 8).order(0)[:8] for stream in (0, 1))
     logits = start.network.logits({"params": params}, to_float(images.images[rows]))
     plain = jax.scipy.special.logsumexp(logits, axis=1).mean()
-    assert (_losses(state)["log_px_data"] == pytest.approx(float(plain), rel=1e-5)) == (not augmented)
+    altered = augmented or "data.input_noise" in augmentation
+    assert (_losses(state)["log_px_data"] != pytest.approx(float(plain), rel=1e-5)) == altered
     logits = start.network.logits({"params": params}, to_float(images.images[labelled_rows]))
     plain = -jax.nn.log_softmax(logits)[np.arange(8), images.labels[labelled_rows]].mean()
     assert _losses(state)["cross_entropy"] != pytest.approx(float(plain), rel=1e-5)
@@ -430,6 +432,60 @@ def test_an_iteration_is_the_algorithm(pixels, monkeypatch):
     moved = jax.tree.map(lambda old, gradient: old - 0.05 * gradient, params, jax.grad(loss)(params))
     for name, value in tiny.leaves(moved).items():
         np.testing.assert_allclose(tiny.leaves(state.params)[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def _one_step(**settings):
+    """A run's start, its buffer [S, C, ...] after an iteration whose chains follow no gradient to speak of, and which
+    slots and classes were written."""
+    start = tiny.start(tiny.config(**{"model.factory": "tiny:mlp", "sampler.step_size": 1e-9, **settings}))
+    _, buffer = start.step(start.state, start.buffer, start.data.at(0))
+    after = tiny.whole(buffer)
+    return start, after, np.nonzero(np.any(after != start.chains, axis=(2, 3, 4)))
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_every_step_of_a_chain_adds_the_noise_that_is_set():
+    start, after, written = _one_step(**{"sampler.noise_std": 0.5, "sampler.reinit_prob": 0.0})
+    moved = after[written] - start.chains[written]
+    assert moved.std() == pytest.approx(0.5 * np.sqrt(3), rel=0.1)
+    assert moved.mean() == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("init", ["uniform", "class_gaussians"])
+def test_chains_that_start_afresh_do_so_where_it_is_set(init):
+    settings = {"sampler.noise_std": 0.0, "sampler.reinit_prob": 1.0, "sampler.init": init}
+    more = {"sampler.class_conditional": True, "sampler.buffer_size": 96}
+    start, after, (slots, classes) = _one_step(**settings, **more)
+    assert len(slots) == 8
+    found = after[slots, classes]
+    if init == "uniform":
+        assert np.abs(found).max() <= 1
+        assert found.std() == pytest.approx(1 / np.sqrt(3), rel=0.1)
+        return
+    starts = np.array(start.data.at(0).starts)
+    for x, label in zip(found, classes, strict=True):
+        assert np.isclose(starts[:, label], x, atol=1e-5).all(axis=(1, 2, 3)).any()
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_chains_of_p_x_given_y_follow_the_logit_of_their_label():
+    settings = {"objective.p_x": 0.0, "objective.p_xy": 1.0, "sampler.buffer_size": 96, "data.pad": 0}
+    chain = {"sampler.step_size": 5.0, "sampler.noise_std": 0.0, "sampler.reinit_prob": 0.0}
+    start, after, (slots, classes) = _one_step(**settings, **chain)
+    params = jax.device_get(start.state.params)
+    score = jax.grad(lambda x: start.network.logits({"params": params}, x)[np.arange(8), classes].sum())
+    x = start.chains[slots, classes]
+    for _ in range(3):
+        x = x + 5.0 * np.array(score(x))
+    np.testing.assert_allclose(after[slots, classes], x, rtol=1e-4, atol=1e-5)
+
+
+def test_the_watch_holds_to_the_limits_that_are_set():
+    limits = {"max_gap": 7.0, "min_spread": 0.2, "max_rms": 5.0, "max_clipped_rms": 0.9, "patience": 3}
+    settings = {f"recovery.{name}": value for name, value in limits.items()}
+    assert train_step.limits(tiny.config(**settings)) == divergence.Limits(7.0, 0.2, 5.0, 3)
+    assert train_step.limits(tiny.config(**settings, **{"sampler.clip_x": True})) == divergence.Limits(7.0, 0.2, 0.9, 3)
 
 
 VARIANTS = {

@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 
 from jem_jax import wide_resnet
-from jem_jax.network import Network, examples_a_pass, in_parts
+from jem_jax.config import Model
+from jem_jax.network import Network, build, examples_a_pass, in_parts
 from jem_jax.wide_resnet import WideResNet
 
 KEY = jax.random.key(0)
@@ -285,6 +286,25 @@ def test_no_norm_is_the_identity():
     layer = wide_resnet.Norm("none")
     assert layer.init(KEY, x, True) == {}
     np.testing.assert_array_equal(layer.apply({}, x, True), x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("leaky_relu", lambda x: np.where(x > 0, x, 0.2 * x)),
+        ("swish", lambda x: x / (1 + np.exp(-x))),
+        ("softplus", lambda x: np.log1p(np.exp(x))),
+    ],
+)
+def test_activations_are_their_formulas(kind, expected):
+    x = np.linspace(-4, 4, 33, dtype=np.float32)
+    np.testing.assert_allclose(wide_resnet._activate(kind, x), expected(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_is_what_its_settings_say():
+    settings = {"depth": 16, "width": 2, "norm": "batch", "dropout": 0.3, "activation": "swish"}
+    expected = WideResNet(num_classes=7, dtype=jnp.dtype("bfloat16"), **settings)
+    assert build(Model(dtype="bfloat16", **settings), 7).module == expected
 
 
 # Dropout.
