@@ -73,7 +73,8 @@ class _Deadline:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, help="runs seeds 0, 1, … (default 10, healthy 3)")
+    parser.add_argument("--seeds", type=int, help="how many seeds (default 10, healthy 3)")
+    parser.add_argument("--first", type=int, default=0, help="the first seed, to share the work out (default 0)")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="only these")
     parser.add_argument("--healthy", action="store_true", help="runs of healthy settings, whose alarms are counted")
     parser.add_argument("--minutes", type=float, default=10, help="length of a healthy run (default 10)")
@@ -148,16 +149,20 @@ def _store(key: str, found: dict[str, Any]) -> None:
     partial.replace(FILE)
 
 
+def _seeds(flags: argparse.Namespace, count: int) -> range:
+    return range(flags.first, flags.first + (flags.seeds or count))
+
+
 def _wild(flags: argparse.Namespace) -> Iterator[Planned]:
     # Variant by variant: one that was measured at all was measured for every seed.
     for name in flags.variants:
-        for seed in range(flags.seeds or 10):
+        for seed in _seeds(flags, 10):
             yield f"{name}/{seed}", "digits", {**VARIANTS[name], "seed": seed}, 3600
 
 
 def _healthy(flags: argparse.Namespace) -> Iterator[Planned]:
     paths = dict(pair.split("=", 1) for pair in flags.data) or {"digits": ""}
-    for seed in range(flags.seeds or 3):
+    for seed in _seeds(flags, 3):
         for name, path in paths.items():
             config = "cifar10_small" if name == "cifar10" else name
             settings = {"training.epochs": 100_000, "training.log_every": 1, "seed": seed}
