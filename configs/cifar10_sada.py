@@ -18,14 +18,19 @@ from jem_jax.configs import cifar10_jempp
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = cifar10_jempp.get_config()
+    config = with_parts(cifar10_jempp.get_config(), sam_rho=2.0)
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.decay_epochs = (60, 120, 180)
+    config.training.epochs = 200
+    return config
+
+
+def with_parts(config: ml_collections.ConfigDict, sam_rho: float) -> ml_collections.ConfigDict:
+    """JEM++'s settings with what SADA-JEM adds to them."""
     config.data.augment_p_x = False
     config.data.input_noise = 0.0
     config.sampler.num_steps = 5
-    config.optimizer.weight_decay = 5e-4
-    config.optimizer.sam_rho = 2.0
+    config.optimizer.sam_rho = sam_rho
     config.optimizer.sam_adaptive = True
-    config.optimizer.decay_epochs = (60, 120, 180)
     config.training.labelled_batch_size = 128
-    config.training.epochs = 200
     return config

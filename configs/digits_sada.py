@@ -10,17 +10,11 @@ of training leave them.
 
 import ml_collections
 
-from jem_jax.configs import digits_jempp
+from jem_jax.configs import cifar10_sada, digits_jempp
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = digits_jempp.get_config()
-    config.data.augment_p_x = False
-    config.data.input_noise = 0.0
-    config.sampler.num_steps = 5
-    config.optimizer.sam_rho = 0.5
-    config.optimizer.sam_adaptive = True
-    config.training.labelled_batch_size = 128
+    config = cifar10_sada.with_parts(digits_jempp.get_config(), sam_rho=0.5)
     config.training.epochs = 80
     config.optimizer.decay_epochs = (48, 68)
     return config

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from ablation import BENCHES
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -35,16 +36,15 @@ COLUMNS: dict[str, tuple[Callable[[Numbers], float], str, int]] = {
 }
 """{name: (value of a run, how it is written, 1 where more is better and -1 where less is)}"""
 _DRAWN = ("accuracy, %", _DETECTION, _ATTACK, _FRECHET, _TIME)
-BENCHES = {
-    "digits": ("digits", "the digits of configs/digits.py, 720 iterations", "0.1"),
+WHAT = {
+    "digits": ("digits", "the digits of configs/digits.py, 720 iterations"),
     "fashion_mnist": (
         "Fashion-MNIST",
         "27,000 images of Fashion-MNIST at 16×16, some 420 iterations of configs/fashion_mnist.py with the paper's "
         "step size of 1, a learning rate of 1e-3, and at first neither clip",
-        "0.03",
     ),
 }
-"""{name: (title, what, ε of PGD)}"""
+"""{name of a bench: (title, what)}"""
 
 
 def section(stored: Mapping[str, Numbers]) -> str:
@@ -68,7 +68,7 @@ def section(stored: Mapping[str, Numbers]) -> str:
 
 def _table(name: str, stored: Numbers) -> str:
     runs = _by_variant(stored)
-    title, what, epsilon = BENCHES[name]
+    title, what = WHAT[name]
     rows = []
     for variant, some in runs.items():
         found = [_values(some, column) for column in COLUMNS]
@@ -79,7 +79,7 @@ def _table(name: str, stored: Numbers) -> str:
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     seeds = max(len(some) for some in runs.values())
     return (
-        f"**{title}**: {what}; PGD within L∞ {epsilon}; {seeds} seeds, on {stored['cores']} CPU cores "
+        f"**{title}**: {what}; PGD within L∞ {BENCHES[name].attack}; {seeds} seeds, on {stored['cores']} CPU cores "
         f"(`{stored['command']}`).\n\n{table}\n\n{_changes(runs)}"
     )
 
@@ -157,7 +157,7 @@ def picture(stored: Mapping[str, Numbers], path: Path) -> None:
                 axis.set_yticklabels(list(runs) if axis is axes[0] else [""] * len(runs))
                 axis.grid(color="#dddddd", linewidth=0.6)
             axes[_DRAWN.index(_FRECHET)].set_xscale("log")
-            axes[0].set_ylabel(BENCHES[name][0], fontsize=12)
+            axes[0].set_ylabel(WHAT[name][0], fontsize=12)
         figures.save(figure, path)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
+import ablation
 import ablation_page
 import divergence_page
 import fashion_mnist_page
@@ -43,8 +44,7 @@ def main() -> None:
     digits, claims = read("digits_seeds"), read("digits_claims")
     picture(digits["summary"], PICTURE)
     PAGE.write_text(page(digits, claims))
-    if ablations():
-        ablation_page.picture(ablations(), PAGE.parent / ablation_page.PICTURE)
+    ablation_page.picture(ablations(), PAGE.parent / ablation_page.PICTURE)
     README.write_text(readme(README.read_text(), digits))
     print(f"wrote {PAGE.relative_to(ROOT)}, {PICTURE.relative_to(ROOT)} and the results in {README.name}")
 
@@ -55,9 +55,8 @@ def read(name: str) -> dict[str, Any]:
 
 
 def ablations() -> dict[str, Any]:
-    """What ablation.py stored of each data set, as far as it was run."""
-    names = (name for name in ablation_page.BENCHES if (RESULTS / f"ablation_{name}.json").exists())
-    return {name: read(f"ablation_{name}") for name in names}
+    """What ablation.py stored of each data set."""
+    return {name: ablation.read(name) for name in ablation.BENCHES}
 
 
 def readme(text: str, digits: Numbers) -> str:
@@ -106,7 +105,7 @@ def page(digits: Numbers, claims: Numbers) -> str:
         f"{_of_what(claims)}; accuracy, in brackets the least and the greatest. With few labels p(y|x) learns from "
         "those and p(x) from all images; the classifier has the labelled images alone.",
         _claims(claims["summary"]),
-        *([ablation_page.section(ablations())] if ablations() else []),
+        ablation_page.section(ablations()),
         fashion_mnist_page.section(read("fashion_mnist")),
         *divergence_page.sections(RESULTS / "divergence.json"),
     ]

@@ -13,7 +13,7 @@ from jem_jax import class_gaussians, parallel
 from jem_jax.config import Config
 from jem_jax.datasets import Split
 from jem_jax.datasets.batches import Stream, labelled_rows
-from jem_jax.train_step import ResidentData, StreamedBatch, weights
+from jem_jax.train_step import ResidentData, StreamedBatch, chains, weights
 
 Array = jax.Array
 
@@ -87,10 +87,7 @@ class Starts:
         self._draws = draws(config, split)
         image_bytes = 4 * split.images[0].size
         classes = int(split.labels.max()) + 1
-        terms = weights(config)
-        kinds = terms.needs_negatives, terms.needs_conditional_negatives
-        chains = sum(size for size, needed in zip(config.training.batch_sizes, kinds, strict=True) if needed)
-        wanted = config.sampler.reinit_prob * order.steps_per_epoch * chains
+        wanted = config.sampler.reinit_prob * order.steps_per_epoch * chains(config)
         self._count = max(1, min(math.ceil(wanted / classes), _STARTS_BYTES // (image_bytes * classes)))
         self._placed: tuple[int, Array] | None = None
 

@@ -44,11 +44,9 @@ def flops_per_iteration(
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     cost = jax.jit(network.logits).lower(variables, x).cost_analysis()
     forward = float((cost or {}).get("flops", 0.0))
-    terms = train_step.weights(config)
-    unlabelled, labelled = config.training.batch_sizes
-    chains = unlabelled * terms.needs_negatives + labelled * terms.needs_conditional_negatives
     gradients = 2 if config.optimizer.sam_rho else 1
-    return forward * (2 * config.sampler.num_steps * chains + 3 * gradients * images_in_loss(config))
+    chain_steps = config.sampler.num_steps * train_step.chains(config)
+    return forward * (2 * chain_steps + 3 * gradients * images_in_loss(config))
 
 
 def images_in_loss(config: Config) -> int:

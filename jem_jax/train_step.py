@@ -118,6 +118,13 @@ def weights(config: Config) -> objective.Weights:
     return objective.Weights(settings.p_x, settings.p_y_given_x, settings.p_xy, settings.energy_l2)
 
 
+def chains(config: Config) -> int:
+    """How many chains an iteration runs, all devices together."""
+    terms = weights(config)
+    unlabelled, labelled = config.training.batch_sizes
+    return unlabelled * terms.needs_negatives + labelled * terms.needs_conditional_negatives
+
+
 def buffer_classes(config: Config, num_classes: int) -> int:
     """The buffer's class axis: 1 unless some chain is class-conditional."""
     conditional = config.sampler.class_conditional or weights(config).needs_conditional_negatives
@@ -314,13 +321,13 @@ def _sample(
         fresh = _fresh(fresh_keys, buffer.shape[2:], starts, classes)
         start = replay_buffer.draw(draw_keys, buffer, fresh, reinit_prob=config.sampler.reinit_prob, labels=classes)
 
-        def chains(part: tuple[Array, Array, Array | None]) -> Array:
+        def ends(part: tuple[Array, Array, Array | None]) -> Array:
             part_keys, x, part_classes = part
             settings: dict[str, Any] = {"num_steps": config.sampler.num_steps, "unroll": config.sampler.unroll}
             return sgld.chain(part_keys, density(part_classes), x, **settings, **sgld_settings(config))
 
         batch = (chain_keys, start.x, classes)
-        x = chains(batch) if config.sampler.batch_statistics else in_parts(chains, batch, start.x.shape)
+        x = ends(batch) if config.sampler.batch_statistics else in_parts(ends, batch, start.x.shape)
         return _Negatives(jax.lax.stop_gradient(x), start.slots, classes)
 
     marginal = conditional = None
