@@ -187,7 +187,10 @@ def test_settings_that_contradict_each_other_are_refused():
 
 
 def test_a_plain_classifier_needs_no_buffer():
-    configuration.validate({"sampler": {"buffer_size": 1}, "objective": {"p_x": 0}})
+    config = configuration.validate({"sampler": {"buffer_size": 1}, "objective": {"p_x": 0}})
+    assert (config.sampler.buffer_size, config.objective.p_x) == (1, 0)
+    with pytest.raises(UserError, match="buffer_size 1 is smaller"):
+        configuration.validate({"sampler": {"buffer_size": 1}})
 
 
 def test_the_description_lists_every_setting_with_default_and_meaning():

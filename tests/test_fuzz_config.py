@@ -87,7 +87,8 @@ def test_any_value_is_a_setting_or_refused_in_one_line(change):
 @fuzzing.examples(200)
 @given(st.recursive(anything, lambda inner: st.dictionaries(st.sampled_from(sorted(vars(Config()))), inner)))
 def test_any_object_is_settings_or_refused_in_one_line(settings):
-    _taken_or_refused(configuration.validate, settings)
+    config = _taken_or_refused(configuration.validate, settings)
+    assert config is None or configuration.validate(configuration.as_dict(config)) == config
 
 
 keys = st.one_of(
@@ -105,7 +106,8 @@ texts = st.one_of(
 @fuzzing.examples(100)
 @given(keys, texts)
 def test_any_text_of_the_command_line_is_a_setting_or_refused_in_one_line(key, text):
-    _taken_or_refused(config_files.read, "digits", [(key, text)])
+    found = _taken_or_refused(config_files.read, "digits", [(key, text)])
+    assert found is None or key in FIELDS
 
 
 names = st.one_of(
@@ -121,8 +123,8 @@ def test_any_name_is_refused_in_one_line(tmp_path_factory, name):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.getbasetemp())
         patch.setattr(checks, "memory", lambda: 2**20)
-        _taken_or_refused(datasets.load, Data(name=name))
-        _taken_or_refused(network.build, Model(factory=name or ":"), 3)
+        assert _taken_or_refused(datasets.load, Data(name=name)) is None
+        assert _taken_or_refused(network.build, Model(factory=name or ":"), 3) is None
         _taken_or_refused(report.check, Evaluation(sections=name))
 
 

@@ -56,6 +56,10 @@ def test_every_config_fits_where_it_should(name, monkeypatch):
     monkeypatch.setattr(parallel, "device_memory", lambda: None if small else 70 * 2**30)
     for mode in ("train", "evaluate", "sample"):
         memory.check(config, dataset, mode)
+    # The check sees this config's own size: memory for half of the images is not enough.
+    monkeypatch.setattr(parallel, "device_memory", lambda: None)
+    monkeypatch.setattr(checks, "memory", lambda: dataset.train.images.nbytes // 2)
+    assert "of memory, and this machine has" in _refused(config, dataset, "train")
 
 
 @pytest.mark.parametrize(
