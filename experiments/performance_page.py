@@ -201,15 +201,13 @@ def _levers(found: Numbers | None) -> str:
         measured = []
         for case in found["summary"] if found else ():
             seconds = case["seconds"]
-            if name not in seconds:
-                continue
             ratio = seconds[name]["median"] / seconds["all"]["median"]
             measured.append(
                 f"{ratio:.2f} times at {case['case'].partition(',')[0].partition(' ')[2]}, "
                 f"K {case['case'].rpartition(' ')[2]} ({1e3 * seconds[name]['median']:.0f} against "
                 f"{1e3 * seconds['all']['median']:.0f} ms)"
             )
-        rows += f"| {lever} | {predicted} | {'the iteration ' * bool(measured) + '; '.join(measured) or 'not measured yet'} |\n"
+        rows += f"| {lever} | {predicted} | {'the iteration ' * bool(found) + '; '.join(measured) or 'not measured yet'} |\n"
     source = (
         f"Those of a CPU are of `{found['command']}`, {found['cores']} cores, medians of five.\n\n" if found else ""
     )

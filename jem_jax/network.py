@@ -79,13 +79,13 @@ class Network:
             together, _ = self._train(variables, jnp.concatenate(batches), key)
             ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
             return [together[end - size : end] for size, end in zip(sizes, ends, strict=True)], {}
-        # Traced once for all parts of a shape: a fifth less time until the first step of a run that finds it compiled.
+        # Traced once for all parts of a shape, so that a run that finds its step compiled starts sooner.
         one_pass = jax.jit(self._train)
         logits, passes = [], 0
         for batch in batches:
             size = len(batch) if state else examples_a_pass(len(batch), batch.shape[1:])
             parts = []
-            # Not a loop of the program: XLA's CPU convolutions for kernel gradients are some 20 times slower in one.
+            # Not a loop of the program: XLA's CPU convolutions for kernel gradients are many times slower in one.
             for start in range(0, len(batch), size):
                 part, pass_key = batch[start : start + size], jax.random.fold_in(key, passes)
                 one, state = one_pass({**state, "params": variables["params"]}, part, pass_key)
@@ -104,8 +104,8 @@ class Network:
 def examples_a_pass(batch: int, image_shape: tuple[int, ...]) -> int:
     """How many examples of a batch pass the network together, where none influences another: a divisor of `batch`.
 
-    All of them on an accelerator. On a CPU what fills a core's cache: 8 images of 32×32 at a time take 5 to 10 % less
-    than 32 (WRN-10-1, WRN-16-2).
+    All of them on an accelerator. On a CPU what fills a core's cache, such as 8 images of 32×32; what it gives is
+    measured by experiments/cpu_levers.py.
     """
     most = max(1, _CPU_PIXELS // math.prod(image_shape[:2]))
     if jax.default_backend() != "cpu" or batch <= most:
