@@ -127,6 +127,10 @@ WRONG_SIZES = {
         ["training.batch_size=2000", "sampler.buffer_size=2000"],
         "config.training.batch_size 2000 is larger than the 1167 training images",
     ),
+    "more labelled ones than there are": (
+        ["training.labelled_batch_size=1200"],
+        "config.training.labelled_batch_size 1200 is larger than the 1167 training images",
+    ),
     "factory": (
         ["model.factory=nowhere:network"],
         "config.model.factory 'nowhere:network' must be package.module:function",

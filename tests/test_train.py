@@ -146,6 +146,21 @@ def test_a_picture_of_the_buffer_is_drawn(whole):
     assert [path.name for path in (whole / workdir.SAMPLES).iterdir()] == ["buffer_0000015.png"]
 
 
+def test_validations_and_pictures_come_every_so_many_epochs_and_at_the_end(tmp_path):
+    _train(tmp_path, **{"training.epochs": 5, "training.validate_every": 2, "training.sample_every": 3})
+    assert [line["step"] for line in _lines(tmp_path) if "validation_accuracy" in line] == [10, 20, 25]
+    pictures = sorted(path.name for path in (tmp_path / workdir.SAMPLES).iterdir())
+    assert pictures == ["buffer_0000015.png", "buffer_0000025.png"]
+
+
+def test_the_loss_is_of_the_weights_in_the_settings(tmp_path):
+    _train(tmp_path, **{"objective.p_x": 0, "objective.p_y_given_x": 3, "training.epochs": 1})
+    losses = [(line["loss"], line["cross_entropy"]) for line in _lines(tmp_path) if "loss" in line]
+    assert len(losses) == 2
+    for loss, cross_entropy in losses:
+        assert loss == pytest.approx(3 * cross_entropy, rel=1e-5)
+
+
 def test_a_finished_run_returns_at_once(whole, tmp_path, capsys):
     copy = shutil.copytree(whole, tmp_path / "copy")
     stop, lines = Stop(), _lines(copy)
@@ -366,3 +381,11 @@ def test_a_buffer_of_fewer_chains_than_classes_is_refused():
     settings = {"sampler.class_conditional": True, "sampler.buffer_size": 8, "training.batch_size": 8}
     with pytest.raises(UserError, match=r"config\.sampler\.buffer_size 8 "):
         sizes.check(tiny.config(**settings), digits.load())
+
+
+def test_more_iterations_than_can_be_counted_are_refused():
+    images, labels = np.broadcast_to(np.uint8(0), (24_000, 8, 8, 1)), np.arange(24_000, dtype=np.int32) % 3
+    many = dataclasses.replace(tiny.dataset(), train=Split(images, labels))
+    with pytest.raises(UserError, match=r"epochs 1000000 would be 3,000,000,000 .* it must be at most 715827$"):
+        sizes.check(tiny.config(**{"training.epochs": 10**6}), many)
+    sizes.check(tiny.config(**{"training.epochs": 715827}), many)

@@ -129,6 +129,15 @@ def test_no_step_copies_the_buffer(full):
     assert set(made) == {"parameter", "bitcast"}
 
 
+@pytest.mark.parametrize("unroll", [1, 3])
+def test_the_chain_takes_as_many_steps_in_a_turn_as_the_settings_say(unroll):
+    start = tiny.start(tiny.config(**{"model.factory": "tiny:mlp", "sampler.unroll": unroll}))
+    mapped, places = start.step.func, start.step.args
+    with_places = lambda *arguments: mapped(*places, *arguments)  # noqa: E731
+    program = str(jax.make_jaxpr(with_places)(start.state, start.buffer, start.data.at(0)))
+    assert re.findall(r"unroll=(\d+)", program) == [str(unroll)]
+
+
 def test_one_program_serves_all_iterations(full):
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
