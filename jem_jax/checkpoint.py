@@ -46,6 +46,7 @@ class Checkpoints:
       keep: how many of the last are kept.
       writes: whether this process writes manifests (the first one does).
       kept: of the steps that there are, increasing, those that stay after a save; in the place of `keep`.
+      after: what was saved there before must be whole before a checkpoint of these is, since it tells of it.
     """
 
     def __init__(
@@ -54,10 +55,13 @@ class Checkpoints:
         keep: int,
         writes: bool = True,
         kept: Callable[[Sequence[int]], set[int]] | None = None,
+        after: "Checkpoints | None" = None,
     ) -> None:
-        self._directory, self._writes = directory, writes
+        self._directory, self._writes, self._after = directory, writes, after
+        self._only: int | None = None
+        kept = kept or (lambda steps: set(steps[-keep:]))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Kept(kept or (lambda steps: set(steps[-keep:]))),
+            preservation_policy=_Kept(lambda steps: kept(steps) if self._only is None else {self._only}),
             create=True,
             cleanup_tmp_directories=True,
         )
@@ -88,10 +92,12 @@ class Checkpoints:
         self._finishing.start()
 
     def replace(self, step: int, tree: Any, note: dict[str, Any]) -> None:
-        """`save`, in the place of what may be there under that number. Errors are those of `save`."""
+        """`save`, in the place of all that are there: also of one of that number, or of a later one, of a branch that
+        a recovery left. Errors are those of `save`."""
         self.finish()
         if step in self._manager.all_steps():
             self._manager.delete(step)
+        self._only = step
         self.save(step, tree, note)
 
     def finish(self) -> None:
@@ -119,6 +125,8 @@ class Checkpoints:
     def _finish(self, step: int) -> None:
         try:
             self._manager.wait_until_finished()
+            if self._after is not None and (other := self._after._finishing) is not None:
+                other.join()
             if self._writes:
                 _write_manifest(self._directory / str(step))
         except BaseException as error:

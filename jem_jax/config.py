@@ -140,7 +140,7 @@ class Training:
     keep_checkpoints: int = _setting(
         2,
         "how many of the last checkpoints are kept at least; more until one has proved good, which takes "
-        "recovery.patience iterations",
+        "recovery.proof iterations",
         low=2,
         high=1000,
     )
@@ -165,6 +165,12 @@ class Recovery:
         10,
         "iterations on end that a gap, a collapse or a saturation lasts before the run has diverged; few, since a "
         "Fashion-MNIST run went from a gap of 0.1 nats to 1e6 within 45 iterations",
+        low=1,
+        high=10**6,
+    )
+    proof: int = _setting(
+        50,
+        "iterations that must have followed a checkpoint for a run to go back to it; a fault grows unseen for so long",
         low=1,
         high=10**6,
     )

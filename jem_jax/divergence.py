@@ -82,8 +82,6 @@ class Alarm(NamedTuple):
     """one of `REASONS`"""
     step: int
     """the iteration, counted from 0"""
-    onset: int
-    """the iteration that the fault began with; nothing saved before it was touched by it"""
 
 
 def quiet() -> Watch:
@@ -161,13 +159,10 @@ def watched(
     )
 
 
-def alarm(watch: Watch, patience: int) -> Alarm | None:
+def alarm(watch: Watch) -> Alarm | None:
     """The first alarm, read from the device; None where there was none."""
     reason, step = (int(value) for value in jax.device_get((watch.reason, watch.step)))
-    if reason < 0:
-        return None
-    onset = step if reason < _SUDDEN else step - patience + 1
-    return Alarm(list(REASONS)[reason], step, onset)
+    return None if reason < 0 else Alarm(list(REASONS)[reason], step)
 
 
 def _faults(metrics: Mapping[str, Array], limits: Limits) -> Array:

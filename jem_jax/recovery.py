@@ -51,6 +51,17 @@ class Recovery:
         """Whether its factors hold in an iteration, counted from 0."""
         return self.back_to <= step < self.back_to + self.iterations
 
+    def failed(self, step: int) -> bool:
+        """Whether a divergence in an iteration, counted from 1, shows that going back had not been far enough.
+
+        It had been if the run then came as far past the iteration that it had diverged at as it had gone back from it.
+        """
+        return step < self.step + (self.step - self.back_to)
+
+    def doubts(self, checkpoint_step: int) -> bool:
+        """Whether a checkpoint lies between where the run went back to and where it had diverged."""
+        return self.back_to <= checkpoint_step < self.step
+
 
 History = tuple[Recovery, ...]
 
@@ -86,46 +97,49 @@ def write(directory: Path, history: History) -> None:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
-def target(history: History, onset: int, checkpoints: Sequence[int]) -> int:
-    """The checkpoint to go back to: the newest that the fault had not touched yet, or the one before it if the run has
-    gone back to that one already; 0, the start, where there is none. Where there is but one, it is taken again: with
-    another random stream each time, and a learning rate that is smaller by the factors of all recoveries from it.
+def target(history: History, step: int, checkpoints: Sequence[int], proof: int) -> int:
+    """The checkpoint to go back to: the newest that has proved good, and from which no recovery has failed.
+
+    A fault grows before it raises an alarm, and is in checkpoints of that time. One from which, or from close after
+    which, a run diverged again is therefore not taken twice: each failed recovery leads further back. Where all that
+    are left are such, the oldest of them is taken again, with other random numbers and the factors of one recovery
+    more; where none has proved good, the start.
 
     Args:
-      onset: the iteration that the fault began with, counted from 0.
+      step: the iteration that raised the alarm, counted from 1.
       checkpoints: iterations done at each that is whole, increasing.
+      proof: iterations that must have followed a checkpoint for it to have proved good.
+
+    Returns:
+      Iterations done at that checkpoint; 0 for the start.
     """
-    sound = [step for step in checkpoints if step <= onset]
-    if not sound:
-        return 0
-    return sound[-2] if len(sound) > 1 and _tried(history, sound[-1]) else sound[-1]
+    good = [one for one in checkpoints if one <= step - proof]
+    failed = [entry for entry in history if entry.failed(step)]
+    trusted = [one for one in good if not any(entry.doubts(one) for entry in failed)]
+    return max(trusted, default=min(good, default=0))
 
 
-def _tried(history: History, step: int) -> bool:
-    for entry in reversed(history):
-        if entry.back_to <= step:
-            # Going back further deletes what is newer: a checkpoint of that number is another one then.
-            return entry.back_to == step
-    return False
+def kept(steps: Sequence[int], keep: int, proof: int, due: Callable[[int], bool], history: History = ()) -> set[int]:
+    """Which checkpoints are kept: the last ones, all since the last that has proved good, and what a failed recovery
+    would go back to.
 
-
-def kept(steps: Sequence[int], keep: int, patience: int, due: Callable[[int], bool]) -> set[int]:
-    """Which checkpoints are kept: the last ones, and all since the last that has proved good.
-
-    A checkpoint has proved good when `patience` iterations went by after it, since a fault that it already had would
-    have raised an alarm by then. A run goes back to checkpoints that were due alone, never to what an interruption
-    saved, so that interrupted and undisturbed runs recover alike.
+    A checkpoint has proved good when `proof` iterations went by after it, since a fault that it already had would have
+    raised an alarm by then. A run goes back to checkpoints that were due alone, never to what an interruption saved, so
+    that interrupted and undisturbed runs recover alike.
 
     Args:
       steps: iterations done at each, increasing.
       keep: how many of the last.
-      patience: iterations that a slow fault takes to raise an alarm.
+      proof: how many those are.
       due: whether a checkpoint would have been saved without an interruption too.
+      history: while a recovery could still fail, nothing older than where it went back to is deleted.
     """
     regular = [step for step in steps if due(step)]
-    proved = [step for step in regular if step <= regular[-1] - patience]
+    proved = [step for step in regular if step <= regular[-1] - proof]
     since = [step for step in regular if not proved or step >= proved[-1]]
-    return {*steps[-keep:], *regular[-keep:], *since}
+    recoveries = [entry for entry in history if entry.failed(steps[-1])]
+    older = [step for step in regular if any(step <= entry.back_to for entry in recoveries)]
+    return {*steps[-keep:], *regular[-keep:], *since, *older}
 
 
 def learning_rate_factor(history: History, step: int) -> float:

@@ -253,13 +253,16 @@ def _place(training: _Training) -> dict[str, float]:
     training.state = parallel.replicate(state._replace(learning_rate_factor=jnp.float32(training.learning_rate_factor)))
     training.buffer = None if buffer is None else parallel.shard_buffer(buffer)
     writes, settings = parallel.is_first(), config.training
+    training.best = Checkpoints(directory / workdir.BEST, 1, writes)
     training.checkpoints = Checkpoints(
         directory / workdir.CHECKPOINTS,
         settings.keep_checkpoints,
         writes,
-        lambda steps: recovery.kept(steps, settings.keep_checkpoints, config.recovery.patience, training.saves),
+        lambda steps: recovery.kept(
+            steps, settings.keep_checkpoints, config.recovery.proof, training.saves, training.history
+        ),
+        after=training.best,
     )
-    training.best = Checkpoints(directory / workdir.BEST, 1, writes)
     training.best_accuracy = note["best_accuracy"]
     return note
 
@@ -369,7 +372,7 @@ def _recovered(training: _Training, recorder: Recorder) -> bool:
       UserError: it has diverged once too often.
     """
     settings = training.config.recovery
-    alarm = divergence.alarm(training.state.watch, settings.patience)
+    alarm = divergence.alarm(training.state.watch)
     if alarm is None:
         return False
     training.checkpoints.finish()
@@ -378,7 +381,8 @@ def _recovered(training: _Training, recorder: Recorder) -> bool:
     if len(training.history) >= settings.max_recoveries:
         raise recovery.exhausted(alarm, training.history, max(checkpoint.steps(folder), default=None))
     found = recovery.sound_checkpoints(folder, training.saves) if parallel.is_first() else []
-    back_to = int(parallel.from_all(str(recovery.target(training.history, alarm.onset, found)))[0])
+    wanted = recovery.target(training.history, alarm.step + 1, found, settings.proof)
+    back_to = int(parallel.from_all(str(wanted))[0])
     best = checkpoint.steps(training.directory / workdir.BEST)
     last = Recovery(
         alarm.reason, alarm.step + 1, back_to, settings.learning_rate_factor, settings.chain_steps_factor,

@@ -1,6 +1,7 @@
 """Checkpoints: what is read back is what was written, or it is not used."""
 
 import shutil
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -113,8 +114,7 @@ def test_what_is_saved_may_be_donated_at_once(tmp_path):
     whole = parallel.whole_buffer(buffer, (8, 8, 1))
     checkpoints.save(1, {"buffer": whole}, {})
     jax.block_until_ready((overwrite(buffer), overwrite(whole)))
-    assert buffer.is_deleted()
-    assert whole.is_deleted()
+    assert buffer.is_deleted()  # the other only where nothing reads it any more
     checkpoints.close()
     found = checkpoint.restore(tmp_path, {"buffer": jax.ShapeDtypeStruct(chains.shape, chains.dtype)})
     assert not tiny.differing(found.tree["buffer"], chains)
@@ -142,6 +142,33 @@ def test_a_later_program_goes_on_and_keeps_as_many(copy):
 def test_the_same_step_is_saved_once(copy):
     _write(copy, 3, state=_state(100))
     assert not tiny.differing(_read(copy)[1].params, _state(3).params)
+
+
+@pytest.mark.parametrize("number", [2, 3, 4], ids=["an earlier one", "the same", "a later one"])
+def test_what_replaces_stands_alone(copy, number):
+    checkpoints = Checkpoints(copy, keep=5)
+    checkpoints.replace(number, checkpoint.to_tree(_state(9)), {"number": 9})
+    checkpoints.close()
+    assert checkpoint.steps(copy) == [number]
+    assert _read(copy)[0].note == {"number": 9}
+
+
+def test_a_checkpoint_that_tells_of_another_is_whole_after_it(tmp_path, monkeypatch):
+    written, write = [], checkpoint._write_manifest
+
+    def slow(path):
+        time.sleep(1.0 if path.parent.name == "best" else 0)
+        write(path)
+        written.append(path.parent.name)
+
+    monkeypatch.setattr(checkpoint, "_write_manifest", slow)
+    best = Checkpoints(tmp_path / "best", keep=1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, after=best)
+    for one in (best, checkpoints):
+        one.save(1, checkpoint.to_tree(_state()), {})
+    checkpoints.close()
+    best.close()
+    assert written == ["best", "checkpoints"]
 
 
 def test_a_folder_without_checkpoints_holds_none(tmp_path):

@@ -20,6 +20,7 @@ SETTINGS = {
     "training.epochs": 4,
     "training.log_every": 1,
     "recovery.patience": 3,
+    "recovery.proof": 3,
     "recovery.iterations": 1000,
 }
 """Five iterations an epoch, and a checkpoint after each epoch."""
@@ -58,7 +59,7 @@ def _history(directory):
 def _entry(back_to, **settings):
     values = dict.fromkeys(("learning_rate_factor", "chain_steps_factor"), 1.0)
     values |= {"iterations": 10, "buffer": "restore", "best_step": -1, "best_accuracy": -1.0, "seconds": 0.0}
-    return Recovery(reason="gap", step=back_to + 5, back_to=back_to, **(values | settings))
+    return Recovery(**{"reason": "gap", "step": back_to + 5, "back_to": back_to, **values, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -131,17 +132,15 @@ def test_a_healthy_run_raises_no_alarm_with_the_defaults(tmp_path):
     assert recovery.read(tmp_path) == ()
 
 
-def test_a_divergence_later_goes_back_to_the_last_checkpoint_and_takes_more_chain_steps(
-    recovered, tmp_path, monkeypatch
-):
+def test_a_divergence_later_goes_back_to_a_checkpoint_and_takes_more_chain_steps(recovered, tmp_path, monkeypatch):
     directory = shutil.copytree(recovered, tmp_path / "copy")
     before, past = _last(directory, WILD), len(recovery.read(directory))
     wanted = {
         **WILD, "training.epochs": 5, "recovery.max_recoveries": past + 1, "recovery.buffer": "fresh",
         "recovery.chain_steps_factor": 2.0, "recovery.learning_rate_factor": 1.0,
     }  # fmt: skip
-    alarms = [divergence.Alarm("log_density", step=20, onset=20)]
-    monkeypatch.setattr(divergence, "alarm", lambda *_: alarms.pop() if alarms else None)
+    looks = iter([None, None, divergence.Alarm("log_density", step=22)])
+    monkeypatch.setattr(divergence, "alarm", lambda _: next(looks, None))
     built, fresh = [], []
     build, fresh_buffer = train_step.build, train._fresh_buffer
     monkeypatch.setattr(train_step, "build", lambda config, *args: built.append(config) or build(config, *args))
@@ -150,7 +149,7 @@ def test_a_divergence_later_goes_back_to_the_last_checkpoint_and_takes_more_chai
     assert [config.sampler.num_steps for config in built] == [3, 6]
     assert len(fresh) == 1
     last = recovery.read(directory)[-1]
-    assert (last.step, last.back_to, last.chain_steps_factor, last.settled) == (21, 20, 2.0, True)
+    assert (last.step, last.back_to, last.chain_steps_factor, last.settled) == (23, 20, 2.0, True)
     assert last.best_step > 0
     after = _last(directory, WILD)
     assert int(after["state"]["step"]) == 25
@@ -172,23 +171,26 @@ def test_checkpoints_of_an_abandoned_branch_are_deleted(tmp_path, recovered):
 
 
 @pytest.mark.parametrize(
-    ("gone_back_to", "onset", "expected"),
+    ("before", "step", "expected"),
     [
-        ([], 35, 30),
-        ([], 25, 20),
-        ([], 5, 0),
-        ([30], 35, 20),
-        ([30, 20], 35, 30),
-        ([20], 25, 10),
-        ([10], 15, 10),
-        ([30], 25, 20),
+        ([], 45, 40),
+        ([], 44, 30),
+        ([], 15, 10),
+        ([], 14, 0),
+        ([(45, 40)], 47, 30),
+        ([(45, 40)], 50, 40),
+        ([(41, 20)], 46, 10),
+        ([(35, 10)], 46, 40),
+        ([(45, 40), (47, 30)], 49, 20),
+        ([(45, 10)], 49, 10),
     ],
-    ids=["the newest", "not touched by the fault", "the start", "the one before at the second time",
-         "a new one of the same number", "further back", "again where there is none before", "another was tried"],
+    ids=["the newest", "not a fresh one", "the first", "the start", "the one before where a recovery failed",
+         "the same where it had helped", "none that it doubts", "one past where it had diverged", "further and further",
+         "the oldest again where all are doubted"],
 )  # fmt: skip
-def test_where_a_run_goes_back_to(gone_back_to, onset, expected):
-    history = tuple(_entry(step) for step in gone_back_to)
-    assert recovery.target(history, onset, [10, 20, 30]) == expected
+def test_where_a_run_goes_back_to(before, step, expected):
+    history = tuple(_entry(back_to, step=diverged) for diverged, back_to in before)
+    assert recovery.target(history, step, [10, 20, 30, 40], proof=5) == expected
 
 
 def test_a_checkpoint_is_kept_until_a_later_one_has_proved_good():
@@ -198,6 +200,13 @@ def test_a_checkpoint_is_kept_until_a_later_one_has_proved_good():
     assert recovery.kept([10, 20, 30], 2, 100, due) == {10, 20, 30}
     # What interruptions saved takes no place of what a run can go back to.
     assert recovery.kept([10, 20, 21, 22, 23], 2, 5, due) == {10, 20, 22, 23}
+
+
+def test_what_a_failed_recovery_would_go_back_to_is_kept_until_it_has_helped():
+    due = lambda step: step % 10 == 0  # noqa: E731
+    history = (_entry(30, step=45),)
+    assert recovery.kept([10, 20, 30, 40, 50], 2, 5, due, history) == {10, 20, 30, 40, 50}
+    assert recovery.kept([10, 20, 30, 40, 50, 60], 2, 5, due, history) == {50, 60}
 
 
 def test_factors_hold_for_a_while_and_multiply():

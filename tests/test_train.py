@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 EPOCHS, STEPS = 3, 5
 LAST = EPOCHS * STEPS
-SETTINGS = {**tiny.FULL, "training.epochs": EPOCHS, "recovery.patience": 5}
+SETTINGS = {**tiny.FULL, "training.epochs": EPOCHS, "recovery.patience": 5, "recovery.proof": 5}
 """Log lines at 4, 8, 12, 15; validations and checkpoints at 5, 10, 15."""
 
 
