@@ -197,7 +197,10 @@ class Recovery:
         0.5, "after a divergence the learning rate is multiplied by this for a while", above=0, high=1
     )
     chain_steps_factor: float = _setting(
-        1.0, "after a divergence sampler.num_steps is multiplied by this for a while", low=1, high=100
+        2.0,
+        "after a divergence sampler.num_steps is multiplied by this for a while; several together by 8 at most",
+        low=1,
+        high=100,
     )
     iterations: int = _setting(
         1000, "how long a while is, from the checkpoint that the run went back to; later divergences in it add theirs",

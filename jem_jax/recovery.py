@@ -7,6 +7,7 @@ come between.
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from jem_jax.errors import UserError
 Array = jax.Array
 
 FILE = "recoveries.json"
+_MOST_TIMES = 8.0
+"""the chain steps, of several recoveries together"""
 
 
 @dataclass(frozen=True)
@@ -152,10 +155,9 @@ def learning_rate_factor(history: History, step: int) -> float:
 
 def chain_steps(num_steps: int, history: History, step: int) -> int:
     """How many SGLD steps the chains of an iteration take."""
-    factor = 1.0
-    for entry in history:
-        factor *= entry.chain_steps_factor if entry.holds(step) else 1.0
-    return round(num_steps * factor)
+    factors = [entry.chain_steps_factor for entry in history if entry.holds(step)]
+    # Many times as many would not end a run, but make it stand still.
+    return round(num_steps * min(math.prod(factors), max(_MOST_TIMES, *factors, 1.0)))
 
 
 def key(run_key: Array, number: int) -> Array:

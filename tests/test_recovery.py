@@ -22,6 +22,7 @@ SETTINGS = {
     "recovery.patience": 3,
     "recovery.proof": 3,
     "recovery.iterations": 1000,
+    "recovery.chain_steps_factor": 1.0,
 }
 """Five iterations an epoch, and a checkpoint after each epoch."""
 WILD = {**SETTINGS, "optimizer.learning_rate": 90.0, "recovery.learning_rate_factor": 0.0005}
@@ -119,12 +120,20 @@ def test_a_run_killed_in_a_recovery_ends_as_the_undisturbed_one(recovered, tmp_p
 
 
 def test_a_run_without_recoveries_left_ends_with_its_history_in_a_line(tmp_path, capsys):
-    settings = {**SETTINGS, "training.max_log_density": 1e-9, "recovery.max_recoveries": 2}
+    settings = {
+        **SETTINGS,
+        "training.max_log_density": 1e-9,
+        "recovery.max_recoveries": 2,
+        "recovery.chain_steps_factor": 2.0,
+    }
     with pytest.raises(UserError, match=r"diverged at iteration 1: .*2 recoveries .*\(2\) log_density at 1, back to 0"):
         _train(tmp_path, settings)
     said = [line for line in capsys.readouterr().out.splitlines() if "diverged" in line]
     assert len(said) == 2
-    assert "back to the start with new random numbers, 0.5 times the learning rate for 1000 iterations" in said[0]
+    assert (
+        "back to the start with new random numbers, 0.5 times the learning rate, 2 times the chain steps for 1000 "
+        in said[0]
+    )
 
 
 def test_a_healthy_run_raises_no_alarm_with_the_defaults(tmp_path):
@@ -213,6 +222,12 @@ def test_factors_hold_for_a_while_and_multiply():
     history = (_entry(10, learning_rate_factor=0.5), _entry(15, learning_rate_factor=0.5, chain_steps_factor=1.5))
     assert [recovery.learning_rate_factor(history, step) for step in (9, 10, 15, 20, 25)] == [1, 0.5, 0.25, 0.5, 1]
     assert [recovery.chain_steps(10, history, step) for step in (14, 15, 24, 25)] == [10, 15, 15, 10]
+
+
+def test_the_chain_steps_of_several_recoveries_have_a_bound():
+    for factor, expected in ((2.0, 80), (9.0, 90), (100.0, 1000)):
+        history = 1000 * (_entry(10, chain_steps_factor=factor),)
+        assert recovery.chain_steps(10, history, 15) == expected
 
 
 @pytest.mark.parametrize("text", ["{", "[{}]", '[{"reason": 3}]', "[1]"])
