@@ -20,7 +20,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +29,16 @@ import numpy as np
 from flax import traverse_util
 
 from jem_jax import files
+from jem_jax.datasets import checks
 from jem_jax.wide_resnet import NORMS, WideResNet
 
 Variables = dict[str, Any]
 
 # The official network hands its own last layer no number of classes, so that it has PyTorch's default rows here.
 _UNUSED_LINEAR_ROWS = 10
+
+_MOST_REPEATS = 3
+"""how many tensors may share their numbers; JEM++'s first layer has three names"""
 
 
 # --- The official format ---
@@ -512,6 +516,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], np.
             raise ValueError(f"{path}: model_state_dict is a {type(content).__name__}: expected a dict of tensors")
     if not content:
         raise ValueError(f"{path} holds an empty state dict: expected the arrays of a network")
+    _check_total(Path(path), [*content.values(), images])
     state_dict = {str(name): _as_numpy(path, name, value) for name, value in content.items() if name != "replay_buffer"}
     buffer = None if images is None else _as_numpy(path, "replay_buffer", images)
     return state_dict, buffer if buffer is not None and buffer.size else None
@@ -570,6 +575,8 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{path} is not a file: expected a checkpoint of the official code")
     torch = _torch()
+    if path.stat().st_size > checks.memory():
+        raise ValueError(f"{path} is larger than this machine's memory: expected a checkpoint of the official code")
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty: expected a checkpoint of the official code")
     # torch itself does not compare the checksums of the parts.
@@ -600,6 +607,14 @@ def _check_parts(path: Path) -> None:
         raise ValueError(f"{path} is compressed, and torch.save never compresses: expected a file of torch.save")
     if part is not None:
         raise ValueError(f"{path} is damaged: {part} does not have the checksum that was written with it")
+
+
+def _check_total(path: Path, values: Sequence[Any]) -> None:
+    """Whether a file's tensors are no more than it holds: any number of them may lie over the same numbers."""
+    torch = _torch()
+    total = sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
+    if total > _MOST_REPEATS * path.stat().st_size:
+        raise ValueError(f"{path} holds the same numbers many times over: expected a checkpoint of the official code")
 
 
 def _as_numpy(path: str | os.PathLike, name: Any, value: Any) -> np.ndarray:

@@ -18,3 +18,8 @@ def shown(value: Any) -> str:
 def printable(text: str) -> str:
     """The same text, with every character that would steer a terminal or end its line written out."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def in_a_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 import pickle
 import struct
 import zipfile
@@ -78,10 +79,11 @@ def _npz(path, **arrays):
     return path
 
 
-@fuzzing.examples(150)
-@given(_damages())
-def test_a_damaged_npz(tmp_path, damage):
-    whole = _npz(tmp_path / "whole.npz")
+@fuzzing.examples(300)
+@given(_damages(), st.sampled_from([np.savez, np.savez_compressed]))
+def test_a_damaged_npz(tmp_path, damage, save):
+    whole = tmp_path / "whole.npz"
+    save(whole, images=GREY, labels=LABELS, class_names=np.array(list("abc")))
     path = tmp_path / "mine.npz"
     path.write_bytes(damage(whole.read_bytes()))
     found = _loaded_or_refused(path)
@@ -105,6 +107,38 @@ def test_an_npz_with_any_header(tmp_path, dtype, shape, key, content):
     assert _loaded_or_refused(path) is None
 
 
+@pytest.mark.parametrize("place", range(6, 140))
+def test_an_npz_with_a_changed_byte_in_a_header(tmp_path, place):
+    # NumPy hands a header to Python's own parser.
+    path = tmp_path / "mine.npz"
+    for junk in (b"(", b"'", b"\\", b"\n", b"\xff", b"0"):
+        np.savez(path, images=GREY, labels=LABELS)
+        content = bytearray(path.read_bytes())
+        start = content.index(b"\x93NUMPY") + place
+        content[start : start + 1] = junk
+        path.write_bytes(content)
+        _loaded_or_refused(path)
+
+
+@pytest.mark.parametrize("dtype", ["<U0", "|S0", "|V0", "<U1"])
+def test_a_billion_class_names_that_take_no_room(tmp_path, dtype):
+    path = _npz(tmp_path / "mine.npz")
+    text = repr({"descr": dtype, "fortran_order": False, "shape": (10**9,)}).encode()
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("class_names.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text)
+    assert _loaded_or_refused(path) is None
+
+
+def test_arrays_that_do_not_fit_the_memory_together(tmp_path, monkeypatch):
+    images = np.zeros((30, 64, 64), np.uint8)
+    path = _npz(tmp_path / "mine.npz", images=images)
+    # An image takes 4 KiB, twice.
+    monkeypatch.setattr(checks, "memory", lambda: 300 * 1024)
+    assert _loaded_or_refused(path) is not None
+    _npz(path, images=images, test_images=images, test_labels=LABELS)
+    assert _loaded_or_refused(path) is None
+
+
 @pytest.mark.parametrize("key", ["images", "labels", "class_names", "test_images", "test_labels"])
 def test_an_object_in_an_npz_is_never_unpickled(tmp_path, key):
     trap = tmp_path / "trap"
@@ -119,11 +153,7 @@ def test_an_object_in_an_npz_is_never_unpickled(tmp_path, key):
 @fuzzing.examples(150)
 @given(_damages(), st.sampled_from(["png", "gif", "bmp", "jpeg", "tiff", "webp", "pgm"]))
 def test_a_damaged_picture(tmp_path, damage, kind):
-    folder = tmp_path / "mine"
-    for number, image in enumerate(GREY[:12]):
-        place = folder / "ab"[number % 2]
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(place / f"{number:02}.png")
+    folder = _folder(tmp_path / "mine")
     packed = io.BytesIO()
     Image.fromarray(GREY[12]).save(packed, "ppm" if kind == "pgm" else kind)
     (folder / "a" / f"99.{kind}").write_bytes(damage(packed.getvalue()))
@@ -132,6 +162,65 @@ def test_a_damaged_picture(tmp_path, damage, kind):
     # Such formats hold no checksums, so that a changed pixel goes unnoticed; the others' pictures stay what they were.
     if found is not None:
         assert len(found.train) + len(found.validation) + len(found.test) == 13
+
+
+def _folder(path, images=GREY[:12]):
+    for number, image in enumerate(images):
+        place = path / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{number:02}.png")
+    return path
+
+
+def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
+    def run(*_arguments, **_options):
+        raise AssertionError("a program was started")
+
+    folder = _folder(tmp_path / "mine")
+    (folder / "a" / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    for name in ("Popen", "call", "check_call", "run"):
+        monkeypatch.setattr(f"subprocess.{name}", run)
+    with pytest.raises(UserError, match=r"x\.png cannot be read as an image: cannot identify"):
+        datasets.load(Data(name=str(folder), image_size=8))
+
+
+def test_what_is_not_a_file_among_pictures(tmp_path):
+    folder = _folder(tmp_path / "mine")
+    odd = folder / "a" / "x.png"
+    os.mkfifo(odd)
+    with pytest.raises(UserError, match=r"x\.png cannot be read: it is not a file"):
+        datasets.load(Data(name=str(folder)))
+    odd.unlink()
+    odd.symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"x\.png cannot be read: No such file"):
+        datasets.load(Data(name=str(folder)))
+
+
+def test_a_small_picture_of_many_pixels(tmp_path):
+    folder = _folder(tmp_path / "mine")
+    Image.new("L", (300, 300)).save(folder / "a" / "x.png")
+    with pytest.raises(UserError, match=r"x\.png of 300×300, while it is read, would take"):
+        datasets.load(Data(name=str(folder), image_size=8))
+
+
+def test_pictures_that_do_not_fit_the_memory_together(tmp_path, monkeypatch):
+    folder = _folder(tmp_path / "mine" / "train")
+    _folder(tmp_path / "mine" / "test")
+    monkeypatch.setattr(checks, "memory", lambda: 2 * 24 * 64 - 1)
+    with pytest.raises(UserError, match=r"24 images of 8×8 would take"):
+        datasets.load(Data(name=str(folder.parent)))
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+def test_a_class_name_that_is_no_text(tmp_path, kind):
+    name = os.fsdecode(b"caf\xe9")
+    if kind == "npz":
+        path = _npz(tmp_path / "mine.npz", class_names=np.array(["a", "b", name]))
+    else:
+        path = _folder(tmp_path / "mine")
+        (path / "b").rename(path / name)
+    with pytest.raises(UserError, match=r"'caf\\udce9' is no Unicode text"):
+        datasets.load(Data(name=str(path)))
 
 
 # ---- .pt
@@ -210,4 +299,13 @@ def test_a_checkpoint_that_would_fill_the_memory(tmp_path):
         for name, data in members.items():
             archive.writestr(name, data)
     with pytest.raises(ValueError, match=r"is compressed, and torch\.save never compresses"):
+        torch_import.read_checkpoint(path)
+
+
+@pytest.mark.torch
+def test_many_tensors_over_the_same_numbers(tmp_path):
+    torch = pytest.importorskip("torch")
+    path, shared = tmp_path / "mine.pt", torch.zeros(100_000, dtype=torch.bfloat16)
+    torch.save({"model_state_dict": {f"f.layer{number}": shared for number in range(1000)}}, path)
+    with pytest.raises(ValueError, match="holds the same numbers many times over"):
         torch_import.read_checkpoint(path)

@@ -189,7 +189,7 @@ def test_a_header_that_promises_more_than_there_is_costs_no_memory(tmp_path, sha
 
 def test_what_would_not_fit_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "memory", lambda: 2 * IMAGES.size - 1)
-    _refused(_npz(tmp_path), "images would take .* GiB, and this machine has .* GiB")
+    _refused(_npz(tmp_path), r"mine\.npz would take .* GiB, and this machine has .* GiB")
 
 
 def test_what_would_not_fit_the_memory_once_resized_is_refused(tmp_path, monkeypatch):
@@ -229,7 +229,7 @@ def test_what_unpacks_to_more_than_it_says_costs_no_memory(tmp_path, compression
 
 def test_many_class_names_take_no_time_and_overlong_ones_are_refused(tmp_path):
     names = np.array([f"{number:06}" for number in range(40_000)])
-    _refused(_npz(tmp_path, class_names=names), r"no image of class 3 \(000003\)")
+    _refused(_npz(tmp_path, class_names=names), "class_names holds 40000 names for 60 images")
     _refused(_npz(tmp_path, class_names=np.array(["a" * 201, "b", "c"])), "at most 200 characters long, not 201")
 
 
@@ -394,5 +394,5 @@ def test_a_wrong_folder_or_file_is_named(tmp_path, what, words):
 
 def test_pictures_that_would_not_fit_the_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
     _write(tmp_path, IMAGES, LABELS)
-    monkeypatch.setattr(checks, "memory", lambda: 1000)
+    monkeypatch.setattr(checks, "memory", lambda: 2000)
     _refused(tmp_path, "60 images of 8×8 would take .* GiB")

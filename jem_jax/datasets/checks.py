@@ -1,6 +1,7 @@
 """What images and labels from outside must be, each said in one line that names the file."""
 
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -29,6 +30,20 @@ def path(key: str, text: str) -> Path:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"config.{key} {shown(text)} cannot be a path: {reason}") from error
     return found
+
+
+def is_file(path: Path) -> None:
+    """Checks before a path is opened that a file is there: a pipe would wait for someone who writes, for good.
+
+    Raises:
+      UserError: it is something else, or nothing, or out of reach.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} cannot be read: it is not a file")
 
 
 def image_shape(where: str, shape: Sequence[int]) -> None:
@@ -96,6 +111,19 @@ def every_class(where: str, values: np.ndarray, class_names: Sequence[str]) -> N
     empty = np.flatnonzero(np.bincount(values, minlength=len(class_names)) == 0)
     if len(empty):
         raise UserError(f"{where} has no image of class {empty[0]} ({class_names[empty[0]]}); every class needs some")
+
+
+def class_names(where: str, names: Iterable[str]) -> None:
+    """Checks that names can be written down.
+
+    Raises:
+      UserError: the first that is not Unicode text.
+    """
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where}: {shown(name)} is no Unicode text (UTF-8); give it another name") from error
 
 
 def fits_memory(where: str, shape: Iterable[int]) -> None:

@@ -13,9 +13,14 @@ from jem_jax.datasets import checks, resize
 from jem_jax.datasets.held_out import Parts, with_tenths
 from jem_jax.datasets.splits import Dataset, Split
 from jem_jax.errors import UserError
-from jem_jax.words import shown
+from jem_jax.words import in_a_line, shown
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+# The formats of these suffixes; others run programs (EPS: Ghostscript) or read more than pixels.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_BYTES_OF_A_PIXEL = 16
+"""of a picture while it is read: as it was, composed over black, in the channels that are wanted"""
 
 _GREY_MODES = ("1", "L", "LA")
 _EIGHT_BIT_MODES = (*_GREY_MODES, "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
@@ -47,13 +52,17 @@ def load(path: Path, image_size: int) -> Dataset:
     """
     train_folder, test_folder = _parts(path)
     names = tuple(folder.name for folder in _class_folders(train_folder))
+    checks.class_names(str(train_folder), names)
     train = _files(train_folder, names)
     test = _files(test_folder, names) if test_folder else []
     checks.every_class(str(train_folder), np.array([file.label for file in train], np.int64), names)
     channels = 1 if all(file.grey for file in (*train, *test)) else 3
     width, height = (image_size, image_size) if image_size else _one_size((*train, *test))
     shape = (height, width, channels)
-    parts = Parts(names, _split(path, train, shape), _split(path, test, shape) if test else None)
+    count = len(train) + len(test)
+    # Twice, since they are cut into parts, which are copies.
+    checks.fits_memory(f"{path}: {count} images of {_times((width, height))}", (2, count, *shape))
+    parts = Parts(names, _split(train, shape), _split(test, shape) if test else None)
     return with_tenths(str(path), parts)
 
 
@@ -99,6 +108,7 @@ def _is_image(path: Path) -> bool:
 
 def _look(path: Path, label: int) -> _File:
     """What an image's header says; its pixels are not read yet."""
+    checks.is_file(path)
     try:
         with _opened(path) as image:
             mode, (width, height) = image.mode, image.size
@@ -107,6 +117,7 @@ def _look(path: Path, label: int) -> _File:
         raise _unreadable(path, error) from error
     if mode not in _EIGHT_BIT_MODES:
         raise UserError(f"{path} has pixels of kind {mode!r}; images must have 8 bits a channel")
+    checks.fits_memory(f"{path} of {_times((width, height))}, while it is read,", (height, width, _BYTES_OF_A_PIXEL))
     return _File(path, label, mode in _GREY_MODES, (height, width) if turned else (width, height))
 
 
@@ -117,7 +128,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         # Of odd tags, which change no pixel.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             yield image
 
 
@@ -135,9 +146,7 @@ def _times(size: tuple[int, int]) -> str:
     return f"{size[0]}×{size[1]}"
 
 
-def _split(path: Path, files: Sequence[_File], shape: tuple[int, int, int]) -> Split:
-    height, width, _ = shape
-    checks.fits_memory(f"{path}: {len(files)} images of {_times((width, height))}", (len(files), *shape))
+def _split(files: Sequence[_File], shape: tuple[int, int, int]) -> Split:
     images = np.empty((len(files), *shape), np.uint8)
     for number, file in enumerate(files):
         images[number] = _read(file.path, shape)
@@ -159,4 +168,4 @@ def _read(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     """Pillow and its plug-ins raise almost anything where a file is damaged."""
-    return UserError(f"{path} cannot be read as an image: {' '.join(str(error).split()) or type(error).__name__}")
+    return UserError(f"{path} cannot be read as an image: {in_a_line(error)}")

@@ -2,12 +2,11 @@
 
 import math
 import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -16,7 +15,7 @@ from jem_jax.datasets import checks
 from jem_jax.datasets.held_out import Parts, with_tenths
 from jem_jax.datasets.splits import Dataset, Split
 from jem_jax.errors import UserError
-from jem_jax.words import shown
+from jem_jax.words import in_a_line, shown
 
 _KEYS = "images [N, H, W] or [N, H, W, C] uint8, labels [N]; optional test_images, test_labels, class_names"
 
@@ -43,9 +42,12 @@ def load(path: Path) -> Dataset:
             raise UserError(f"{path} has no key {missing[0]!r}; there are: {found}. It must hold {_KEYS}")
         if len({"test_images", "test_labels"} & keys) == 1:
             raise UserError(f"{path} has only one of test_images and test_labels; give both or neither")
-        train = _split(archive, path, "")
-        test = _split(archive, path, "test_") if "test_images" in keys else None
-        names = _class_names(archive, path) if "class_names" in keys else _numbers(path, train.labels)
+        members = {key: _looked_at(archive, f"{path}: {key}", key) for key in _CHECKS if key in keys}
+        _check_sizes(path, members)
+        arrays = {key: _read(archive, member) for key, member in members.items()}
+    train = _split(path, arrays, "")
+    test = _split(path, arrays, "test_") if "test_images" in arrays else None
+    names = _names(path, arrays["class_names"]) if "class_names" in arrays else _numbers(path, train.labels)
     parts = Parts(names, train, test)
     _check(path, parts)
     return with_tenths(str(path), parts)
@@ -61,14 +63,8 @@ def _check(path: Path, parts: Parts) -> None:
     checks.alike(str(path), train.images, test.images)
 
 
-def _split(archive: zipfile.ZipFile, path: Path, prefix: str) -> Split:
-    images = _array(archive, path, f"{prefix}images", _check_images)
-    labels = _array(archive, path, f"{prefix}labels", _check_labels)
-    if len(images) != len(labels):
-        raise UserError(
-            f"{path}: {prefix}images holds {len(images)} images and {prefix}labels {len(labels)} labels; there must be "
-            "one for each"
-        )
+def _split(path: Path, arrays: Mapping[str, np.ndarray], prefix: str) -> Split:
+    images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
     # Before they are made int32, which would wrap such a number around.
     checks.labels(f"{path}: {prefix}labels", labels, 2**31)
     return Split(images if images.ndim == 4 else images[..., None], labels.astype(np.int32))
@@ -96,8 +92,19 @@ def _check_names(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         raise UserError(f"{where} must be at most {_LONGEST_NAME} characters long, not {dtype.itemsize // 4:,}")
 
 
-def _class_names(archive: zipfile.ZipFile, path: Path) -> tuple[str, ...]:
-    names = tuple(_array(archive, path, "class_names", _check_names).tolist())
+_CHECKS = {
+    "images": _check_images,
+    "labels": _check_labels,
+    "test_images": _check_images,
+    "test_labels": _check_labels,
+    "class_names": _check_names,
+}
+"""what is read, and what its shape and type must be"""
+
+
+def _names(path: Path, array: np.ndarray) -> tuple[str, ...]:
+    names = tuple(array.tolist())
+    checks.class_names(f"{path}: class_names", names)
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise UserError(f"{path}: class_names holds {shown(twice)} more than once")
@@ -116,29 +123,56 @@ def _numbers(path: Path, labels: np.ndarray) -> tuple[str, ...]:
     return tuple(str(label) for label in used)
 
 
-def _array(
-    archive: zipfile.ZipFile, path: Path, key: str, check: Callable[[str, tuple[int, ...], np.dtype], None]
-) -> np.ndarray:
-    """One array, whose shape and type are checked by its header before any of it is read or allocated."""
-    where = f"{path}: {key}"
-    member = archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key)
-    if member.compress_type not in _COMPRESSIONS:
+class _Member(NamedTuple):
+    """What a header says of an array, none of which was read or allocated yet."""
+
+    where: str
+    """its file and key, for errors"""
+    info: zipfile.ZipInfo
+    shape: tuple[int, ...]
+    size: int
+    """bytes"""
+
+
+def _looked_at(archive: zipfile.ZipFile, where: str, key: str) -> _Member:
+    info = archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key)
+    if info.compress_type not in _COMPRESSIONS:
         raise UserError(f"{where} is compressed in a way that NumPy never uses; write it with np.savez_compressed")
-    with _named(where), archive.open(member) as file:
+    with _named(where), archive.open(info) as file:
         shape, dtype = _header(file)
         header = file.tell()
     if dtype.hasobject:
         raise UserError(f"{where} holds pickled objects, which are never read; save it as plain numbers or strings")
-    check(where, shape, dtype)
+    _CHECKS[key](where, shape, dtype)
     size = math.prod(shape) * dtype.itemsize
-    if size != member.file_size - header:
+    if size != info.file_size - header:
         raise UserError(
             f"{where} is damaged: its header says {list(shape)} {dtype}, {size:,} bytes, and it holds "
-            f"{member.file_size - header:,}"
+            f"{info.file_size - header:,}"
         )
+    return _Member(where, info, shape, size)
+
+
+def _check_sizes(path: Path, members: Mapping[str, _Member]) -> None:
+    """Whether arrays that are not read yet go together, and fit the memory together."""
+    for prefix in ("", "test_"):
+        if f"{prefix}images" in members:
+            images, labels = (members[f"{prefix}{what}"].shape[0] for what in ("images", "labels"))
+            if images != labels:
+                raise UserError(
+                    f"{path}: {prefix}images holds {images} images and {prefix}labels {labels} labels; there must be "
+                    "one for each"
+                )
+    if "class_names" in members:
+        names, images = members["class_names"].shape[0], members["images"].shape[0]
+        if names > images:
+            raise UserError(f"{path}: class_names holds {names} names for {images} images; every class needs some")
     # Twice, since images are cut into parts, which are copies.
-    checks.fits_memory(where, (2, size))
-    with _named(where), archive.open(member) as file:
+    checks.fits_memory(str(path), (2, sum(member.size for member in members.values())))
+
+
+def _read(archive: zipfile.ZipFile, member: _Member) -> np.ndarray:
+    with _named(member.where), archive.open(member.info) as file:
         return npy.read_array(file, allow_pickle=False)
 
 
@@ -156,17 +190,19 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 
 
 def _opened(path: Path) -> zipfile.ZipFile:
+    checks.is_file(path)
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path} is not an .npz file, or it is truncated: {error}") from error
+    except Exception as error:
+        raise UserError(f"{path} is not an .npz file, or it is truncated: {in_a_line(error)}") from error
 
 
 @contextmanager
 def _named(where: str) -> Iterator[None]:
-    """Says where it was that zipfile, its decompressors or NumPy found damage."""
+    """Says where it was that damage was found."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError) as error:
-        # RuntimeError: zipfile's word for an encrypted file, and for a compression that it does not know.
-        raise UserError(f"{where} is damaged: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        # NumPy hands a header to Python's own parser, and zipfile its data to several unpackers: each of them raises
+        # what it likes.
+        raise UserError(f"{where} is damaged: {in_a_line(error)}") from error
