@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class Checkpoints:
       directory: made if missing.
       keep: how many of the last are kept.
       writes: whether this process writes manifests (the first one does).
-      kept: of the steps that there are, increasing, those that stay after a save; in the place of `keep`.
+      kept: in the place of `keep`: given the steps that there are, increasing, and which of them are regular, those
+        that stay after a save.
       after: what was saved there before must be whole before a checkpoint of these is, since it tells of it.
     """
 
@@ -54,14 +55,15 @@ class Checkpoints:
         directory: Path,
         keep: int,
         writes: bool = True,
-        kept: Callable[[Sequence[int]], set[int]] | None = None,
+        kept: Callable[[Sequence[int], Set[int]], set[int]] | None = None,
         after: "Checkpoints | None" = None,
     ) -> None:
         self._directory, self._writes, self._after = directory, writes, after
         self._only: int | None = None
-        kept = kept or (lambda steps: set(steps[-keep:]))
+        self._regular = regular(directory)
+        kept = kept or (lambda steps, _: set(steps[-keep:]))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Kept(lambda steps: kept(steps) if self._only is None else {self._only}),
+            preservation_policy=_Kept(lambda steps: kept(steps, self._regular) if self._only is None else {self._only}),
             create=True,
             cleanup_tmp_directories=True,
         )
@@ -69,13 +71,15 @@ class Checkpoints:
         self._finishing: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, step: int, tree: Any, note: dict[str, Any]) -> None:
+    def save(self, step: int, tree: Any, note: dict[str, Any], is_regular: bool = True) -> None:
         """Starts to save; the arrays may be donated or overwritten afterwards.
 
         Args:
           step: the checkpoint's name.
           tree: nested dicts of arrays.
           note: JSON beside it.
+          is_regular: whether it was due, and not saved for an interruption alone. Kept with it, since the settings
+            that say what is due may change.
 
         Raises:
           UserError: this save, or the one before, could not be written.
@@ -84,11 +88,12 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         arguments = ocp.args.Composite(tree=ocp.args.StandardSave(tree), note=ocp.args.JsonSave(note))
+        (self._regular.add if is_regular else self._regular.discard)(step)
         try:
             self._manager.save(step, args=arguments, force=True)
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
-        self._finishing = threading.Thread(target=self._finish, args=(step,), name="checkpoint-manifest")
+        self._finishing = threading.Thread(target=self._finish, args=(step, is_regular), name="checkpoint-manifest")
         self._finishing.start()
 
     def replace(self, step: int, tree: Any, note: dict[str, Any]) -> None:
@@ -122,13 +127,13 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 self._manager.close()
 
-    def _finish(self, step: int) -> None:
+    def _finish(self, step: int, is_regular: bool) -> None:
         try:
             self._manager.wait_until_finished()
             if self._after is not None and (other := self._after._finishing) is not None:
                 other.join()
             if self._writes:
-                _write_manifest(self._directory / str(step))
+                _write_manifest(self._directory / str(step), is_regular)
         except BaseException as error:
             self._error = error
 
@@ -191,6 +196,12 @@ def steps(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and (path / _MANIFEST).exists())
 
 
+def regular(directory: Path) -> set[int]:
+    """The steps of the finished checkpoints that were due."""
+    manifests = {step: _manifest(directory / str(step)) for step in steps(directory)}
+    return {step for step, manifest in manifests.items() if manifest is not None and manifest.get("regular") is True}
+
+
 def newest_whole(directory: Path) -> tuple[int | None, dict[Path, str]]:
     """The step of the newest whole checkpoint, and what is wrong with every one that is unfinished or newer.
 
@@ -223,20 +234,30 @@ def unfinished(directory: Path) -> list[Path]:
 
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
+    manifest = _manifest(path)
+    if manifest is None:
+        return f"its {_MANIFEST} cannot be read"
+    expected = manifest["sha256"]
+    try:
+        present = {str(file.relative_to(path)): file for file in _files(path)}
+        for name in sorted(expected.keys() | present.keys()):
+            if name not in present:
+                return f"{name} is missing"
+            if name not in expected:
+                return f"{name} does not belong to it"
+            if _sha256(present[name]) != expected[name]:
+                return f"{name} is not what was written"
+    except OSError as error:  # what a failing disk cannot give back is as lost as what it changed
+        return f"its files cannot be read ({error.strerror})"
+    return None
+
+
+def _manifest(path: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        expected = dict(manifest["sha256"])
+        return manifest if isinstance(manifest["sha256"], dict) else None
     except (OSError, ValueError, KeyError, TypeError):
-        return f"its {_MANIFEST} cannot be read"
-    present = {str(file.relative_to(path)): file for file in _files(path)}
-    for name in sorted(expected.keys() | present.keys()):
-        if name not in present:
-            return f"{name} is missing"
-        if name not in expected:
-            return f"{name} does not belong to it"
-        if _sha256(present[name]) != expected[name]:
-            return f"{name} is not what was written"
-    return None
+        return None
 
 
 def to_tree(state: Any) -> Any:
@@ -311,10 +332,10 @@ def _files(path: Path) -> Iterator[Path]:
     return (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != _MANIFEST)
 
 
-def _write_manifest(path: Path) -> None:
+def _write_manifest(path: Path, is_regular: bool) -> None:
     hashes = {str(file.relative_to(path)): _sha256(file) for file in _files(path)}
     partial = path.parent / f".{path.name}.{_MANIFEST}"
-    partial.write_text(json.dumps({"sha256": hashes}, indent=1), encoding="utf-8")
+    partial.write_text(json.dumps({"regular": is_regular, "sha256": hashes}, indent=1), encoding="utf-8")
     partial.replace(path / _MANIFEST)
 
 

@@ -18,6 +18,9 @@ from jem_jax.errors import UserError
 from jem_jax.wide_resnet import ACTIVATIONS, NORMS
 from jem_jax.words import shown
 
+_MOST_NUMBERS = 100
+"""in a tuple"""
+
 
 def _setting(
     default: Any,
@@ -117,7 +120,7 @@ class Optimizer:
     momentum: float = _setting(0.9, "of sgd", low=0, high=0.999999)
     weight_decay: float = _setting(0.0, "L2 penalty's gradient, added before the rule as PyTorch does", low=0, high=10)
     warmup_steps: int = _setting(0, "linear from 0 over so many iterations", low=0, high=10**9)
-    decay_epochs: tuple[float, ...] = _setting((), "the learning rate is multiplied at these epochs", above=0)
+    decay_epochs: tuple[float, ...] = _setting((), "the learning rate is multiplied at these epochs", above=0, high=1e9)
     decay_factor: float = _setting(0.3, "by this", above=0, high=1)
     ema_decay: float = _setting(0.0, "decay of averaged parameters for evaluation; 0: none", low=0, high=0.9999999)
     sam_rho: float = _setting(0.0, "radius of sharpness-aware minimisation; 0: off", low=0, high=1000)
@@ -145,7 +148,11 @@ class Training:
         high=1000,
     )
     max_log_density: float = _setting(
-        1e6, "an iteration whose |log p~| passes this is undone, and the run has diverged", above=0
+        1e6,
+        "an iteration whose |log p~| of any image passes this is undone, and the run has diverged; means of healthy runs "
+        "stay below 100",
+        above=0,
+        high=1e30,
     )
 
     @property
@@ -182,7 +189,8 @@ class Recovery:
     )
     min_spread: float = _setting(
         0.1,
-        "collapse: the samples' standard deviation over a batch is less than this fraction of the data's; 0: never",
+        "collapse: the samples' standard deviation over a batch is less than this fraction of the data's; healthy runs "
+        "have more than 0.5; 0: never",
         low=0,
         high=1,
     )
@@ -357,6 +365,8 @@ def _value(key: str, value: Any, field: dataclasses.Field) -> Any:
     if isinstance(default, tuple):
         if not isinstance(value, tuple | list) or not all(_is_number(item) for item in value):
             raise UserError(f"{key} must be a tuple of numbers such as (20, 30), not {shown(value)}")
+        if len(value) > _MOST_NUMBERS:
+            raise UserError(f"{key} holds {len(value)} numbers; {_MOST_NUMBERS} is the most")
         value = tuple(float(item) for item in value)
         numbers = value
     elif isinstance(default, float) and _is_number(value):

@@ -37,7 +37,7 @@ class Limits:
     min_spread: float
     """of the samples' standard deviation over a batch, as a fraction of the data's"""
     max_rms: float
-    """of the samples' root mean square, where the data lie in [-1, 1]"""
+    """of the samples' root mean square, where the data lie in [-1, 1]; never less than the data's own"""
     patience: int
     """iterations on end that a slow fault may last"""
 
@@ -114,7 +114,8 @@ def moments(data: Array, samples: Sequence[Array]) -> Moments | None:
 
 
 def measures(moments: Moments | None) -> dict[str, Array]:
-    """`samples_spread`, the samples' standard deviation over the batch as a fraction of the data's, and `samples_rms`.
+    """`samples_spread`, the samples' standard deviation over the batch as a fraction of the data's, and the root mean
+    squares `samples_rms` and `data_rms`.
 
     Args:
       moments: their means over all devices.
@@ -126,7 +127,11 @@ def measures(moments: Moments | None) -> dict[str, Array]:
     of_samples = spread(moments.samples_mean, moments.samples_square)
     # A batch without any spread, of a single image, has nothing to compare with.
     ratio = jnp.where(of_data > 0, of_samples / jnp.maximum(of_data, 1e-12), 1.0)
-    return {"samples_spread": ratio, "samples_rms": jnp.sqrt(moments.samples_square)}
+    return {
+        "samples_spread": ratio,
+        "samples_rms": jnp.sqrt(moments.samples_square),
+        "data_rms": jnp.sqrt(moments.data_square),
+    }
 
 
 def finite(tree: Any) -> Array:
@@ -175,10 +180,12 @@ def _faults(metrics: Mapping[str, Array], limits: Limits) -> Array:
         gaps.append(jnp.abs(metrics["contrast_xy"]))
     if not gaps:
         return jnp.stack([never, never, never])
-    return jnp.stack(
-        [
-            jnp.max(jnp.stack(gaps)) > limits.max_gap,
-            metrics["samples_spread"] < limits.min_spread,
-            metrics["samples_rms"] > limits.max_rms,
-        ]
-    )
+    # Images of nothing but black and white are as far out as samples can be.
+    max_rms = jnp.maximum(limits.max_rms, metrics["data_rms"])
+    healthy = [
+        jnp.max(jnp.stack(gaps)) <= limits.max_gap,
+        metrics["samples_spread"] >= limits.min_spread,
+        metrics["samples_rms"] <= max_rms,
+    ]
+    # Said this way round, NaN is a fault.
+    return ~jnp.stack(healthy)

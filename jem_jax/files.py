@@ -20,3 +20,8 @@ def whole(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def is_partial(path: Path) -> bool:
+    """Whether it is such a name."""
+    return path.name.startswith(".") and path.name.endswith(".partial")

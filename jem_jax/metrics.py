@@ -13,6 +13,9 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
+from jem_jax import files
+
+FILE = "metrics.jsonl"
 TIME_FIELDS = ("seconds", "iterations_per_second")
 _SECONDS_BETWEEN_LINES = 15.0
 _SHOWN = {"loss": "loss", "accuracy": "acc", "log_px_data": "log p data", "log_px_samples": "log p samples"}
@@ -46,8 +49,9 @@ class Recorder:
         if not writes:
             return
         present = self._open(first_step)
-        for event in events[present:]:
-            self.record(first_step, event)
+        for event in events:
+            if event["recovery"] not in present:
+                self.record(first_step, event)
         # Without a terminal a bar would fill a log file; plain lines now and then do better there.
         self._bar = tqdm(
             total=total_steps, initial=first_step, desc=title, unit="it", disable=None, dynamic_ncols=True, leave=True
@@ -73,8 +77,15 @@ class Recorder:
         self._bar.refresh()
         tqdm.write(f"{self._title}: {text}")
 
-    def _open(self, step: int) -> int:
-        path = self._directory / "metrics.jsonl"
+    def end(self, step: int, event: dict[str, Any], text: str) -> None:
+        """The run ends for good at an iteration, and says why: in metrics.jsonl and to TensorBoard."""
+        if self._writes:
+            self.record(step, event)
+            self._board.add_text("divergence", text, step)
+            self._board.flush()
+
+    def _open(self, step: int) -> set[int]:
+        path = self._directory / FILE
         events = cut(path, step)
         self._file = path.open("a", encoding="utf-8")
         self._board = _Board(self._directory / "tensorboard", step)
@@ -151,28 +162,35 @@ class _Board:
         self._events.write_event(event)
 
 
-def cut(path: Path, last_step: int) -> int:
-    """Drops the lines of a metrics.jsonl that lie past an iteration, and an unfinished last line.
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, empty where there is none; what is damaged or unfinished of it is left out."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    return [values for line in text.split("\n") if (values := _parsed(line)) is not None]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+        return values if isinstance(values["step"], int) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def cut(path: Path, last_step: int) -> set[int]:
+    """Drops the lines of a metrics.jsonl that lie past an iteration, and what is damaged or unfinished of it.
 
     Returns:
-      How many lines about recoveries there are, all of which are kept.
+      The numbers of the recoveries that it tells of; all lines about those are kept.
     """
     if not path.exists():
-        return 0
-    kept, events = [], 0
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-            is_event = "recovery" in values
-            if is_event or 0 < values["step"] <= last_step:
-                kept.append(line + "\n")
-            events += is_event
-        except (ValueError, KeyError, TypeError):
-            break
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
-    return events
+        return set()
+    kept = [values for values in read(path) if "recovery" in values or 0 < values["step"] <= last_step]
+    with files.whole(path) as partial:
+        partial.write_text("".join(json.dumps(values) + "\n" for values in kept), encoding="utf-8")
+    return {values["recovery"] for values in kept if isinstance(values.get("recovery"), int)}
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import functools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -138,7 +139,7 @@ def _use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -191,10 +192,28 @@ def from_all(text: str) -> list[str]:
     from jax.experimental import multihost_utils
 
     own = np.zeros(_TEXT_BYTES, np.uint8)
-    encoded = np.frombuffer(text.encode()[:_TEXT_BYTES], np.uint8)
+    encoded = np.frombuffer(text.encode(errors="backslashreplace")[:_TEXT_BYTES], np.uint8)
     own[: len(encoded)] = encoded
     every = np.asarray(multihost_utils.process_allgather(own))
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in every]
+
+
+def broken_off(error: BaseException) -> str | None:
+    """What an error of the runtime means for a run: no memory left, or another process gone. None for other errors."""
+    # jaxlib gives its status codes as errors of several kinds, some of them ValueError.
+    code = None if isinstance(error, UserError) else re.match(r"([A-Z_]{5,}): ", str(error))
+    if isinstance(error, MemoryError) or (code and code[1] == "RESOURCE_EXHAUSTED"):
+        return (
+            f"the memory did not suffice ({_first_line(error)[:200]}); lower config.training.batch_size or "
+            "config.model.width in training, config.evaluation.batch_size in an evaluation. The same command goes on "
+            "from the last checkpoint"
+        )
+    if jax.process_count() > 1 and (code or isinstance(error, jax.errors.JaxRuntimeError)):
+        return (
+            f"the run broke off, since another process ended or could not be reached ({_first_line(error)[:200]}); its "
+            "output says why. The same command on all goes on from the last checkpoint"
+        )
+    return None
 
 
 def leave_alone() -> None:

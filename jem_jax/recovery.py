@@ -9,14 +9,14 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jem_jax import checkpoint, divergence, files
+from jem_jax import checkpoint, divergence, files, metrics
 from jem_jax.errors import UserError
 
 Array = jax.Array
@@ -122,7 +122,7 @@ def target(history: History, step: int, checkpoints: Sequence[int], proof: int) 
     return max(trusted, default=min(good, default=0))
 
 
-def kept(steps: Sequence[int], keep: int, proof: int, due: Callable[[int], bool], history: History = ()) -> set[int]:
+def kept(steps: Sequence[int], keep: int, proof: int, due: Set[int], history: History = ()) -> set[int]:
     """Which checkpoints are kept: the last ones, all since the last that has proved good, and what a failed recovery
     would go back to.
 
@@ -134,10 +134,10 @@ def kept(steps: Sequence[int], keep: int, proof: int, due: Callable[[int], bool]
       steps: iterations done at each, increasing.
       keep: how many of the last.
       proof: how many those are.
-      due: whether a checkpoint would have been saved without an interruption too.
+      due: those that would have been saved without an interruption too.
       history: while a recovery could still fail, nothing older than where it went back to is deleted.
     """
-    regular = [step for step in steps if due(step)]
+    regular = [step for step in steps if step in due]
     proved = [step for step in regular if step <= regular[-1] - proof]
     since = [step for step in regular if not proved or step >= proved[-1]]
     recoveries = [entry for entry in history if entry.failed(steps[-1])]
@@ -188,9 +188,9 @@ def settled(history: History) -> History:
     return (*history[:-1], dataclasses.replace(history[-1], settled=True)) if history else history
 
 
-def sound_checkpoints(folder: Path, due: Callable[[int], bool]) -> list[int]:
+def sound_checkpoints(folder: Path) -> list[int]:
     """Iterations done at each checkpoint that a run may go back to, increasing; damaged ones are left out."""
-    return [step for step in checkpoint.steps(folder) if due(step) and checkpoint.damage(folder / str(step)) is None]
+    return [step for step in sorted(checkpoint.regular(folder)) if checkpoint.damage(folder / str(step)) is None]
 
 
 def event(history: History, number: int) -> dict[str, Any]:
@@ -219,6 +219,29 @@ def in_words(entry: Recovery) -> str:
         changes.append("a fresh buffer")
     return f"diverged at iteration {entry.step} ({divergence.REASONS[entry.reason]}); back to {where} with " + (
         ", ".join(changes)
+    )
+
+
+def final(alarm: divergence.Alarm, history: History) -> dict[str, Any]:
+    """What metrics.jsonl and the report hold of a divergence that ended the run."""
+    return {"diverged_at": alarm.step + 1, "reason": alarm.reason, "recoveries": len(history), "ended": True}
+
+
+def end(directory: Path) -> dict[str, Any] | None:
+    """`final` of the training in a directory, if it ended so and did not go on since."""
+    lines = metrics.read(directory / metrics.FILE)
+    last: dict[str, Any] = lines[-1] if lines else {}
+    wanted = final(divergence.Alarm("", 0), ())
+    if not last.get("ended") or last.get("reason") not in divergence.REASONS or not wanted.keys() <= last.keys():
+        return None
+    return {name: last[name] for name in wanted}
+
+
+def end_in_words(end: dict[str, Any]) -> str:
+    """That in a line."""
+    return (
+        f"diverged at iteration {end['diverged_at']} ({divergence.REASONS[end['reason']]}), with its "
+        f"{end['recoveries']} recoveries used up"
     )
 
 

@@ -15,6 +15,7 @@ _HELLO = struct.Struct("!8sII")
 _MARK = b"jem_jax1"
 _GO = b"go"
 _PAUSE = 0.1
+_HELLO_SECONDS = 2.0
 
 
 def meet(address: str, num_processes: int, process_id: int, seconds: float) -> None:
@@ -79,14 +80,18 @@ def _receive(server: socket.socket, num_processes: int, deadline: float) -> None
             server.settimeout(_left(deadline))
             try:
                 call = stack.enter_context(server.accept()[0])
-                call.settimeout(_left(deadline))
-                mark, number, count = _HELLO.unpack(call.recv(_HELLO.size, socket.MSG_WAITALL))
             except TimeoutError as error:
                 missing = ", ".join(str(number) for number in range(num_processes) if number not in calls)
                 raise UserError(
                     f"of {num_processes} processes these did not come in time: {missing}; all must be started with "
                     "the same --coordinator_address, each with its own --process_id"
                 ) from error
+            except OSError:
+                continue
+            try:
+                # A process of ours says at once who it is; whoever does not must not hold up the others.
+                call.settimeout(_HELLO_SECONDS)
+                mark, number, count = _HELLO.unpack(call.recv(_HELLO.size, socket.MSG_WAITALL))
             except (OSError, struct.error):
                 continue
             if mark != _MARK:

@@ -6,8 +6,6 @@ import signal
 import time
 from pathlib import Path
 
-import jax
-
 from jem_jax import datasets, export, loading, memory, parallel, report, sizes, train, train_step, workdir
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
@@ -49,17 +47,12 @@ def run(mode: str, config: Config, path: Path, overwrite: bool, cluster: Cluster
     parallel.start(cluster, _cpu_devices(config, dataset, known, cluster), require_devices)
     try:
         return _in_workdir(mode, config, dataset, path, overwrite)
-    except jax.errors.JaxRuntimeError as error:
+    except BaseException as error:
         parallel.leave_alone()
-        if parallel.process_count() == 1:
+        reason = parallel.broken_off(error)
+        if reason is None:
             raise
-        raise UserError(
-            f"the run broke off, since another process ended or could not be reached ({str(error).splitlines()[0]}); "
-            "its output says why. The same command on all goes on from the last checkpoint"
-        ) from error
-    except BaseException:
-        parallel.leave_alone()
-        raise
+        raise UserError(reason) from error
 
 
 def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, overwrite: bool) -> int:

@@ -258,8 +258,8 @@ def _place(training: _Training) -> dict[str, float]:
         directory / workdir.CHECKPOINTS,
         settings.keep_checkpoints,
         writes,
-        lambda steps: recovery.kept(
-            steps, settings.keep_checkpoints, config.recovery.proof, training.saves, training.history
+        lambda steps, regular: recovery.kept(
+            steps, settings.keep_checkpoints, config.recovery.proof, regular, training.history
         ),
         after=training.best,
     )
@@ -379,8 +379,10 @@ def _recovered(training: _Training, recorder: Recorder) -> bool:
     training.best.finish()
     folder = training.directory / workdir.CHECKPOINTS
     if len(training.history) >= settings.max_recoveries:
-        raise recovery.exhausted(alarm, training.history, max(checkpoint.steps(folder), default=None))
-    found = recovery.sound_checkpoints(folder, training.saves) if parallel.is_first() else []
+        ended = recovery.exhausted(alarm, training.history, max(checkpoint.steps(folder), default=None))
+        recorder.end(training.step, recovery.final(alarm, training.history), str(ended))
+        raise ended
+    found = recovery.sound_checkpoints(folder) if parallel.is_first() else []
     wanted = recovery.target(training.history, alarm.step + 1, found, settings.proof)
     back_to = int(parallel.from_all(str(wanted))[0])
     best = checkpoint.steps(training.directory / workdir.BEST)
@@ -431,4 +433,4 @@ def _save(training: _Training) -> None:
     buffer = None if rows is None else parallel.whole_buffer(rows, image_shape)
     whole = tree(checkpoint.to_tree(training.state), buffer)
     note = {"best_accuracy": training.best_accuracy, "seconds": training.seconds}
-    training.checkpoints.save(training.step, whole, note)
+    training.checkpoints.save(training.step, whole, note, is_regular=training.saves(training.step))

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from jem_jax import config as configuration
-from jem_jax import files, recovery
+from jem_jax import files, metrics, recovery
 from jem_jax.config import Config
 from jem_jax.errors import UserError
+from jem_jax.words import shown
 
 RUN_FILE = "run.json"
 CHECKPOINTS, BEST, BASELINE, SAMPLES, REPORT, SET_ASIDE = (
@@ -28,7 +29,7 @@ _OURS = (
     SET_ASIDE,
     RUN_FILE,
     recovery.FILE,
-    "metrics.jsonl",
+    metrics.FILE,
     "tensorboard",
 )
 _COMPARED = ("data", "model", "sampler", "objective", "optimizer", "seed")
@@ -93,7 +94,8 @@ def write_facts(path: Path, facts: RunFacts) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all, and makes its folder."""
     with files.whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        # A file name can hold what is no Unicode.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
@@ -109,6 +111,12 @@ def held(path: Path, writes: bool = True) -> Iterator[None]:
     if not writes:
         yield
         return
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"workdir {shown(str(path))} is no Unicode text (UTF-8); name another with --workdir"
+        ) from error
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / _LOCK).open("a")
@@ -135,7 +143,7 @@ def prepare(path: Path, config: Config, overwrite: bool, writes: bool = True) ->
     if overwrite and (path / RUN_FILE).exists():
         _clear(path)
         return
-    foreign = sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK)
+    foreign = _entries(path)
     if not foreign:
         return
     if RUN_FILE not in foreign:
@@ -156,7 +164,7 @@ def prepare_empty(path: Path) -> None:
     Raises:
       UserError: it is not.
     """
-    found = sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK)
+    found = _entries(path)
     if found:
         raise UserError(f"workdir {path} is not empty ({found[0]}); name an empty or missing one with --workdir")
 
@@ -169,6 +177,11 @@ def set_aside(path: Path, root: Path) -> Path:
         shutil.rmtree(target)
     path.rename(target)
     return target
+
+
+def _entries(path: Path) -> list[str]:
+    """Names of what is in a workdir, but for the lock and what a start that was cut off left of a file."""
+    return sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK and not files.is_partial(entry))
 
 
 def _differences(there: Config, here: Config) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 import socket
 import threading
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from command import SHORT, TINY, Command, contents, finished_run, restored
 
-from jem_jax import datasets, parallel, rendezvous
+from jem_jax import datasets, parallel, rendezvous, workdir
 from jem_jax.checkpoint import Checkpoints
 from jem_jax.datasets import Dataset, Split
 from jem_jax.errors import UserError
@@ -303,6 +305,16 @@ def test_callers_that_are_no_process_of_the_run_do_not_count():
     assert sorted(met) == [0, 1]
 
 
+def test_a_caller_that_says_nothing_holds_up_nobody(monkeypatch):
+    monkeypatch.setattr(rendezvous, "_HELLO_SECONDS", 0.2)
+    port = _free_port()
+    first = threading.Thread(target=rendezvous.meet, args=(f"127.0.0.1:{port}", 2, 0, 5))
+    first.start()
+    with rendezvous._call("127.0.0.1", port, time.monotonic() + 5):
+        rendezvous.meet(f"127.0.0.1:{port}", 2, 1, 5)
+        first.join()
+
+
 def test_no_cluster_where_one_was_said_to_be(tmp_path):
     status, output, errors = Command(*TINY, "--distributed", cwd=tmp_path).wait(60)
     assert (status, output) == (2, "")
@@ -337,6 +349,17 @@ def test_a_workdir_with_a_run_of_other_settings(refused, run):
     assert "seed is 0 there, 4 here" in line
     assert "training.batch_size is 64 there, 32 here" in line
     assert line.endswith("Name another with --workdir, or start anew with --overwrite")
+
+
+def test_a_start_that_was_cut_off_is_not_in_the_way(tmp_path):
+    (tmp_path / ".run.json.partial").write_text("{")
+    workdir.prepare(tmp_path, tiny.config(), overwrite=False)
+    workdir.prepare_empty(tmp_path)
+
+
+def test_a_workdir_that_is_no_text(refused, tmp_path):
+    line = refused(*TINY, f"--workdir={tmp_path}/{os.fsdecode(bytes([233]))}")
+    assert "\\udce9' is no Unicode text (UTF-8); name another with --workdir" in line
 
 
 @pytest.mark.parametrize("flag", [[], ["--overwrite"]])

@@ -1,5 +1,7 @@
 """Checkpoints: what is read back is what was written, or it is not used."""
 
+import errno
+import os
 import shutil
 import time
 from typing import Any, NamedTuple
@@ -156,9 +158,9 @@ def test_what_replaces_stands_alone(copy, number):
 def test_a_checkpoint_that_tells_of_another_is_whole_after_it(tmp_path, monkeypatch):
     written, write = [], checkpoint._write_manifest
 
-    def slow(path):
+    def slow(path, is_regular):
         time.sleep(1.0 if path.parent.name == "best" else 0)
-        write(path)
+        write(path, is_regular)
         written.append(path.parent.name)
 
     monkeypatch.setattr(checkpoint, "_write_manifest", slow)
@@ -216,6 +218,24 @@ def test_a_file_that_is_cut_gone_or_too_many_is_noticed(copy, what):
     with pytest.raises(UserError, match=fault):
         _read(copy)
     assert checkpoint.newest_whole(copy)[0] == 2
+
+
+def test_a_file_that_the_disk_does_not_give_back_is_damage(copy, monkeypatch):
+    def failing(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(checkpoint, "_sha256", failing)
+    assert "its files cannot be read (Input/output error)" in (checkpoint.damage(copy / "3") or "")
+
+
+def test_which_were_due_is_kept_with_them(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 5)
+    for number, is_regular in ((1, True), (2, False), (3, True)):
+        checkpoints.save(number, {"x": np.zeros(2)}, {}, is_regular)
+    checkpoints.close()
+    assert checkpoint.regular(tmp_path) == {1, 3}
+    (tmp_path / "3" / MANIFEST).write_text("{}")
+    assert checkpoint.regular(tmp_path) == {1}
 
 
 def test_a_checkpoint_without_a_manifest_was_never_finished(copy):

@@ -10,7 +10,7 @@ from jem_jax import divergence
 from jem_jax.divergence import Limits
 
 LIMITS = Limits(max_gap=100.0, min_spread=0.1, max_rms=3.0, patience=4)
-HEALTHY = {"log_px_data": -1.0, "log_px_samples": -3.0, "samples_spread": 0.9, "samples_rms": 0.8}
+HEALTHY = {"log_px_data": -1.0, "log_px_samples": -3.0, "samples_spread": 0.9, "samples_rms": 0.8, "data_rms": 0.7}
 FAULTS = {
     "gap": {"log_px_samples": -150.0},
     "collapse": {"samples_spread": 0.01},
@@ -42,7 +42,7 @@ def test_a_slow_fault_is_named_once_it_has_lasted(fault):
 
 
 def test_the_other_factorisations_gap_counts_too():
-    metrics = {"contrast_xy": -150.0, "samples_spread": 1.0, "samples_rms": 1.0}
+    metrics = {"contrast_xy": -150.0, "samples_spread": 1.0, "samples_rms": 1.0, "data_rms": 1.0}
     found = _alarm([metrics] * LIMITS.patience)
     assert found is not None
     assert found.reason == "gap"
@@ -50,6 +50,16 @@ def test_the_other_factorisations_gap_counts_too():
 
 def test_healthy_iterations_raise_no_alarm():
     assert _alarm([HEALTHY] * (3 * LIMITS.patience)) is None
+
+
+def test_images_of_black_and_white_alone_are_no_saturation():
+    inked = HEALTHY | {"samples_rms": 3.5, "data_rms": 3.5}
+    assert _alarm([inked] * (3 * LIMITS.patience)) is None
+
+
+@pytest.mark.parametrize("name", ["log_px_samples", "samples_spread", "samples_rms"])
+def test_a_measure_that_is_not_a_number_is_a_fault(name):
+    assert _alarm([HEALTHY | {name: np.nan}] * LIMITS.patience) is not None
 
 
 def test_a_classifier_is_watched_for_what_is_not_finite_alone():
@@ -84,6 +94,7 @@ def test_measures_are_those_of_the_whole_batch_however_it_is_divided():
     expected = {
         "samples_spread": np.sqrt(samples.var(axis=0).mean() / data.var(axis=0).mean()),
         "samples_rms": np.sqrt(np.mean(samples**2)),
+        "data_rms": np.sqrt(np.mean(data**2)),
     }
     for devices in (1, 2, 4):
         parts = [divergence.moments(d, [s]) for d, s in zip(

@@ -136,6 +136,31 @@ def test_a_run_without_recoveries_left_ends_with_its_history_in_a_line(tmp_path,
     )
 
 
+def test_a_divergence_that_ends_a_run_is_in_its_metrics_and_its_report(tmp_path):
+    wild = {**SETTINGS, "training.max_log_density": 1e-9, "recovery.max_recoveries": 1}
+    with pytest.raises(UserError, match="diverged at iteration 1"):
+        _train(tmp_path, wild)
+    told = {"diverged_at": 1, "reason": "log_density", "recoveries": 1, "ended": True}
+    assert _lines(tmp_path)[-1] == {"step": 1, **told}
+    assert recovery.end(tmp_path) == told
+    board = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    assert b"Its 1 recoveries" in board
+    # The same run with other limits goes on, and is no longer one that ended so.
+    _train(tmp_path, SETTINGS)
+    assert recovery.end(tmp_path) is None
+    assert _lines(tmp_path)[-1]["step"] == LAST
+
+
+def test_what_proved_good_stays_so_where_later_settings_save_at_other_times(tmp_path):
+    _train(tmp_path, {**SETTINGS, "training.keep_checkpoints": 4})
+    assert sorted(checkpoint.regular(tmp_path / "checkpoints")) == [5, 10, 15, 20]
+    # Neither twenty nor any before is due by these.
+    later = {**SETTINGS, "training.epochs": 9, "training.checkpoint_every": 7, "training.max_log_density": 1e-9}
+    with pytest.raises(UserError, match=r"\(1\) log_density at 21, back to 15"):
+        _train(tmp_path, {**later, "recovery.max_recoveries": 1})
+    assert 15 in checkpoint.steps(tmp_path / "checkpoints")
+
+
 def test_a_healthy_run_raises_no_alarm_with_the_defaults(tmp_path):
     _train(tmp_path, {"model.factory": "tiny:mlp", "training.epochs": 4})
     assert recovery.read(tmp_path) == ()
@@ -203,7 +228,7 @@ def test_where_a_run_goes_back_to(before, step, expected):
 
 
 def test_a_checkpoint_is_kept_until_a_later_one_has_proved_good():
-    due = lambda step: step % 10 == 0  # noqa: E731
+    due = {10, 20, 30, 40}
     assert recovery.kept([10, 20, 30, 40], 2, 15, due) == {20, 30, 40}
     assert recovery.kept([10, 20, 30, 40], 2, 5, due) == {30, 40}
     assert recovery.kept([10, 20, 30], 2, 100, due) == {10, 20, 30}
@@ -212,7 +237,7 @@ def test_a_checkpoint_is_kept_until_a_later_one_has_proved_good():
 
 
 def test_what_a_failed_recovery_would_go_back_to_is_kept_until_it_has_helped():
-    due = lambda step: step % 10 == 0  # noqa: E731
+    due = {10, 20, 30, 40, 50, 60}
     history = (_entry(30, step=45),)
     assert recovery.kept([10, 20, 30, 40, 50], 2, 5, due, history) == {10, 20, 30, 40, 50}
     assert recovery.kept([10, 20, 30, 40, 50, 60], 2, 5, due, history) == {50, 60}

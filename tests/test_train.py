@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 import jem_jax
-from jem_jax import checkpoint, loading, parallel, sizes, train, workdir
+from jem_jax import checkpoint, loading, metrics, parallel, sizes, train, workdir
 from jem_jax.datasets import Split, digits
 from jem_jax.datasets.splits import to_float
 from jem_jax.errors import UserError
@@ -245,6 +245,18 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(whole, tmp_path, c
     assert (tmp_path / workdir.SET_ASIDE / "checkpoints-12" / "note" / "metadata").read_text() == "{}"
     assert not damaged.exists()
     _assert_same_run(tmp_path, whole)
+
+
+def test_damaged_lines_of_the_metrics_cost_no_others(whole, tmp_path):
+    with pytest.raises(Interrupted):
+        _train(tmp_path, Stop(12))
+    file = tmp_path / "metrics.jsonl"
+    first, *others = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"\xff\xfe" + first + b"".join([*others, b'{"step": ', b"[" * 100_000, b"\n3\n", b'{"step": 1']))
+    _train(tmp_path)
+    assert [line["step"] for line in metrics.read(file)] == [line["step"] for line in metrics.read(whole / file.name)][
+        1:
+    ]
 
 
 # Diverged

@@ -1,10 +1,6 @@
 """The section about the training itself, from metrics.jsonl."""
 
-import json
-from pathlib import Path
-from typing import Any
-
-from jem_jax import recovery, workdir
+from jem_jax import metrics, recovery, workdir
 from jem_jax.report import figures
 from jem_jax.report.result import Result
 from jem_jax.report.subject import TITLES, Subject
@@ -18,7 +14,7 @@ _CURVES = {
 
 def follow(subject: Subject) -> Result:
     """Curves of the training: whether data and samples stayed together, and how accuracy and loss went."""
-    lines = _read(subject.path / "metrics.jsonl")
+    lines = metrics.read(subject.path / metrics.FILE)
     result = Result(how={"file": "metrics.jsonl", "means": "each point is the mean since the one before"})
     series = {}
     for title, (label, names) in _CURVES.items():
@@ -47,10 +43,7 @@ def _tell_recoveries(result: Result, subject: Subject) -> None:
     for name in subject.models:
         for number, entry in enumerate(recovery.read(parts[name]), 1):
             result.text(f"Recovery {number} of the {TITLES[name]}: it {recovery.in_words(entry)}.")
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        return []
+        end = recovery.end(parts[name])
+        if end is not None:
+            result.models[name] = {"ended": end}
+            result.text(f"The training of the {TITLES[name]} ended there: it {recovery.end_in_words(end)}.")
