@@ -10,10 +10,41 @@ Run = Mapping[str, Any]
 
 
 def sections(path: Path) -> list[str]:
-    """Two tables, of runs at settings that diverge and of healthy ones; none where nothing was stored."""
+    """Tables, of runs at settings that diverge and of healthy ones; none where nothing was stored."""
     if not path.exists():
         return []
     results = json.loads(path.read_text())
+    wild, healthy = _sorted(results)
+    parts = ["## Divergence"]
+    if wild:
+        parts.append(
+            f"Made by `{results['command']}`. A model works if its last validation accuracy is at least 80 % and data "
+            "and samples end at most 10 nats apart. A run without recovery is broken off where |log p~| passes 1e6 or "
+            "a number is not finite, and for no slower fault; one with recovery when its recoveries are used up."
+        )
+        for setting, variants in wild.items():
+            always = [name for name, runs in variants.items() if _working(runs) == len(runs)]
+            helped = f"Every seed ended with a working model with: {'; '.join(always) or 'nothing of these'}."
+            parts += [f"**{results['what'][setting]}**:", _outcomes(variants), helped]
+    if healthy:
+        about = "the alarms that the default limits raised, and the extremes of any log line"
+        parts += [f"Healthy runs, with the minutes and iterations of all together: {about}.", _extremes(healthy)]
+    return parts
+
+
+def in_a_sentence(path: Path) -> str:
+    """What recovery by itself does for the runs of the first setting."""
+    results = json.loads(path.read_text())
+    setting, variants = next(iter(_sorted(results)[0].items()))
+    alone, recovering = variants["nothing"], variants["recovery"]
+    return (
+        f"Of {len(alone)} runs that all diverge ({results['what'][setting]}), {_working(alone)} ended with a working "
+        f"model without recovery, {_working(recovering)} with it."
+    )
+
+
+def _sorted(results: Mapping[str, Any]) -> tuple[dict[str, dict[str, list[Run]]], dict[str, list[Run]]]:
+    """The runs by setting and variant, and the healthy ones by data set."""
     wild: dict[str, dict[str, list[Run]]] = {}
     healthy: dict[str, list[Run]] = {}
     for key, run in results["runs"].items():
@@ -23,26 +54,18 @@ def sections(path: Path) -> list[str]:
         else:
             setting, _, variant = name.partition(": ")
             wild.setdefault(setting, {}).setdefault(variant, []).append(run)
-    parts = ["## Divergence"]
-    if wild:
-        parts.append(
-            f"Made by `{results['command']}`. A model works if its last validation accuracy is at least 80 % and data "
-            "and samples end at most 10 nats apart. A run without recovery is broken off where |log p~| passes 1e6 or "
-            "a number is not finite, and for no slower fault; one with recovery when its recoveries are used up."
-        )
-        for setting, variants in wild.items():
-            parts += [f"**{results['what'][setting]}**:", _outcomes(variants)]
-    if healthy:
-        about = "the alarms that the default limits raised, and the extremes of any log line"
-        parts += [f"Healthy runs, with the minutes and iterations of all together: {about}.", _extremes(healthy)]
-    return parts
+    return wild, healthy
+
+
+def _working(runs: Sequence[Run]) -> int:
+    return sum(run["works"] for run in runs)
 
 
 def _outcomes(variants: Mapping[str, Sequence[Run]]) -> str:
     head = ("", "working models", "broken off", "median last accuracy", "recoveries")
     rows = []
     for name, runs in variants.items():
-        working, broken = sum(run["works"] for run in runs), sum(bool(run["error"]) for run in runs)
+        working, broken = _working(runs), sum(bool(run["error"]) for run in runs)
         accuracy = statistics.median(run["accuracy"] or 0 for run in runs)
         recoveries = sum(len(run["recoveries"]) for run in runs)
         rows.append((name, f"{working} of {len(runs)}", broken, f"{100 * accuracy:.0f} %", recoveries))

@@ -187,6 +187,7 @@ def _short(digits: Numbers) -> str:
         "attacks, and draws digits. It is *less* well calibrated here, being underconfident, and its max p(y|x) "
         "detects less on some sets. The whole command took "
         f"{_range(command['command_seconds'], 's')} and at most {command['peak_memory_mib']['high']:.0f} MiB of memory."
+        f"\n\n{divergence_page.in_a_sentence(RESULTS / 'divergence.json')}"
     )
 
 

@@ -149,8 +149,8 @@ class Training:
     )
     max_log_density: float = _setting(
         1e6,
-        "an iteration whose |log p~| of any image passes this is undone, and the run has diverged; means of healthy runs "
-        "stay below 100",
+        "an iteration where |log p~| of an image passes this is undone, and the run has diverged; its means stay below "
+        "100 in healthy runs",
         above=0,
         high=1e30,
     )

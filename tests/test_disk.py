@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from command import TINY, contents, finished_run, metrics
 
-from jem_jax import checkpoint
+from jem_jax import checkpoint, train
 from jem_jax.main import main
 
 
@@ -53,6 +53,28 @@ def test_a_full_disk(disk, capsys, left):
 
     ballast.unlink()
     assert main(arguments) == 0
+    assert metrics(run)[-1]["step"] == 54
+
+
+@pytest.mark.parametrize("step", [20, 36])
+def test_a_disk_that_fills_up_while_a_run_goes_on(disk, capsys, monkeypatch, step):
+    run = shutil.copytree(finished_run(), disk / "run")
+    arguments = (*TINY, f"--workdir={run}", "--config.training.epochs=3", "--config.training.checkpoint_every=1")
+    log = train._log
+
+    def filling(training, recorder):
+        log(training, recorder)
+        if training.step == step:
+            _fill(disk, 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_log", filling)
+        assert "no space left on" in _refused(capsys, *arguments).lower()
+    assert checkpoint.newest_whole(run / "checkpoints")[0] == 18
+
+    (disk / "ballast").unlink()
+    assert main(arguments) == 0
+    assert "going on from iteration 18 of 54" in capsys.readouterr().out
     assert metrics(run)[-1]["step"] == 54
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import re
+import types
 
 import fuzzing
 import jax
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jem_jax import config as configuration
-from jem_jax import config_files, datasets, memory, network, report, train
+from jem_jax import config_files, datasets, memory, network, report, train, workdir
 from jem_jax.config import Config, Data, Evaluation, Model
 from jem_jax.datasets import checks
 from jem_jax.errors import UserError
@@ -128,28 +130,47 @@ def test_any_name_is_refused_in_one_line(tmp_path_factory, name):
         _taken_or_refused(report.check, Evaluation(sections=name))
 
 
-# What each group's settings do to a run of two iterations; those of a WRN, which compiles long, are the long form's.
-NOT_RUN = ("evaluation.",) if fuzzing.LONG else ("evaluation.", "model.")
-RUNNING = sorted(key for key in FIELDS if not key.startswith(NOT_RUN))
+# What settings do to a run of two iterations: all of them, several at a time, since each run is a compilation. Those of
+# a WRN, which compiles long, are the long form's.
+RUNNING = sorted(key for key in FIELDS if not key.startswith(("evaluation.", "model.")))
+PARTS = [RUNNING[start::5] for start in range(5)]
+if fuzzing.LONG:
+    PARTS.append(sorted(key for key in FIELDS if key.startswith("model.")))
+MEASURED = sorted(key for key in FIELDS if key.startswith("evaluation.") and key != "evaluation.sections")
+SECTIONS = "calibration,ood,samples,sample_quality,inpainting"
+"""those that a number changes, but for the attacks, which compile for long"""
 # More of it would be a longer test of the same program.
-MOST = {"sampler.num_steps": 1000, "model.depth": 28, "model.width": 100}
+MOST = {
+    "sampler.num_steps": 1000,
+    "model.depth": 28,
+    "model.width": 100,
+    "evaluation.sample_steps": 100,
+    "evaluation.num_samples": 200,
+    "evaluation.ood_images": 500,
+    "evaluation.attack_steps": 50,
+    "evaluation.attack_restarts": 3,
+}
 
 
-@st.composite
-def _valid(draw):
-    key = draw(st.sampled_from(RUNNING))
+def _valid(key, kind):
+    """A strategy of values in a setting's range: the least one, the greatest, or any."""
     field = FIELDS[key]
     low, above, high = (field.metadata[name] for name in ("low", "above", "high"))
-    high = min(MOST.get(key, math.inf), math.inf if high is None else high)
     if isinstance(field.default, bool):
-        return key, draw(st.booleans())
+        return {"least": st.just(False), "greatest": st.just(True)}.get(kind, st.booleans())
     if isinstance(field.default, str):
-        return key, draw(st.sampled_from(field.metadata["choices"] or ("",)))
+        choices = field.metadata["choices"] or ("",)
+        return {"least": st.just(choices[0]), "greatest": st.just(choices[-1])}.get(kind, st.sampled_from(choices))
+    high = min(MOST.get(key, math.inf), high)
     if isinstance(field.default, int):
-        return key, draw(st.one_of(st.sampled_from([low, int(high)]), st.integers(low, int(high))))
-    least = low if low is not None else math.nextafter(above, math.inf)
-    number = st.floats(least, high if high < math.inf else 1e308)
-    return key, (draw(number),) if isinstance(field.default, tuple) else draw(number)
+        ends, between = (low, int(high)), st.integers(low, int(high))
+    else:
+        ends = (low if low is not None else math.nextafter(above, math.inf), float(high))
+        between = st.floats(*ends)
+    number = {"least": st.just(ends[0]), "greatest": st.just(ends[1])}.get(
+        kind, st.one_of(st.sampled_from(ends), between)
+    )
+    return st.tuples(number) if isinstance(field.default, tuple) else number
 
 
 def _two_iterations(config):
@@ -165,12 +186,58 @@ def _two_iterations(config):
     return int(jax.device_get(state.step))
 
 
-@fuzzing.examples(6)
-@given(_valid())
-def test_what_is_taken_runs_or_is_refused_in_one_line(change):
+def _refused_or_done(changes, function):
+    """Calls it with the changes, without those that a refusal names, until it is done or none is left."""
+    while changes:
+        try:
+            return function(changes)
+        except UserError as error:
+            said = str(error)
+        assert "\n" not in said
+        assert len(said) < 1000
+        named = [key for key in changes if re.search(rf"\b{re.escape(key)}\b", said)]
+        changes = {key: value for key, value in changes.items() if key not in (named or changes)}
+    return None
+
+
+@pytest.mark.parametrize("kind", ["least", "greatest", "any"])
+@pytest.mark.parametrize("part", range(len(PARTS)))
+@fuzzing.examples(2)
+@given(st.data())
+def test_what_is_taken_runs_or_is_refused_in_one_line(part, kind, data):
+    changes = {key: data.draw(_valid(key, kind), key) for key in PARTS[part]}
+    network = {} if any(key.startswith("model.") for key in changes) else {"model.factory": "tiny:mlp"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checks, "memory", lambda: 2**30)
-        network = {} if change[0].startswith("model.") else {"model.factory": "tiny:mlp"}
-        config = _taken_or_refused(lambda: tiny.config(**network, **dict([change])))
-        if config is not None:
-            assert _taken_or_refused(_two_iterations, config) in (None, 2)
+        done = _refused_or_done(changes, lambda changes: _two_iterations(tiny.config(**network, **changes)))
+    assert done in (None, 2)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of one iteration, to be measured."""
+    run = tmp_path_factory.mktemp("trained")
+    config = tiny.config(**{"model.factory": "tiny:mlp", "training.epochs": 1})
+    with tiny.quick_compilation():
+        train.train(config, tiny.dataset(), run, "tiny", types.SimpleNamespace(requested=lambda *_: False))
+    return run
+
+
+def _measured(run, config):
+    dataset = tiny.dataset()
+    memory.check(config, dataset, "evaluate")
+    facts = workdir.RunFacts(config, dataset.image_shape, dataset.class_names, 4)
+    with tiny.quick_compilation():
+        return report.write(run, facts, dataset, {}, lambda _: None).failures
+
+
+@pytest.mark.parametrize(("kind", "more"), [("least", ""), ("greatest", ",adversarial"), ("any", "")])
+@fuzzing.examples(2)
+@given(st.data())
+def test_what_is_taken_is_measured_or_refused_in_one_line(trained, kind, more, data):
+    changes = {key: data.draw(_valid(key, kind), key) for key in MEASURED}
+    settings = {"model.factory": "tiny:mlp", "training.epochs": 1, "evaluation.sections": SECTIONS + more}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "memory", lambda: 2**30)
+        failures = _refused_or_done(changes, lambda changes: _measured(trained, tiny.config(**settings, **changes)))
+    assert not failures

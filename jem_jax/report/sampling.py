@@ -97,7 +97,11 @@ def judge(subject: Subject) -> Result:
         "fresh_chains": f"{subject.settings.sample_steps} steps from {start_of_chains(facts.config)}",
     })  # fmt: skip
     reference_features = subject.features(judge, reference)
-    values = {name: _quality(subject, images, reference, reference_features) for name, images in sources.items()}
+    values = {
+        name: _quality(subject, images, reference, reference_features)
+        for name, images in sources.items()
+        if len(images) > 1
+    }
     result.models["jem"] = {"sample_quality": values}
     rows = [
         (name, str(row["images"]), f"{row['frechet_distance']:.3g}", f"{row['inception_style_score']:.2f}",
@@ -110,6 +114,8 @@ def judge(subject: Subject) -> Result:
         f"Inception scores and compare only within this table. Reference: {len(some)} training images. A Fréchet "
         "distance is larger where there are fewer images."
     )
+    if few := sources.keys() - values.keys():
+        result.text(f"Of {', '.join(sorted(few))} there is a single image, which has no spread to compare.")
     head = ("", "images", "Fréchet distance", "Inception-style score", "mean confidence", "class shares",
             "median distance to the nearest training image")  # fmt: skip
     result.table(head, rows, "distance in [-1, 1] pixels, L2; values clipped to [-1, 1]")
