@@ -183,6 +183,9 @@ def _two_iterations(config):
         for number in range(2):
             state, buffer = start.step(state, buffer, start.data.at(number))
     start.data.close()
+    if fuzzing.LONG:
+        # As in conftest.py: the programs of a few hundred examples take all the memory maps that a process may have.
+        jax.clear_caches()
     return int(jax.device_get(state.step))
 
 
