@@ -240,8 +240,8 @@ def end(directory: Path) -> dict[str, Any] | None:
 def end_in_words(end: dict[str, Any]) -> str:
     """That in a line."""
     return (
-        f"diverged at iteration {end['diverged_at']} ({divergence.REASONS[end['reason']]}), with its "
-        f"{end['recoveries']} recoveries used up"
+        f"diverged at iteration {end['diverged_at']} ({divergence.REASONS[end['reason']]}) after {end['recoveries']} "
+        "recoveries, and no more were allowed"
     )
 
 

@@ -1,6 +1,7 @@
 """How many devices a CPU is made into, and what is cut over devices comes back whole."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from jem_jax import parallel, run
+from jem_jax.errors import UserError
+from jem_jax.main import main
 from jem_jax.parallel import Cluster
 from jem_jax.workdir import RunFacts
 
@@ -134,3 +137,39 @@ print(run(x + 1).is_ready())
 def test_several_cpu_devices_have_one_program_at_a_time():
     done = subprocess.run([sys.executable, "-c", _SLOW_STEP], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True"]
+
+
+@pytest.mark.parametrize(
+    ("processes", "error", "said"),
+    [
+        (1, MemoryError(), r"the memory did not suffice \(MemoryError\); lower config\.training\.batch_size or "),
+        (
+            1,
+            ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"),
+            r"allocating 9 bytes\.\); lower",
+        ),
+        (2, ValueError("UNKNOWN: Gloo all-reduce failed"), "another process ended or could not be reached .*Gloo"),
+        (2, jax.errors.JaxRuntimeError("closed"), r"another process ended or could not be reached \(closed\)"),
+        (1, ValueError("UNKNOWN: anything"), None),
+        (2, ValueError("a fault of ours"), None),
+        (2, UserError("DATA_LOSS: as somebody named a file"), None),
+    ],
+)
+def test_what_an_error_of_the_runtime_means_for_a_run(monkeypatch, processes, error, said):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    found = parallel.broken_off(error)
+    if said is None:
+        assert found is None
+    else:
+        assert re.search(said, found)
+        assert "\n" not in found
+
+
+def test_an_allocation_that_fails_ends_a_run_with_one_line(tmp_path, capsys, monkeypatch):
+    def failing(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(run, "_in_workdir", failing)
+    assert main(["--config=digits", f"--workdir={tmp_path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the memory did not suffice" in line

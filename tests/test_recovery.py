@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from jem_jax import checkpoint, divergence, recovery, train, train_step, workdir
 from jem_jax.errors import UserError
 from jem_jax.metrics import TIME_FIELDS
 from jem_jax.recovery import Recovery
+from jem_jax.report import progress
+from jem_jax.report.result import Result
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -145,6 +148,13 @@ def test_a_divergence_that_ends_a_run_is_in_its_metrics_and_its_report(tmp_path)
     assert recovery.end(tmp_path) == told
     board = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
     assert b"Its 1 recoveries" in board
+    result = Result()
+    progress._tell_recoveries(result, types.SimpleNamespace(path=tmp_path, models={"jem": None}))
+    assert result.models == {"jem": {"ended": told}}
+    first, last = (block["text"] for block in result.blocks)
+    assert first.startswith("Recovery 1 of the JEM: it diverged at iteration 1")
+    assert last.startswith("The training of the JEM ended there: it diverged at iteration 1 (|log p~| passed")
+    assert last.endswith(" after 1 recoveries, and no more were allowed.")
     # The same run with other limits goes on, and is no longer one that ended so.
     _train(tmp_path, SETTINGS)
     assert recovery.end(tmp_path) is None
