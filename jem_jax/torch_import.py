@@ -580,7 +580,7 @@ def _read(path: Path) -> Any:
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty: expected a checkpoint of the official code")
     # torch itself does not compare the checksums of the parts.
-    if zipfile.is_zipfile(path):
+    if _is_zip(path):
         _check_parts(path)
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -592,6 +592,14 @@ def _read(path: Path) -> Any:
         if isinstance(error, pickle.UnpicklingError) and found:
             reason = f"it holds {found[1]}, and nothing but tensors is ever loaded"
         raise ValueError(f"{path} is not a checkpoint of tensors as torch.save writes it: {reason}") from None
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        # A list of parts that says it goes on in another file.
+        return True
 
 
 def _check_parts(path: Path) -> None:

@@ -17,10 +17,10 @@ HANGS = """
 import time
 from jem_jax import checkpoint
 write = checkpoint._write_manifest
-def hang_at_the_second(path):
+def hang_at_the_second(path, is_regular):
     if path.parent.name == "checkpoints" and path.name != "36":
         time.sleep(600)
-    write(path)
+    write(path, is_regular)
 checkpoint._write_manifest = hang_at_the_second
 """
 

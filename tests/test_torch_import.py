@@ -857,11 +857,12 @@ def test_changed_bytes_are_noticed(torch, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"changed\.pt is damaged: .*/data/\d+ does not have the checksum"):
         torch_import.read_checkpoint(path)
-    end = content.rindex(b"PK\x01\x02")  # of the list of parts
-    content[end : end + 4] = b"nope"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"changed\.pt is damaged: its list of parts"):
-        torch_import.read_checkpoint(path)
+    # The list of parts: one that is none, and one that says it goes on in another file.
+    whole = bytes(content)
+    for start, change in ((b"PK\x01\x02", b"nope"), (b"PK\x06\x07", b"PK\x06\x07\x01")):
+        path.write_bytes(change.join(whole.rsplit(start + bytes(len(change) - len(start)), 1)))
+        with pytest.raises(ValueError, match=r"changed\.pt is damaged: its list of parts"):
+            torch_import.read_checkpoint(path)
 
 
 @pytest.mark.torch
