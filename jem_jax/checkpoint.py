@@ -8,6 +8,7 @@ devices or processes can read it.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -93,7 +94,10 @@ class Checkpoints:
             self._manager.save(step, args=arguments, force=True)
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
-        self._finishing = threading.Thread(target=self._finish, args=(step, is_regular), name="checkpoint-manifest")
+        # What is in the making now: the other may start a later one before this one is finished.
+        other = self._after._finishing if self._after else None
+        finishing = functools.partial(self._finish, step, is_regular, other)
+        self._finishing = threading.Thread(target=finishing, name="checkpoint-manifest")
         self._finishing.start()
 
     def replace(self, step: int, tree: Any, note: dict[str, Any]) -> None:
@@ -127,10 +131,10 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 self._manager.close()
 
-    def _finish(self, step: int, is_regular: bool) -> None:
+    def _finish(self, step: int, is_regular: bool, other: threading.Thread | None) -> None:
         try:
             self._manager.wait_until_finished()
-            if self._after is not None and (other := self._after._finishing) is not None:
+            if other is not None:
                 other.join()
             if self._writes:
                 _write_manifest(self._directory / str(step), is_regular)

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -171,6 +172,34 @@ def test_a_checkpoint_that_tells_of_another_is_whole_after_it(tmp_path, monkeypa
     checkpoints.close()
     best.close()
     assert written == ["best", "checkpoints"]
+
+
+def test_it_does_not_wait_for_one_of_the_other_that_was_begun_after_it(tmp_path, monkeypatch):
+    written, write = [], checkpoint._write_manifest
+    later_began, first_is_whole = threading.Event(), threading.Event()
+
+    def in_turn(path, is_regular):
+        if path == tmp_path / "best" / "2":
+            later_began.set()
+            assert first_is_whole.wait(30)
+        write(path, is_regular)
+        written.append(f"{path.parent.name} {path.name}")
+        if path.parent.name == "checkpoints":
+            first_is_whole.set()
+
+    monkeypatch.setattr(checkpoint, "_write_manifest", in_turn)
+    best = Checkpoints(tmp_path / "best", keep=2)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, after=best)
+    # Its arrays take until the other's next checkpoint is in the making.
+    wait = checkpoints._manager.wait_until_finished
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", lambda: (later_began.wait(30), wait()))
+    for one, step in ((best, 1), (checkpoints, 1), (best, 2)):
+        one.save(step, checkpoint.to_tree(_state()), {})
+    assert first_is_whole.wait(30)
+    monkeypatch.undo()
+    checkpoints.close()
+    best.close()
+    assert written == ["best 1", "checkpoints 1", "best 2"]
 
 
 def test_a_folder_without_checkpoints_holds_none(tmp_path):
