@@ -18,6 +18,7 @@ SHORT = [
     "--config.evaluation.sample_steps=1",
     "--config.evaluation.num_samples=10",
     "--config.training.baseline=false",
+    "--config.evaluation.sections=classification,samples,training",
 ]
 
 
