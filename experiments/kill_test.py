@@ -6,7 +6,7 @@ Runs the digits twice with the same command. The first run is left alone. The se
 moments drawn from a seed: while it starts, while it trains, and, for the last of every five, while it writes a
 checkpoint. The same command goes on each time. Then every array of both last checkpoints and every line of both
 metrics.jsonl (but for what the clock says) are compared; the exit status is 1 where they differ. Writes what happened
-to experiments/results/kill_test.json. Takes some ten minutes on two cores.
+to experiments/results/kill_test.json. Takes some three minutes on two cores.
 """
 
 import argparse
