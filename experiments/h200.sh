@@ -1,49 +1,106 @@
 #!/usr/bin/env bash
-# Every measurement that needs a GPU, in one go: about 25 minutes on one H200.
+# Every measurement that needs a GPU, the most important first: at most 40 minutes, by the limits of its steps.
 #
-#   OUT=/where/results/go experiments/h200.sh          on the GPU machine, from the repository root
-#   OUT=/tmp/out experiments/h200.sh --dry-run         the same steps with tiny sizes, on a CPU, in the present Python
+#   OUT=/where/results/go experiments/h200.sh             on the GPU machine, from the repository root
+#   OUT=/where/results/go experiments/h200.sh fast scaling      some of the steps, in that order
+#   OUT=/tmp/out experiments/h200.sh --dry-run            the same steps with tiny sizes, on a CPU, in the present Python
 #
-# The machine needs no network: the git-ignored folder carried/ holds wheels (carried/wheels: jem_jax's dependencies,
-# jax[cuda13], torch) and CIFAR-10 (carried/data: TFDS's prepared cifar10). Results are experiments/results/*.json, the
-# run's report and logs, all under $OUT. A step that fails says so and leaves the others; the exit status counts them.
+# Steps: benchmark profile fast agreement levers scaling. Results are experiments/results/*.json, written after every
+# case, the run's report and logs; all are copied to $OUT while a step goes on, so that nothing is lost where the machine
+# is taken away. A step that fails says so and leaves the others; the exit status counts them. Where calls of the machine
+# are shorter than that, start it with setsid in one and fetch $OUT in the next.
+#
+# The machine needs no network. The git-ignored folder carried/ holds CIFAR-10 as carried/cifar10.npz (docs/data.md:
+# images and labels, test_images and test_labels), and in carried/wheels what its Python lacks of jem_jax's
+# dependencies; a Python with jax for CUDA and torch is expected, and left as it is: jem_jax and these go to $SITE.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:?set OUT to the folder that gets the results}
+SITE=${SITE:-/tmp/jem_jax_site}
+python=${PYTHON:-python3}
 mkdir -p "$OUT/experiments"
 failed=0
 
+collect() {
+  cp -r experiments/results docs/images "$OUT/experiments/"
+}
+
 step() { # step NAME SECONDS COMMAND...: runs a command with a limit, its output in $OUT/NAME.log
-  local name=$1 seconds=$2
+  local name=$1 seconds=$2 status
   shift 2
   echo "== $name: $*"
-  if timeout "$seconds" "$@" >"$OUT/$name.log" 2>&1; then
-    tail -n 3 "$OUT/$name.log"
+  timeout "$seconds" "$@" >"$OUT/$name.log" 2>&1 &
+  local running=$!
+  while kill -0 "$running" 2>/dev/null; do
+    sleep 1
+    collect
+  done
+  wait "$running"
+  status=$?
+  collect
+  if [ "$status" = 0 ]; then
+    tail -n 5 "$OUT/$name.log"
   else
-    echo "== $name failed (status $?):"
+    echo "== $name failed (status $status):"
     tail -n 15 "$OUT/$name.log"
     failed=$((failed + 1))
   fi
-  cp -r experiments/results "$OUT/experiments/"
 }
 
+dry=
 if [ "${1:-}" = --dry-run ]; then
-  python=${PYTHON:-python}
-  step benchmark 300 "$python" experiments/benchmark.py --preset=tiny --rounds=2
-  step agreement 300 "$python" experiments/bfloat16_agreement.py --config=digits --iterations=3 --seeds=2 --store=bfloat16_agreement_tiny \
-    --config.sampler.num_steps=2
-  step scaling 300 "$python" experiments/scaling.py --preset=tiny
-  step fast 300 "$python" -m jem_jax.main --config=cifar10_fast --workdir="$OUT/cifar10_fast" --config.data.name=digits \
-    --config.data.pad=1 --config.model.depth=10 --config.model.width=1 --config.sampler.num_steps=1 \
-    --config.training.epochs=1 --config.evaluation.sections=classification
-else
-  python3 -m venv /tmp/jem_jax_venv
-  python=/tmp/jem_jax_venv/bin/python
-  step install 300 "$python" -m pip install --no-index --find-links carried/wheels -e ".[cuda13,torch]"
-  data="--config.data.data_dir=carried/data"
-  step benchmark 590 "$python" experiments/benchmark.py --preset=gpu
-  step agreement 300 "$python" experiments/bfloat16_agreement.py --config=cifar10 --iterations=100 "$data"
-  step scaling 200 "$python" experiments/scaling.py --preset=gpu
-  step fast 600 "$python" -m jem_jax.main --config=cifar10_fast --workdir="$OUT/cifar10_fast" "$data"
+  dry=1
+  shift
 fi
+all=(benchmark profile fast agreement levers scaling)
+steps=("$@")
+[ "${#steps[@]}" -gt 0 ] || steps=("${all[@]}")
+for name in "${steps[@]}"; do
+  if [[ " ${all[*]} " != *" $name "* ]]; then
+    echo "h200.sh: there is no step $name; steps are ${all[*]}" >&2
+    exit 2
+  fi
+done
+
+if [ -z "$dry" ]; then
+  # As a wheel lays it out, without the build that some machines are too old for.
+  mkdir -p "$SITE"
+  cp -rT jem_jax "$SITE/jem_jax"
+  cp -rT configs "$SITE/jem_jax/configs"
+  shopt -s nullglob
+  wheels=(carried/wheels/*.whl)
+  if [ "${#wheels[@]}" -gt 0 ]; then
+    step install 120 "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target "$SITE" "${wheels[@]}"
+  fi
+  # Without PYTHONSAFEPATH the checkout's jem_jax, which has no configs, would come first.
+  export PYTHONSAFEPATH=1 PYTHONPATH="$SITE:$PWD/experiments${PYTHONPATH:+:$PYTHONPATH}"
+  # Every process but the benchmark's finds what an earlier one compiled and tuned.
+  export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-/tmp/jem_jax_cache}
+fi
+data=--config.data.name=carried/cifar10.npz
+export PYTHONUNBUFFERED=1
+
+for name in "${steps[@]}"; do
+  case "$name${dry:+ dry}" in
+    benchmark) step benchmark 590 "$python" experiments/benchmark.py --preset=gpu ;;
+    profile) step profile 240 "$python" experiments/profile_step.py --preset=gpu ;;
+    fast) step fast 600 "$python" -m jem_jax.main --config=configs/cifar10_fast.py --workdir="$OUT/cifar10_fast" "$data" ;;
+    agreement) step agreement 300 "$python" experiments/bfloat16_agreement.py --config=cifar10 --iterations=100 "$data" ;;
+    levers) step levers 420 "$python" experiments/levers.py --preset=gpu ;;
+    scaling) step scaling 240 "$python" experiments/scaling.py --preset=gpu ;;
+    "benchmark dry") step benchmark 300 "$python" experiments/benchmark.py --preset=tiny --rounds=2 ;;
+    "profile dry") step profile 300 "$python" experiments/profile_step.py --preset=tiny ;;
+    "fast dry")
+      step fast 300 "$python" -m jem_jax.main --config=configs/cifar10_fast.py --workdir="$OUT/cifar10_fast" \
+        --config.data.name=digits --config.data.pad=1 --config.model.depth=10 --config.model.width=1 \
+        --config.sampler.num_steps=1 --config.training.epochs=1 --config.evaluation.sections=classification
+      ;;
+    "agreement dry")
+      step agreement 300 "$python" experiments/bfloat16_agreement.py --config=digits --iterations=3 --seeds=2 \
+        --store=bfloat16_agreement_tiny --config.sampler.num_steps=2
+      ;;
+    "levers dry") step levers 300 "$python" experiments/levers.py --preset=tiny ;;
+    "scaling dry") step scaling 300 "$python" experiments/scaling.py --preset=tiny ;;
+  esac
+done
 exit "$failed"

@@ -3,6 +3,8 @@
 import math
 import re
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -34,16 +36,25 @@ _state: dict[str, Any] = {}
 
 
 def start(batch: int, slots: int, without: str = "") -> str:
-    """Starts JAX as the command does, but for one of the levers of cpu_levers.py; its devices in words."""
+    """Starts JAX as the command does, but for one of the levers of levers.py; its devices in words."""
     if without == "input gradient as a convolution":
         convolution._conv3x3_forward_gradient = convolution._conv3x3
     elif without == "matrix products":
         convolution._FEW_PIXELS = 0
     elif without == "parts of a batch":
         network._CPU_PIXELS = 2**62
+    elif without == "one pass":
+        network.Network.train_logits = _train_logits_apart
     cpu_devices = 1 if without == "a device for each core" else parallel.choose_cpu_devices((batch, slots))
     parallel.start(parallel.Cluster(), cpu_devices, 1)
     return f"jax {jax.__version__}, {parallel.describe()}"
+
+
+def _train_logits_apart(
+    self: network.Network, variables: network.Variables, batches: Sequence[jax.Array], key: jax.Array
+) -> tuple[list[jax.Array], network.Variables]:
+    """`train_logits` of a network without statistics, a pass for each batch."""
+    return [self._train(variables, batch, key)[0] for batch in batches], {}
 
 
 def prepare(shape: dict, settings: dict, weights: str = "") -> dict:
@@ -177,11 +188,26 @@ def dispatch(count: int) -> float:
     return total / count
 
 
+def trace(folder: str, count: int) -> float:
+    """As `iterations`, with a profile of them written to a folder."""
+    with jax.profiler.trace(folder):
+        return iterations(count)
+
+
+def _program() -> str:
+    """The compiled step, as text."""
+    step = _state["step"]
+    return step.func.lower(*step.args, _state["state"], _state["buffer"], _state["data"].at(0)).compile().as_text()
+
+
+def layouts() -> dict[str, int]:
+    """How many convolutions of the compiled step have their dimensions in which order: input, kernel -> output."""
+    return dict(Counter(re.findall(r"dim_labels=([\w>-]+)", _program())))
+
+
 def communication() -> dict:
     """What devices exchange in a step, from the compiled program: how many all-reduces, and bytes of all."""
-    step = _state["step"]
-    program = step.func.lower(*step.args, _state["state"], _state["buffer"], _state["data"].at(0)).compile()
-    found = re.findall(r"= (.*) all-reduce(?:-start)?\(", program.as_text())
+    found = re.findall(r"= (.*) all-reduce(?:-start)?\(", _program())
     sizes = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4}
     count = 0
     for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", " ".join(found)):
@@ -201,10 +227,10 @@ def memory() -> dict:
     return {"bytes": peak_bytes() - _state["before"], "what": "growth of the peak resident set"}
 
 
-def products(side: int, dtype: str, count: int) -> float:
-    """FLOP/s of a product of two square matrices, the best of `count`."""
-    a = jnp.ones((side, side), dtype)
-    with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+def products(side: int, precision: str, count: int) -> float:
+    """FLOP/s of a product of two square matrices, the best of `count`; precision is "float32", "tf32" or "bfloat16"."""
+    a = jax.random.uniform(jax.random.key(0), (side, side), jnp.bfloat16 if precision == "bfloat16" else jnp.float32)
+    with jax.default_matmul_precision("highest" if precision == "float32" else "default"):
         multiply = jax.jit(jnp.matmul)
         jax.block_until_ready(multiply(a, a))
         results: list[jax.Array] = []
@@ -213,6 +239,7 @@ def products(side: int, dtype: str, count: int) -> float:
 
 
 if __name__ == "__main__":
-    serve(
-        {f.__name__: f for f in (start, prepare, iterations, chains, losses, dispatch, communication, memory, products)}
-    )
+    functions = (
+        start, prepare, iterations, chains, losses, dispatch, trace, layouts, communication, memory, products
+    )  # fmt: skip
+    serve({function.__name__: function for function in functions})

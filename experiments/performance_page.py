@@ -2,8 +2,8 @@
 
     python experiments/performance_page.py
 
-Reads experiments/results/benchmark_*.json, scaling_*.json and bfloat16_agreement.json as far as they are there; what is
-not there is listed as not measured. Runs in a second.
+Reads experiments/results/benchmark_*.json, scaling_*.json, levers_*.json, profile_*.json, watch_cost.json and
+bfloat16_agreement.json as far as they are there; what is not there is listed as not measured. Runs in a second.
 """
 
 import json
@@ -29,28 +29,36 @@ LINKS = (
 LEVERS = """\
 | lever | predicted | measured |
 | --- | --- | --- |
-{cpu}| XLA's YNN convolution fusion off (CPU, two devices) | 1.6 times on one device | level, on a busy machine; no raw result kept; not set |
+{measured}| XLA's YNN convolution fusion off (CPU, two devices) | 1.6 times on one device | level, on a busy machine; no raw result kept; not set |
 | kernel gradient as nine shifted products (CPU) | up to 2 times | three to eight times slower at every size tried; no raw result kept; not used |
 | kernel gradient as one product over patches (CPU) | up to 2 times | two to ten times slower, about level for 64→64 at stride 2; no raw result kept; not used |
 | freed memory kept by glibc (one arena, no mmap; CPU) | the page faults, a fifth of an update at 32×32 | that, but every allocation waits in one arena: after a compilation the 8×8 iteration took 52 against 38 ms; no raw result kept; not set |
-| bfloat16 compute, float32 state (`model.dtype`) | 8 to 16 times float32 without TF32 | not measured yet |
-| one pass for all batches of the loss | fewer launches | in use on accelerators; not measured yet on a GPU; a CPU takes parts |
 | input gradient without weight gradients | a third of a chain step | in the lowered GPU program (tests/test_gpu_program.py); time not measured |
 | donated buffer, held as rows [S, D]; resident data | no copy of the buffer, no transfer | in the compiled CPU program nothing but the scatter touches the buffer (tests/test_train_step.py); as [S, C, H, W, 1] it was copied twice, 91 against 24 ms with a million slots of 8×8; no raw result kept of that |
 | several iterations in one dispatch | the host's part of an iteration where it is not hidden | not built: on a GPU the call of a step returns at once, so that the host's part is hidden unless it exceeds an iteration; to be decided when measured |
-| `sampler.unroll` | some launches | not measured yet on a GPU; slower on a CPU |
-| layouts and autotuning in a profile | | not looked at yet |
 """
 
-CPU_LEVERS = {
-    "input gradient as a convolution": ("input gradient written as a forward convolution (CPU)", "13 to 36 times a convolution in the chain"),
-    "matrix products": ("3×3 convolutions with up to 4 pixels of output as a matrix product (CPU)", "15 times such a convolution"),
-    "parts of a batch": ("8,192 pixels of images at a time: what a core's cache holds (CPU)", "what the cache misses of larger parts cost"),
-    "a device for each core": ("two host devices, one a core (CPU)", "1.2 to 2 times"),
-    "huge pages": ("**not a default**, since a process must be started with it: `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, memory in huge pages (CPU, Linux)", "the page faults, a fifth of an update at 32×32"),
+MEASURED_LEVERS = {
+    "cpu": {
+        "input gradient as a convolution": ("input gradient written as a forward convolution (CPU)", "13 to 36 times a convolution in the chain"),
+        "matrix products": ("3×3 convolutions with up to 4 pixels of output as a matrix product (CPU)", "15 times such a convolution"),
+        "parts of a batch": ("8,192 pixels of images at a time: what a core's cache holds (CPU)", "what the cache misses of larger parts cost"),
+        "a device for each core": ("two host devices, one a core (CPU)", "1.2 to 2 times"),
+        "huge pages": ("**not a default**, since a process must be started with it: `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, memory in huge pages (CPU, Linux)", "the page faults, a fifth of an update at 32×32"),
+    },
+    "gpu": {
+        "bfloat16": ("bfloat16 compute, float32 state: `model.dtype` (GPU; against float32 with TF32)", "2 times"),
+        "one pass": ("one pass for all batches of the loss (GPU)", "fewer launches, fuller kernels: up to a tenth of the loss"),
+        "autotuning": ("autotuning of convolutions and matrix products, XLA's default (GPU)", "1.2 to 2 times"),
+        "command buffers": ("CUDA graphs, XLA's default (GPU)", "launches: much of an 8×8 iteration, nothing of WRN-28-10's"),
+        "loops in command buffers": ("**not a default**: the chain's loop in CUDA graphs, `XLA_FLAGS=--xla_gpu_enable_command_buffer=+WHILE` (GPU)", "launches"),
+        "unrolled": ("**not a default**: `sampler.unroll=5` (GPU)", "some launches; slower on a CPU"),
+        "NHWC": ("**not a default**: all convolutions NHWC, `XLA_FLAGS=--xla_gpu_force_conv_nhwc=true` (GPU)", "nothing: what XLA chooses in bfloat16"),
+        "NCHW": ("**not a default**: all convolutions NCHW, `XLA_FLAGS=--xla_gpu_force_conv_nchw=true` (GPU)", "slower, by the transposes"),
+    },
 }  # fmt: skip
-"""By their names in cpu_levers.py: what they are, and what they were predicted to give"""
-NO_DEFAULT = ("huge pages",)
+"""By preset, and by their names in levers.py: what they are, and what they were predicted to give"""
+NO_DEFAULT = ("huge pages", "loops in command buffers", "unrolled", "NHWC", "NCHW")
 
 UNMEASURED = {
     "gpu": "everything on a GPU: times, memory, the share of its matrix products, the comparison with PyTorch there, "
@@ -76,7 +84,9 @@ def page() -> str:
         *(_benchmark(preset, found) for preset, found in benchmarks.items()),
         *(_growth(preset, found) for preset, found in growths.items()),
         _agreement(_read("bfloat16_agreement")),
-        _levers(_read("cpu_levers")),
+        *(_profile(found) for preset in PRESETS if (found := _read(f"profile_{preset}"))),
+        _levers({preset: _read(f"levers_{preset}") for preset in MEASURED_LEVERS}),
+        _watch(_read("watch_cost")),
         _several_chips(),
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
@@ -109,7 +119,11 @@ def _benchmark(preset: str, found: Numbers) -> str:
 
 def _case(case: Numbers) -> str:
     rows = []
-    official = next(p for p in case["programs"] if "official" in p["program"])["iteration_seconds"]["median"]
+    official = {
+        program["program"].replace("PyTorch, ", "times "): program["iteration_seconds"]["median"]
+        for program in case["programs"]
+        if "official" in program["program"]
+    }
     for program in case["programs"]:
         seconds = program["iteration_seconds"]
         compiles = [program.get(name) for name in ("compile_seconds", "cached_compile_seconds")]
@@ -117,7 +131,7 @@ def _case(case: Numbers) -> str:
             (
                 program["program"],
                 f"{1 / seconds['median']:.3g} ({1 / seconds['high']:.3g} to {1 / seconds['low']:.3g})",
-                f"{official / seconds['median']:.2f}",
+                *(f"{other / seconds['median']:.2f}" for other in official.values()),
                 f"{program['chain_steps_per_second']['median']:,.4g}",
                 f"{program['flops_per_second'] / 1e12:.3g} ({program['share_of_products']:.0%})",
                 f"{program['memory']['bytes'] / 2**20:,.0f}",
@@ -127,7 +141,7 @@ def _case(case: Numbers) -> str:
     heads = (
         "program",
         "iterations/s",
-        "times official style",
+        *official,
         "chain steps/s",
         "TFLOP/s (share)",
         "peak MiB",
@@ -135,7 +149,8 @@ def _case(case: Numbers) -> str:
         "with cache, s",
     )
     what = "; ".join(sorted({program["memory"]["what"] for program in case["programs"]}))
-    return f"\n### {case['case']}\n\n{_table(heads, rows)}\n\nMemory: {what}.\n"
+    failed = [f"\n{name} failed: {_first_line(reason)}\n" for name, reason in case.get("failed", {}).items()]
+    return f"\n### {case['case']}\n\n{_table(heads, rows)}\n\nMemory: {what}.\n{''.join(failed)}"
 
 
 def _forecast(found: Numbers | None) -> str:
@@ -197,28 +212,68 @@ def _agreement(found: Numbers | None) -> str:
     return f"## bfloat16 against float32\n\n`{found['command']}`\n\n{_table(heads, rows)}"
 
 
-def _levers(found: Numbers | None) -> str:
-    rows = ""
-    for name, (lever, predicted) in CPU_LEVERS.items():
-        measured = []
-        for case in found["summary"] if found else ():
-            seconds = case["seconds"]
-            with_it, without = (name, "all") if name in NO_DEFAULT else ("all", name)
-            fast, slow = seconds[with_it]["median"], seconds[without]["median"]
-            measured.append(
-                f"{slow / fast:.2f} times at {case['case'].partition(',')[0].partition(' ')[2]}, "
-                f"K {case['case'].rpartition(' ')[2]} ({1e3 * slow:.0f} against {1e3 * fast:.0f} ms)"
-            )
-        rows += f"| {lever} | {predicted} | {'the iteration ' * bool(found) + '; '.join(measured) or 'not measured yet'} |\n"
-    source = (
-        f"Those of a CPU are of `{found['command']}`, {found['cores']} cores, medians of five.\n\n" if found else ""
+def _levers(found: Mapping[str, Numbers | None]) -> str:
+    rows = "".join(
+        f"| {lever} | {predicted} | {_effect(name, found[preset])} |\n"
+        for preset, levers in MEASURED_LEVERS.items()
+        for name, (lever, predicted) in levers.items()
     )
+    sources = [f"`{one['command']}` ({one['cores']} cores)" for one in found.values() if one]
+    source = f"Measured by {' and '.join(sources)}, medians of five, where nothing else is said.\n\n" if sources else ""
     behind = (
         "Where an iteration is behind PyTorch's at 32×32 on a CPU it is by the gradient of the loss, not by the chain: "
         "XLA's kernel gradients take twice as long as the convolutions, and every call faults its temporary memory in "
         "anew. What was tried against it is among the rows.\n\n"
     )
-    return f"## Levers\n\n{source}{behind}{LEVERS.format(cpu=rows)}"
+    return f"## Levers\n\n{source}{behind}{LEVERS.format(measured=rows)}"
+
+
+def _effect(name: str, found: Numbers | None) -> str:
+    """What a lever gave, in words."""
+    measured = []
+    for case in found["summary"] if found else ():
+        size, steps = case["case"].partition(",")[0].partition(" ")[2], case["case"].rpartition(" ")[2]
+        with_it, without = (name, "all") if name in NO_DEFAULT else ("all", name)
+        if name in case.get("failed", {}):
+            measured.append(f"failed at {size}, K {steps} ({_first_line(case['failed'][name])})")
+            continue
+        fast, slow = case["seconds"][with_it]["median"], case["seconds"][without]["median"]
+        measured.append(f"{slow / fast:.2f} times at {size}, K {steps} ({1e3 * slow:.0f} against {1e3 * fast:.0f} ms)")
+    return f"the iteration {'; '.join(measured)}" if measured else "not measured yet"
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[-1][:200].replace("|", "/") if text.strip() else ""
+
+
+def _profile(found: Numbers) -> str:
+    parts = [
+        f"## Where a device's time goes\n\n`{found['command']}`; sums over a device's streams, or a CPU's threads."
+    ]
+    for case in found["summary"]:
+        kinds = [
+            (kind, f"{1e3 * seconds:.2f}", f"{seconds / case['kernel_seconds']:.0%}")
+            for kind, seconds in case["kinds"].items()
+        ]
+        layouts = ", ".join(f"{count} of {layout}" for layout, count in case["layouts"].items())
+        parts.append(
+            f"{case['case']}: {1e3 * case['iteration_seconds']:.2f} ms an iteration, "
+            f"{case['kernel_calls']:,.0f} kernels; convolutions: {layouts}.\n\n"
+            f"{_table(('kind', 'ms an iteration', 'share'), kinds)}"
+        )
+    return "\n\n".join(parts)
+
+
+def _watch(found: Numbers | None) -> str:
+    if found is None:
+        return ""
+    summary = found["summary"]
+    times, rounds = summary["milliseconds"], summary["ratio_of_rounds"]
+    return (
+        f"## What watching for divergence costs\n\n`{found['command']}`, {found['cores']} cores: the digits iteration "
+        f"took {times['with']:.1f} ms with the watch and {times['without']:.1f} ms without it, medians of five rounds in "
+        f"turn; {min(rounds):.2f} to {max(rounds):.2f} times as long in each."
+    )
 
 
 def _several_chips() -> str:

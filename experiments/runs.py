@@ -52,12 +52,13 @@ def run_command(config: str, workdir: Path, settings: Sequence[str] = ()) -> dic
     }
 
 
-def store(name: str, command: str, summary: Any, runs: Any) -> None:
-    """Writes experiments/results/NAME.json with the command that made it, and prints the summary."""
+def store(name: str, command: str, summary: Any, runs: Any, quiet: bool = False) -> None:
+    """Writes experiments/results/NAME.json with the command that made it, and prints the summary unless `quiet`."""
     result = {"command": command, **machine(), "summary": summary, "runs": runs}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(summary, indent=1))
+    if not quiet:
+        print(json.dumps(summary, indent=1))
 
 
 def machine() -> dict[str, Any]:

@@ -98,7 +98,11 @@ def _prepare(worker: Worker, case: Case, slots: int, dtype: str) -> Numbers:
 
 
 def _plot(points: dict[str, list[Numbers]], base: str, name: str) -> None:
-    figure, axes = pyplot.subplots(2, -(-len(points) // 2), figsize=(9, 5.4), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(
+        2, -(-len(points) // 2), figsize=(9, 5.4), sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel in axes.flat[len(points) :]:
+        panel.set_axis_off()
     for panel, (axis, some) in zip(axes.flat, points.items(), strict=False):
         values = [point["value"] for point in some]
         panel.loglog(values, [1 / point["expected_seconds"] for point in some], "--", color="grey", label="expected")

@@ -58,11 +58,11 @@ def memory() -> dict:
     return {"bytes": peak_bytes() - _state["before"], "what": "growth of the peak resident set"}
 
 
-def products(side: int, dtype: str, count: int) -> float:
-    """FLOP/s of a product of two square matrices, the best of `count`."""
+def products(side: int, precision: str, count: int) -> float:
+    """FLOP/s of a product of two square matrices, the best of `count`; precision is "float32", "tf32" or "bfloat16"."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cuda.matmul.allow_tf32 = False
-    a = torch.rand(side, side, device=device).to(getattr(torch, dtype))
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    a = torch.rand(side, side, device=device).to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
     seconds = min(timed(lambda: a @ a, 3, _wait) for _ in range(count))
     return 2 * side**3 / seconds
 
