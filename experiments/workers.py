@@ -22,12 +22,15 @@ class Worker:
     Args:
       script: a file beside this one.
       environment: variables to set besides those of this process.
+      python: the interpreter; that of this process by default.
     """
 
-    def __init__(self, script: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, script: str, environment: Mapping[str, str] | None = None, python: str | Path = sys.executable
+    ) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed at exit)
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / script), *arguments],
+            [str(python), str(Path(__file__).parent / script)],
             env={**os.environ, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -16,8 +16,11 @@ def schedule(settings: Optimizer, steps_per_epoch: int) -> Callable[[Array], Arr
     edges = jnp.asarray(settings.decay_epochs, jnp.float32) * steps_per_epoch
 
     def learning_rate(step: Array) -> Array:
-        decays = jnp.sum(step >= edges)
-        rate = settings.learning_rate * settings.decay_factor**decays
+        rate = jnp.float32(settings.learning_rate)
+        # An array without elements, from outside a mapped step, ends XLA's compiler with a segmentation fault (jaxlib
+        # 0.11.2).
+        if settings.decay_epochs:
+            rate *= settings.decay_factor ** jnp.sum(step >= edges)
         if settings.warmup_steps:
             rate *= jnp.minimum(1.0, step / settings.warmup_steps)
         return rate
