@@ -2,8 +2,9 @@
 
     python experiments/performance_page.py
 
-Reads experiments/results/benchmark_*.json, scaling_*.json, levers_*.json, profile_*.json, watch_cost.json and
-bfloat16_agreement.json as far as they are there; what is not there is listed as not measured. Runs in a second.
+Reads experiments/results/benchmark_*.json, scaling_*.json, levers_*.json, profile_*.json, watch_cost.json,
+jax_versions.json and bfloat16_agreement.json as far as they are there; what is not there is listed as not measured.
+Runs in a second.
 """
 
 import json
@@ -86,6 +87,7 @@ def page() -> str:
         _agreement(_read("bfloat16_agreement")),
         *(_profile(found) for preset in PRESETS if (found := _read(f"profile_{preset}"))),
         _levers({preset: _read(f"levers_{preset}") for preset in MEASURED_LEVERS}),
+        _versions(_read("jax_versions")),
         _watch(_read("watch_cost")),
         _several_chips(),
     ]
@@ -262,6 +264,32 @@ def _profile(found: Numbers) -> str:
             f"{_table(('kind', 'ms an iteration', 'share'), kinds)}"
         )
     return "\n\n".join(parts)
+
+
+def _versions(found: Numbers | None) -> str:
+    if found is None:
+        return ""
+    rows = [
+        (
+            case["case"],
+            version,
+            f"{1e3 * parts['iterations']['median']:.1f} ({1e3 * parts['iterations']['low']:.1f} to "
+            f"{1e3 * parts['iterations']['high']:.1f})",
+            f"{parts['iterations']['median'] / next(iter(case['versions'].values()))['iterations']['median']:.2f}",
+            f"{1e3 * parts['chains']['median']:.1f}",
+            f"{1e3 * parts['losses']['median']:.1f}",
+            f"{parts['compile_seconds']:.1f}",
+        )
+        for case in found["summary"]
+        for version, parts in case["versions"].items()
+    ]
+    heads = ("case", "version", "iteration, ms", "times the first", "chain, ms", "loss, ms", "first step cold, s")
+    return (
+        f"## Versions of JAX on a CPU\n\n`{found['command']}`, {found['cores']} cores, {found['cpu']}, Python "
+        "interpreters of these versions of JAX, in turn; medians of five rounds, in brackets the least and the greatest. "
+        "From 0.11 on XLA's convolutions of small images take longer on a CPU; everything else on this page was "
+        f"measured with 0.10.2.\n\n{_table(heads, rows)}"
+    )
 
 
 def _watch(found: Numbers | None) -> str:
