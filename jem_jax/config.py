@@ -86,7 +86,10 @@ class Sampler:
     clip_x: bool = _setting(False, "clip x to [-1, 1] after every step")
     class_conditional: bool = _setting(False, "chains for p(x) draw a class and follow its logit")
     unroll: int = _setting(
-        1, "SGLD steps that the compiler lays out one after another; changes speed alone", low=1, high=1000
+        1,
+        "SGLD steps that the compiler lays out one after another; changes speed, and multiplies the compile time",
+        low=1,
+        high=20,
     )
     init: str = _setting(
         "uniform",

@@ -86,7 +86,7 @@ def test_any_value_is_a_setting_or_refused_in_one_line(change):
         assert type(config) is type(FIELDS[key].default)
 
 
-@fuzzing.examples(200)
+@fuzzing.examples(100)
 @given(st.recursive(anything, lambda inner: st.dictionaries(st.sampled_from(sorted(vars(Config()))), inner)))
 def test_any_object_is_settings_or_refused_in_one_line(settings):
     config = _taken_or_refused(configuration.validate, settings)
@@ -133,7 +133,7 @@ def test_any_name_is_refused_in_one_line(tmp_path_factory, name):
 # What settings do to a run of two iterations: all of them, several at a time, since each run is a compilation. Those of
 # a WRN, which compiles long, are the long form's.
 RUNNING = sorted(key for key in FIELDS if not key.startswith(("evaluation.", "model.")))
-PARTS = [RUNNING[start::5] for start in range(5)]
+PARTS = [RUNNING[start::3] for start in range(3)]
 if fuzzing.LONG:
     PARTS.append(sorted(key for key in FIELDS if key.startswith("model.")))
 MEASURED = sorted(key for key in FIELDS if key.startswith("evaluation.") and key != "evaluation.sections")
@@ -141,14 +141,15 @@ SECTIONS = "calibration,ood,samples,sample_quality,inpainting"
 """those that a number changes, but for the attacks, which compile for long"""
 # More of it would be a longer test of the same program.
 MOST = {
-    "sampler.num_steps": 1000,
+    "sampler.num_steps": 100,
+    "sampler.unroll": 5,
     "model.depth": 28,
     "model.width": 100,
-    "evaluation.sample_steps": 100,
-    "evaluation.num_samples": 200,
-    "evaluation.ood_images": 500,
-    "evaluation.attack_steps": 50,
-    "evaluation.attack_restarts": 3,
+    "evaluation.sample_steps": 50,
+    "evaluation.num_samples": 100,
+    "evaluation.ood_images": 100,
+    "evaluation.attack_steps": 5,
+    "evaluation.attack_restarts": 2,
 }
 
 
@@ -209,11 +210,15 @@ def _refused_or_done(changes, function):
 @given(st.data())
 def test_what_is_taken_runs_or_is_refused_in_one_line(part, kind, data):
     changes = {key: data.draw(_valid(key, kind), key) for key in PARTS[part]}
-    network = {} if any(key.startswith("model.") for key in changes) else {"model.factory": "tiny:mlp"}
+    # A buffer that suits any number of classes and devices that the others may ask for.
+    rest = {"sampler.buffer_size": 24}
+    if not any(key.startswith("model.") for key in changes):
+        rest["model.factory"] = "tiny:mlp"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checks, "memory", lambda: 2**30)
-        done = _refused_or_done(changes, lambda changes: _two_iterations(tiny.config(**network, **changes)))
-    assert done in (None, 2)
+        done = _refused_or_done(changes, lambda changes: _two_iterations(tiny.config(**{**rest, **changes})))
+    # Nothing but the settings that a refusal names is left out, so that the ends of a range do run.
+    assert done == 2 or (kind == "any" and done is None)
 
 
 @pytest.fixture(scope="module")
@@ -235,12 +240,15 @@ def _measured(run, config):
 
 
 @pytest.mark.parametrize(("kind", "more"), [("least", ""), ("greatest", ",adversarial"), ("any", "")])
-@fuzzing.examples(2)
+@fuzzing.examples(1)
 @given(st.data())
 def test_what_is_taken_is_measured_or_refused_in_one_line(trained, kind, more, data):
     changes = {key: data.draw(_valid(key, kind), key) for key in MEASURED}
+    if not fuzzing.LONG:
+        # Attacks through refinement compile for ten seconds.
+        changes["evaluation.refined_linf"] = ()
     settings = {"model.factory": "tiny:mlp", "training.epochs": 1, "evaluation.sections": SECTIONS + more}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checks, "memory", lambda: 2**30)
         failures = _refused_or_done(changes, lambda changes: _measured(trained, tiny.config(**settings, **changes)))
-    assert not failures
+    assert failures == {} or (kind == "any" and failures is None)
