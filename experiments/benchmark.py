@@ -15,21 +15,25 @@ With --forecast it also trains configs/digits.py once, and compares the start-up
 import argparse
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from benchmark_cases import CASES, PROGRAMS, SLOTS, Case, Program
+from profile_step import profile
 from runs import ROOT, store
 from workers import Worker, spread
 
 ROUND_SECONDS = 1.0
 """A round repeats what is shorter than this"""
+_MANY_CORES = 8
 TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bfloat16": 0.1}
 """Of logits between programs on the same weights, as a part of the largest: another network is off by about 1"""
 
@@ -39,17 +43,23 @@ Numbers = dict[str, Any]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=list(CASES), default="cpu")
+    parser.add_argument("--cases", type=int, default=None, help="only so many, the first (default all)")
     parser.add_argument("--rounds", type=int, default=5, help="how many (default 5)")
+    parser.add_argument("--patience", type=float, default=900, help="seconds a program may take for one thing (900)")
+    parser.add_argument("--cache", metavar="DIR", help="keep what is compiled here, to be found again by others")
+    parser.add_argument("--profile", action="store_true", help="then profile our program too, as profile_step.py does")
     parser.add_argument("--forecast", action="store_true", help="train configs/digits.py too: half a minute on 2 cores")
     flags = parser.parse_args()
     command = f"python experiments/benchmark.py --preset={flags.preset}" + " --forecast" * flags.forecast
+    if flags.cases is not None:
+        command += f" --cases={flags.cases}"
     products = _products(flags.preset)
     cases: list[Numbers] = []
     summary: Numbers = {"products_flops": products, "cases": cases}
-    for number, case in enumerate(CASES[flags.preset]):
+    for number, case in enumerate(CASES[flags.preset][: flags.cases]):
         print(f"{case.name}:", flush=True)
         programs = [program for program in PROGRAMS[flags.preset] if not (program.once and number)]
-        cases.append(_measure(case, programs, flags.rounds, products))
+        cases.append(_measure(case, programs, flags, products))
         store(f"benchmark_{flags.preset}", command, summary, None, quiet=True)
     if flags.forecast:
         summary["forecast"] = _forecast()
@@ -61,8 +71,10 @@ def _products(preset: str) -> dict[str, float]:
     """The machine's rate of matrix products in FLOP/s by precision: the better of what the two frameworks reach."""
     side, precisions = (8192, ("float32", "tf32", "bfloat16")) if preset == "gpu" else (2048, ("float32",))
     rates: dict[str, float] = {}
-    for script in ("jax_worker.py", "torch_worker.py"):
-        with Worker(script) as worker:
+    with contextlib.ExitStack() as stack:
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        scripts = ("jax_worker.py", "torch_worker.py")
+        for worker in [stack.enter_context(Worker(script, environment=environment)) for script in scripts]:
             for precision in precisions:
                 found = worker.ask("products", side=side, precision=precision, count=5)
                 rates[precision] = max(rates.get(precision, 0.0), found)
@@ -72,8 +84,17 @@ def _products(preset: str) -> dict[str, float]:
 class _Entry:
     """A program of a case: its worker process, and what was found of it; `failed` says why no more is."""
 
-    def __init__(self, program: Program, case: Case, worker: Worker) -> None:
-        self.program, self.case, self.worker = program, case, worker
+    def __init__(
+        self,
+        program: Program,
+        case: Case,
+        stack: contextlib.ExitStack,
+        environment: dict[str, str],
+        patience: float,
+    ) -> None:
+        self.program, self.case = program, case
+        self.environment = {**environment, **dict(program.environment)}
+        self.worker = stack.enter_context(Worker(program.worker, environment=self.environment, patience=patience))
         self.found: Numbers = {}
         self.times: dict[str, list[float]] = {"iterations": [], "chains": []}
         self.count = 1
@@ -101,24 +122,34 @@ class _Entry:
         }
 
 
-def _measure(case: Case, programs: Sequence[Program], rounds: int, products: dict[str, float]) -> Numbers:
+def _measure(case: Case, programs: Sequence[Program], flags: argparse.Namespace, products: dict[str, float]) -> Numbers:
     """All numbers of a case, one entry a program."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        cache, weights = {"JAX_COMPILATION_CACHE_DIR": str(Path(folder) / "cache")}, Path(folder) / "weights.npz"
-        entries = []
-        for program in programs:
-            environment = {**cache, **dict(program.environment)}
-            worker = stack.enter_context(Worker(program.worker, environment=environment))
-            entries.append(_Entry(program, case, worker))
-            entries[-1].attempt(lambda entry: _prepare(entry, weights, environment))  # noqa: B023 (called at once)
+        weights = Path(folder) / "weights.npz"
+        environment = {"JAX_COMPILATION_CACHE_DIR": flags.cache or str(Path(folder) / "cache")}
+        # All start at once, and are idle long before the first round.
+        entries = [_Entry(program, case, stack, environment, flags.patience) for program in programs]
+        for entry in entries:
+            entry.attempt(lambda entry: _build(entry, weights))
+        # What takes minutes to compile does so beside the others where there are cores for it.
+        apart = [entry for entry in entries if entry.program.once and os.cpu_count() > _MANY_CORES]
+        with ThreadPoolExecutor() as pool:
+            waiting = [pool.submit(entry.attempt, lambda entry: _compile(entry, weights)) for entry in apart]
+            for entry in entries:
+                if entry not in apart:
+                    entry.attempt(lambda entry: _compile(entry, weights))
+            for one in waiting:
+                one.result()
         for entry in entries:
             entry.attempt(lambda entry: _compare(entry, entries))
             entry.attempt(_count)
-        for _ in range(rounds):
+        for _ in range(flags.rounds):
             for entry in entries:
                 entry.attempt(_round)
         for entry in entries:
             entry.attempt(lambda entry: entry.found.update(memory=entry.worker.ask("memory")))
+            if flags.profile and entry.program.worker == "jax_worker.py":
+                entry.attempt(lambda entry: entry.found.update(profile=profile(entry.worker, entry.program.name)))
     flops = next((entry.found["flops"] for entry in entries if "flops" in entry.found), 0.0)
     results = []
     for entry in entries:
@@ -140,23 +171,29 @@ def _measure(case: Case, programs: Sequence[Program], rounds: int, products: dic
     }
 
 
-def _prepare(entry: _Entry, weights: Path, environment: dict[str, str]) -> None:
-    """Builds a program, and runs its first iteration; ours also in a process that finds it compiled."""
+def _build(entry: _Entry, weights: Path) -> None:
+    """Builds our program, and stores its weights for the others."""
+    if entry.program.worker == "jax_worker.py":
+        entry.found = _build_ours(entry.worker, entry.case, entry.program, weights)
+
+
+def _compile(entry: _Entry, weights: Path) -> None:
+    """Compiles a program, if it is one to be compiled, in its first iteration; ours also where it is found compiled."""
     program, case = entry.program, entry.case
     if program.worker == "torch_worker.py":
         settings: Numbers = {"batch": case.batch, "steps": case.steps, "style": program.style, "tf32": program.tf32}
         entry.found = entry.worker.ask("prepare", shape=case.shape, weights=str(weights), **settings)
         return
-    entry.found = _prepare_ours(entry.worker, case, program, weights)
-    with Worker(program.worker, environment=environment) as again:
-        cached = _prepare_ours(again, case, program, weights)["compile_seconds"]
-    entry.found["cached_compile_seconds"] = cached
+    entry.found |= entry.worker.ask("compiled")
+    with Worker(program.worker, environment=entry.environment) as again:
+        _build_ours(again, case, program)
+        entry.found["cached_compile_seconds"] = again.ask("compiled")["compile_seconds"]
 
 
-def _prepare_ours(worker: Worker, case: Case, program: Program, weights: Path) -> Numbers:
+def _build_ours(worker: Worker, case: Case, program: Program, weights: Path | str = "") -> Numbers:
     versions = worker.ask("start", batch=case.batch, slots=SLOTS)
     settings = case.settings(program.dtype)
-    return {"versions": versions, **worker.ask("prepare", shape=case.shape, settings=settings, weights=str(weights))}
+    return {"versions": versions, **worker.ask("build", shape=case.shape, settings=settings, weights=str(weights))}
 
 
 def _compare(entry: _Entry, entries: Sequence[_Entry]) -> None:

@@ -65,8 +65,6 @@ _DIGITS, _SMALL, _MIDDLE = (10, 1, 8, 1), (10, 1, 32, 3), (16, 2, 32, 3)
 # thresholds than these overflow in glibc, which then keeps nothing.
 _MALLOC = (("MALLOC_ARENA_MAX", "1"), ("MALLOC_MMAP_MAX_", "0"), ("MALLOC_TRIM_THRESHOLD_", str(2**31 - 1)))
 _ALONE = (("XLA_PYTHON_CLIENT_PREALLOCATE", "false"),)
-# By default JAX, too, rounds to TF32 what a GPU convolves in float32.
-_EXACT = ("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 _OFFICIAL = Program("PyTorch, official style", "torch_worker.py", "official")
 
 CASES = {
@@ -106,7 +104,5 @@ PROGRAMS = {
         Program("PyTorch, official style, PyTorch's defaults", "torch_worker.py", "official", tf32=True),
         Program("PyTorch, tuned, bfloat16", "torch_worker.py", "tuned", dtype="bfloat16"),
         Program("PyTorch, tuned, compiled, bfloat16", "torch_worker.py", "tuned, compiled", "bfloat16", once=True),
-        Program("jem_jax float32 (TF32)", "jax_worker.py", tf32=True, environment=_ALONE, once=True),
-        Program("jem_jax float32, TF32 off", "jax_worker.py", environment=(*_ALONE, _EXACT), once=True),
     ],
 }

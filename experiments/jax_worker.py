@@ -57,8 +57,13 @@ def _train_logits_apart(
     return [self._train(variables, batch, key)[0] for batch in batches], {}
 
 
-def prepare(shape: dict, settings: dict, weights: str = "") -> dict:
-    """Builds and compiles the training step for a shape; stores weights and logits of a batch where asked for."""
+def prepare(shape: dict, settings: dict) -> dict:
+    """Builds and compiles the training step for a shape."""
+    return {**build(shape, settings), **compiled()}
+
+
+def build(shape: dict, settings: dict, weights: str = "") -> dict:
+    """Everything that a training step needs; stores weights and logits of a batch where asked for."""
     config = configuration.validate(settings)
     _state.clear()
     before = resident_bytes()
@@ -73,7 +78,6 @@ def prepare(shape: dict, settings: dict, weights: str = "") -> dict:
     state = parallel.replicate(state)
     buffer = replay_buffer.init(jax.random.key(1), config.sampler.buffer_size, image_shape)
     buffer = parallel.shard_buffer(buffer)
-    step = train_step.build(config, net, rule, shape["classes"], data.streamed)
     found = {
         "devices": parallel.describe(),
         "flops": forecast.flops_per_iteration(config, net, state.evaluation_variables, image_shape),
@@ -82,10 +86,7 @@ def prepare(shape: dict, settings: dict, weights: str = "") -> dict:
         x = np.random.default_rng(0).uniform(-1, 1, (4, *image_shape)).astype(np.float32)
         arrays = torch_import.state_dict_from_variables(net.module, jax.device_get({"params": state.params}))
         np.savez(weights, **arrays, x=x.transpose(0, 3, 1, 2))
-        found["logits"] = np.asarray(net.logits({"params": state.params}, x), np.float64).tolist()
-    started = time.perf_counter()
-    state, buffer = jax.block_until_ready(step(state, buffer, data.at(0)))
-    found["compile_seconds"] = time.perf_counter() - started
+        found["logits"] = np.asarray(jax.jit(net.logits)({"params": state.params}, x), np.float64).tolist()
     _state.update(
         config=config,
         image_shape=image_shape,
@@ -93,12 +94,17 @@ def prepare(shape: dict, settings: dict, weights: str = "") -> dict:
         state=state,
         buffer=buffer,
         data=data,
-        step=step,
-        number=1,
+        step=train_step.build(config, net, rule, shape["classes"], data.streamed),
+        chain=_chain(config, net),
+        number=0,
         before=before,
     )
-    _state["chain"] = _chain(config, net)
     return found
+
+
+def compiled() -> dict[str, float]:
+    """Compiles the step and runs it once: the seconds of both."""
+    return {"compile_seconds": iterations(1)}
 
 
 def iterations(count: int) -> float:
@@ -126,6 +132,7 @@ def _chain(config: Config, net: network.Network) -> Any:
 
     def run(variables: Any, key: jax.Array, x: jax.Array) -> jax.Array:
         own = keys.for_examples(key, len(x), parallel.index() * len(x))
+        variables = net.cast(variables)
         density = energy.marginal(lambda x: net.logits(variables, x))
         settings = {"num_steps": config.sampler.num_steps, **train_step.sgld_settings(config)}
         return network.in_parts(lambda part: sgld.chain(part[0], density, part[1], **settings), (own, x), x.shape)
@@ -240,6 +247,7 @@ def products(side: int, precision: str, count: int) -> float:
 
 if __name__ == "__main__":
     functions = (
-        start, prepare, iterations, chains, losses, dispatch, trace, layouts, communication, memory, products
+        start, prepare, build, compiled, iterations, chains, losses, dispatch, trace, layouts, communication, memory,
+        products,
     )  # fmt: skip
     serve({function.__name__: function for function in functions})

@@ -31,7 +31,7 @@ KINDS = (
     ("exchange between devices", r"all-reduce|nccl"),
     ("changes of layout", r"nchwtonhwc|nhwctonchw|transpose|^copy"),
     # YNN is the library that computes them on a CPU.
-    ("convolutions, with what is fused into them", r"conv|fprop|dgrad|wgrad|cudnn|implicit|ynn"),
+    ("convolutions, with what is fused into them", r"conv(?!ert)|fprop|dgrad|wgrad|cudnn|implicit|ynn"),
     ("matrix products", r"gemm|cublas|cutlass|nvjet|^dot"),
 )
 """Of kernels, by what their names hold: the first that fits; what fits none is `REST`"""
@@ -49,40 +49,41 @@ def main() -> None:
 
 
 def _profile(case: Case, dtype: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder, Worker("jax_worker.py") as worker:
+    with Worker("jax_worker.py") as worker:
         worker.ask("start", batch=case.batch, slots=SLOTS)
         worker.ask("prepare", shape=case.shape, settings=case.settings(dtype))
+        return {"case": case.name, **profile(worker, case.name), "layouts": worker.ask("layouts")}
+
+
+def profile(worker: Worker, name: str) -> dict[str, Any]:
+    """Where the time of iterations goes that a worker is ready for; prints it too."""
+    with tempfile.TemporaryDirectory() as folder:
         worker.ask("iterations", count=WARM)
         alone = worker.ask("iterations", count=ITERATIONS)
         traced = worker.ask("trace", folder=folder, count=ITERATIONS)
-        layouts = worker.ask("layouts")
         calls = list(_calls(next(Path(folder).rglob("*.xplane.pb"))))
     seconds, counts = Counter[str](), Counter[str]()
-    for name, duration in calls:
-        seconds[name] += duration / ITERATIONS
-        counts[name] += 1
+    for kernel, duration in calls:
+        seconds[kernel] += duration / ITERATIONS
+        counts[kernel] += 1
     kinds = Counter[str]()
-    for name, duration in seconds.items():
-        kinds[kind_of(name)] += duration
+    for kernel, duration in seconds.items():
+        kinds[kind_of(kernel)] += duration
     busy = sum(kinds.values())
-    print(
-        f"{case.name}: {1e3 * alone:.2f} ms an iteration, {1e3 * busy:.2f} ms of kernels, {1e3 * traced:.2f} ms traced"
-    )
+    print(f"{name}: {1e3 * alone:.2f} ms an iteration, {1e3 * busy:.2f} ms of kernels, {1e3 * traced:.2f} ms traced")
     for kind, duration in kinds.most_common():
         print(f"  {kind}: {1e3 * duration:.2f} ms", flush=True)
     kernels = [
-        {"kernel": name[:160], "seconds": duration, "calls": counts[name] / ITERATIONS}
-        for name, duration in seconds.most_common(MOST_KERNELS)
+        {"kernel": kernel[:160], "seconds": duration, "calls": counts[kernel] / ITERATIONS}
+        for kernel, duration in seconds.most_common(MOST_KERNELS)
     ]
     return {
-        "case": case.name,
         "iteration_seconds": alone,
         "traced_iteration_seconds": traced,
         "kernel_seconds": busy,
         "kernel_calls": len(calls) / ITERATIONS,
         "kinds": dict(kinds.most_common()),
         "kernels": kernels,
-        "layouts": layouts,
     }
 
 

@@ -3,6 +3,7 @@
 A worker is a script that calls `serve` with its functions; `Worker` starts one and asks it, one line of JSON at a time.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -10,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,12 +24,18 @@ class Worker:
     Args:
       script: a file beside this one.
       environment: variables to set besides those of this process.
+      patience: seconds that an answer may take.
       python: the interpreter; that of this process by default.
     """
 
     def __init__(
-        self, script: str, environment: Mapping[str, str] | None = None, python: str | Path = sys.executable
+        self,
+        script: str,
+        environment: Mapping[str, str] | None = None,
+        python: str | Path = sys.executable,
+        patience: float = 3600,
     ) -> None:
+        self.patience = patience
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed at exit)
         self._process = subprocess.Popen(
             [str(python), str(Path(__file__).parent / script)],
@@ -42,8 +50,17 @@ class Worker:
         """What the worker's function returns.
 
         Raises:
-          RuntimeError: the worker ended; with what it said last.
+          RuntimeError: the worker ended, or was ended after `patience` seconds; with what it said last.
         """
+        timer = threading.Timer(self.patience, self._process.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            return self._ask(function, arguments)
+        finally:
+            timer.cancel()
+
+    def _ask(self, function: str, arguments: Mapping[str, Any]) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -62,7 +79,8 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it ended before; `ask` says why
+            self._process.stdin.close()
         self._process.wait()
         self._errors.close()
 

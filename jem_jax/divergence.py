@@ -1,7 +1,7 @@
 """Whether a training is going wrong: what every iteration is watched for, as pure functions on arrays.
 
-An iteration is *unfit* where its loss, gradients or new parameters are not finite or its |log p~| runs away; it must
-not enter the state. Three slower faults leave every number finite, and count once they have gone on for some iterations
+An iteration is *unfit* where its loss or gradients are not finite or its |log p~| runs away; it must not enter the
+state. Three slower faults leave every number finite, and count once they have gone on for some iterations
 on end: data and samples lie too far apart in log p~, the samples of a batch have become alike, or they have left the
 range of the data. The first alarm stays recorded, so that whoever looks later knows what happened and when.
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 Array = jax.Array
 
 REASONS = {
-    "not_finite": "the loss, a gradient or a parameter was not finite",
+    "not_finite": "the loss or a gradient was not finite",
     "log_density": "|log p~| passed config.training.max_log_density",
     "gap": "log p~ of data and samples stayed further apart than config.recovery.max_gap",
     "collapse": "the samples of a batch stayed more alike than config.recovery.min_spread allows",
@@ -26,6 +26,9 @@ REASONS = {
 }
 """What an alarm can be about; the first two undo the iteration, the others must have gone on for a while"""
 _SUDDEN = 2
+_LARGEST = 1e18
+"""Of a number that counts as finite: what an optimiser makes of such gradients, their squares and their sums, is
+finite too, so that parameters and optimiser need no look of their own, which would read them all once more"""
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,8 @@ def measures(moments: Moments | None) -> dict[str, Array]:
 
 
 def finite(tree: Any) -> Array:
-    """Whether every number of a pytree is. -> bool []."""
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+    """Whether every number of a pytree is, and far from overflow as well. -> bool []."""
+    return jnp.all(jnp.stack([(jnp.abs(leaf) <= _LARGEST).all() for leaf in jax.tree.leaves(tree)]))
 
 
 def watched(

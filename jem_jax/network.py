@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jem_jax import wide_resnet
 from jem_jax.config import Model
 from jem_jax.errors import UserError
 from jem_jax.wide_resnet import WideResNet
@@ -41,6 +42,15 @@ class Network:
           x: [B, H, W, C]; layers that start from statistics (act norm) take them from this batch.
         """
         return dict(self.module.init(key, x))
+
+    def cast(self, variables: Variables) -> Variables:
+        """The same variables, with parameters in the precision in which the network uses them: the same logits.
+
+        For a loop over passes, which would cast (and lay out) all of them in every pass; XLA leaves that there.
+        """
+        if not isinstance(self.module, WideResNet):
+            return variables
+        return {**variables, "params": wide_resnet.cast(variables["params"], self.module.dtype)}
 
     def logits(self, variables: Variables, x: Array) -> Array:
         """Logits [B, K] in evaluation mode."""

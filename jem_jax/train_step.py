@@ -304,6 +304,7 @@ def _sample(
     terms = weights(config)
     # Dropout, where there is any, goes with the batch's statistics: one mask for the whole chain.
     mask_key = jax.random.fold_in(step_keys.dropout, parallel.index())
+    variables = network.cast(variables)
 
     def logits_fn(x: Array) -> Array:
         if config.sampler.batch_statistics:
@@ -359,8 +360,7 @@ def _updated(
     # The learning rate is the last factor of either rule.
     updates = jax.tree.map(lambda update: update * state.learning_rate_factor, updates)
     params = optax.apply_updates(state.params, updates)
-    # Finite gradients can still overflow in the optimiser; every device sees the same here.
-    not_finite, runaway = (signs.not_finite > 0) | ~divergence.finite((params, opt_state)), signs.runaway > 0
+    not_finite, runaway = signs.not_finite > 0, signs.runaway > 0
     undo = not_finite | runaway
     metrics = metrics | divergence.measures(signs.moments)
     watch = divergence.watched(state.watch, state.step, not_finite, runaway, metrics, limits(config))

@@ -7,6 +7,7 @@ Weights start from PyTorch's default: uniform in ±1/√fan_in, kernels and bias
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -45,6 +46,15 @@ class Conv(nn.Module):
         bias = self.param("bias", init, (self.features,))
         y = convolution.conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
         return y + bias.astype(self.dtype)
+
+
+def cast(params: Any, dtype: Any) -> Any:
+    """Parameters of a WRN, the convolutions' in the dtype that `Conv` casts them to."""
+    if not isinstance(params, Mapping):
+        return params
+    if "kernel" in params and params["kernel"].ndim == 4:
+        return {name: value.astype(dtype) for name, value in params.items()}
+    return {name: cast(value, dtype) for name, value in params.items()}
 
 
 class BatchNorm(nn.Module):
