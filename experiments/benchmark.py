@@ -26,14 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmark_cases import CASES, PROGRAMS, SLOTS, Case, Program
+from benchmark_cases import CASES, MANY_CORES, PROGRAMS, SLOTS, Case, Program
 from profile_step import profile
 from runs import ROOT, store
 from workers import Worker, spread
 
 ROUND_SECONDS = 1.0
 """A round repeats what is shorter than this"""
-_MANY_CORES = 8
 TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bfloat16": 0.1}
 """Of logits between programs on the same weights, as a part of the largest: another network is off by about 1"""
 
@@ -132,7 +131,7 @@ def _measure(case: Case, programs: Sequence[Program], flags: argparse.Namespace,
         for entry in entries:
             entry.attempt(lambda entry: _build(entry, weights))
         # What takes minutes to compile does so beside the others where there are cores for it.
-        apart = [entry for entry in entries if entry.program.once and os.cpu_count() > _MANY_CORES]
+        apart = [entry for entry in entries if entry.program.once and (os.cpu_count() or 1) > MANY_CORES]
         with ThreadPoolExecutor() as pool:
             waiting = [pool.submit(entry.attempt, lambda entry: _compile(entry, weights)) for entry in apart]
             for entry in entries:

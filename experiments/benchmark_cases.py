@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 SLOTS = 10_000
+MANY_CORES = 8
+"""from so many on, programs are compiled side by side"""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ rounds to TF32 in convolutions. Writes experiments/results/bfloat16_agreement.js
 import argparse
 import dataclasses
 import statistics
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,8 @@ def main() -> None:
         dtype: [_run(_with(config, dtype, seed), dataset, flags.iterations) for seed in range(flags.seeds)]
         for dtype in DTYPES
     }
-    summary = {name: _compared([runs[dtype] for dtype in DTYPES], name) for name in runs["float32"][0]}
+    names = [name for name in runs["float32"][0] if name != "iteration_seconds"]
+    summary = {name: _compared([runs[dtype] for dtype in DTYPES], name) for name in names}
     command = f"python experiments/bfloat16_agreement.py --config={flags.config} --iterations={flags.iterations}"
     store(flags.store, " ".join([command, *rest]), summary, runs)
 
@@ -79,8 +81,12 @@ def _run(config: Config, dataset: Dataset, iterations: int) -> dict[str, float]:
     chains = replay_buffer.init(jax.random.key(1), slots, dataset.image_shape, num_classes=classes)
     start, buffer = jnp.array(chains), parallel.shard_buffer(chains)
     step = train_step.build(config, net, rule, dataset.num_classes, data.streamed)
-    for number in range(iterations):
+    state, buffer = jax.block_until_ready(step(state, buffer, data.at(0)))
+    started = time.perf_counter()
+    for number in range(1, iterations):
         state, buffer = step(state, buffer, data.at(number))
+    jax.block_until_ready(state)
+    seconds = (time.perf_counter() - started) / (iterations - 1)
     data.close()
     window = jax.device_get(state.window)
     means = {name: float(total) / int(window.steps) for name, total in window.sums.items()}
@@ -92,6 +98,7 @@ def _run(config: Config, dataset: Dataset, iterations: int) -> dict[str, float]:
         "log_px_gap": means["log_px_data"] - means["log_px_samples"],
         "samples_mean": float(moved.mean()),
         "samples_std": float(moved.std()),
+        "iteration_seconds": seconds,
         "first_alarm": float(-1 if (alarm := divergence.alarm(state.watch)) is None else alarm.step),
     }
 

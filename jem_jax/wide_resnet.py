@@ -77,8 +77,11 @@ class BatchNorm(nn.Module):
             return _normalise(x, mean.value, variance.value, scale, bias)
         axes = tuple(range(x.ndim - 1))
         count = math.prod(x.shape[:-1])
-        batch_mean = jnp.mean(x, axes, dtype=kind)
-        batch_variance = jnp.var(x.astype(kind), axes)
+        # Both moments in one pass over x, about the running mean, so that no digits are lost where the mean is large.
+        centred = x.astype(kind) - mean.value
+        offset, square = jnp.mean(centred, axes), jnp.mean(jnp.square(centred), axes)
+        batch_mean = mean.value + offset
+        batch_variance = jnp.maximum(square - jnp.square(offset), 0)
         if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
             unbiased = batch_variance * count / max(count - 1, 1)
             mean.value = (1 - self.momentum) * mean.value + self.momentum * batch_mean
