@@ -118,7 +118,7 @@ def main() -> None:
     preset = parser.parse_args().preset
     subjects, found = _subjects(preset), []
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(_side_by_side(len(subjects))) as pool:
-        for one in pool.map(lambda subject: _Prepared(subject, stack), subjects):
+        for one in list(pool.map(lambda subject: _Prepared(subject, stack), subjects)):
             found.append(one.measure())
             store(f"levers_{preset}", f"python experiments/levers.py --preset={preset}", found, None, quiet=True)
 
