@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 
 from jem_jax import train_step
@@ -54,7 +55,7 @@ def _flops(jaxpr: Any) -> int:
     """Of all convolutions and matrix products of a program; XLA's own count is to be had on a CPU alone."""
     total = 0
     for equation in jaxpr.eqns:
-        total += sum(_flops(inner) for inner in jax.core.jaxprs_in_params(equation.params))
+        total += sum(_flops(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params))
         if equation.primitive.name == "conv_general_dilated":
             kernel, numbers = equation.invars[1].aval, equation.params["dimension_numbers"].rhs_spec
             each = math.prod(kernel.shape) // kernel.shape[numbers[0]]
