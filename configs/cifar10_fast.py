@@ -1,7 +1,13 @@
-"""A JEM on CIFAR-10 for a few minutes of one large GPU: SADA-JEM's parts without ASAM, WRN-16-4 in bfloat16.
+"""A JEM on CIFAR-10 in three minutes of one large GPU: WRN-16-4 in bfloat16 with SADA-JEM's parts but for ASAM.
 
-python -m jem_jax.main --config=configs/cifar10_fast.py
+    python -m jem_jax.main --config=configs/cifar10_fast.py
 
+Cost: 11,934 iterations of 1.42 TFLOP; on an H200 some 11 ms each, 2 min 54 s of training with validations and
+checkpoints, and 43 s for the report.
+Expect: one run (experiments/results/cifar10_fast.json) gave 88.4 % test accuracy, an ECE of 4.5 % (0.9 % after
+temperature scaling), an AUROC of log p~(x) of 0.81 on average over nine outside sets, no divergence, and a replay
+buffer of images much like CIFAR-10's. As with SADA-JEM on smaller data, the approximate mass detects nothing, and
+chains that start afresh and run for much longer than the 5 steps of training leave the data.
 """
 
 import ml_collections
@@ -15,9 +21,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.width = 4
     config.model.dtype = "bfloat16"
     config.optimizer.weight_decay = 5e-4
-    config.optimizer.decay_epochs = (18, 36, 54)
-    config.training.epochs = 60
+    config.optimizer.decay_epochs = (13.6, 23.8, 30.6)
+    config.training.epochs = 34
     config.training.baseline = False
-    config.training.validate_every = 5
-    config.training.checkpoint_every = 5
+    config.training.validate_every = 4
+    config.training.checkpoint_every = 4
     return config

@@ -9,7 +9,10 @@ Nor does that form suit an image of a few pixels, such as the last feature map o
 2×2×64 takes 15 times as long on CPU as the product with the matrix that it is, and most of a chain's step.
 """
 
+import contextlib
 import itertools
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,17 @@ Array = jax.Array
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _FEW_PIXELS = 4
 """Up to so many pixels of the output the matrix is the faster form; at 16 the convolution is, by three times"""
+_plain = ContextVar("_plain", default=False)
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Within it `conv` is the plain convolution on every backend, whose arithmetic can be counted from its shapes."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
@@ -42,7 +56,7 @@ def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
     if size == (1, 1):
         # A plain matrix product is faster than a strided 1×1 convolution, forwards and backwards.
         return jnp.einsum("bhwc,cd->bhwd", x[:, ::stride, ::stride], kernel[0, 0])
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" and not _plain.get():
         if -(-x.shape[1] // stride) * -(-x.shape[2] // stride) <= _FEW_PIXELS:
             return _as_matrix_product(x, kernel, stride)
         return _conv3x3_forward_gradient(x, kernel, stride)

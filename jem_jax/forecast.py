@@ -9,7 +9,7 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 
-from jem_jax import train_step
+from jem_jax import convolution, train_step
 from jem_jax.config import Config
 from jem_jax.network import Network, Variables
 from jem_jax.train_step import Step, TrainingData, TrainState
@@ -39,13 +39,15 @@ def seconds_per_iteration(
 def flops_per_iteration(
     config: Config, network: Network, variables: Variables, image_shape: tuple[int, int, int]
 ) -> float:
-    """Arithmetic of an iteration on all devices, in FLOP (a multiply-add is two).
+    """Arithmetic of an iteration's convolutions and matrix products, on all devices, in FLOP (a multiply-add is two).
 
+    Products with the padding's zeros count too, as the hardware computes them.
     A chain step is a forward pass and an input gradient, two passes' worth; a batch in the loss has a weight gradient
     besides, three.
     """
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    forward = _flops(jax.make_jaxpr(network.logits)(variables, x).jaxpr)
+    with convolution.plain():
+        forward = _flops(jax.make_jaxpr(network.logits)(variables, x).jaxpr)
     gradients = 2 if config.optimizer.sam_rho else 1
     chain_steps = config.sampler.num_steps * train_step.chains(config)
     return forward * (2 * chain_steps + 3 * gradients * images_in_loss(config))

@@ -30,6 +30,7 @@ class Model(NamedTuple):
 
     network: Network
     variables: Variables
+    """as `Network.cast` gives them"""
     buffer: np.ndarray | None
     step: int
 
@@ -53,4 +54,4 @@ def read_model(path: Path, facts: workdir.RunFacts, *, baseline: bool = False, b
     found = checkpoint.restore(directory, train.tree(checkpoint.template_of(state), None if best else buffer))
     variables = checkpoint.from_tree(state, found.tree["state"]).evaluation_variables
     net = network.build(config.model, facts.num_classes)
-    return Model(net, variables, found.tree.get("buffer"), found.step)
+    return Model(net, net.cast(variables), found.tree.get("buffer"), found.step)

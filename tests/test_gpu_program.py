@@ -6,8 +6,8 @@ import jax
 import pytest
 import tiny
 
-CONVOLUTIONS = 7
-"""of a WRN-10-1's forward pass"""
+CONVOLUTIONS, SHORTCUTS = 7, 2
+"""of a WRN-10-1's forward pass, 3×3 and 1×1"""
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +69,19 @@ def test_the_chain_computes_input_gradients_and_no_weight_gradients(chain_step, 
     assert len(kernel_shaped(step.replace(loop, ""))) == CONVOLUTIONS
 
 
+def test_no_step_of_the_chain_casts_a_kernel(chain_step, step):
+    cast = r"stablehlo\.convert .*tensor<(?:3x3|1x1)x\d+x\d+xf32>\) -> tensor<[\dx]+xbf16>"
+    assert not re.findall(cast, chain_step)
+    assert re.findall(cast, step)
+
+
 def test_chain_state_noise_and_logsumexp_are_float32(functions, loop):
     carried = loop.splitlines()[0].rpartition(" : ")[2]
     assert "tensor<2x8x8x1xf32>" in carried
-    assert "bf16" not in carried
+    # Nothing in bfloat16 goes from step to step but the convolutions' parameters, which no step changes.
+    narrow = re.findall(r"tensor<([\dx]+)xbf16>", carried)
+    assert len(narrow) == 2 * (CONVOLUTIONS + SHORTCUTS)
+    assert all(re.fullmatch(r"(3x3|1x1)x\d+x\d+|\d+", shape) for shape in narrow)
     reduced = [
         line
         for text in functions.values()
