@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# Every measurement that needs a GPU, the most important first: at most 40 minutes, by the limits of its steps.
+# Every measurement that needs a GPU, the most important first: at most 45 minutes, by the limits of its steps.
 #
 #   OUT=/where/results/go experiments/h200.sh             on the GPU machine, from the repository root
 #   OUT=/where/results/go experiments/h200.sh fast scaling      some of the steps, in that order
 #   OUT=/tmp/out experiments/h200.sh --dry-run            the same steps with tiny sizes, on a CPU, in the present Python
 #
-# Steps: benchmark profile fast agreement levers scaling. Results are experiments/results/*.json, written after every
+# Steps: benchmark profile fast agreement levers levers_rest scaling; CASES=1 leaves the benchmark its first case alone,
+# which takes three minutes on an H200, as fast takes five, agreement two and a half, and levers three. Results are experiments/results/*.json, written after every
 # case, the run's report and logs; all are copied to $OUT while a step goes on, so that nothing is lost where the machine
 # is taken away. A step that fails says so and leaves the others; the exit status counts them. Where calls of the machine
 # are shorter than that, start it with setsid in one and fetch $OUT in the next.
 #
 # The machine needs no network. The git-ignored folder carried/ holds CIFAR-10 as carried/cifar10.npz (docs/data.md:
 # images and labels, test_images and test_labels), and in carried/wheels what its Python lacks of jem_jax's
-# dependencies; a Python with jax for CUDA and torch is expected, and left as it is: jem_jax and these go to $SITE.
+# dependencies (tensorflow-datasets is not needed); a Python with jax for CUDA and torch is expected, and left as it is:
+# jem_jax and these go to $SITE.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:?set OUT to the folder that gets the results}
@@ -52,7 +54,7 @@ if [ "${1:-}" = --dry-run ]; then
   dry=1
   shift
 fi
-all=(benchmark profile fast agreement levers scaling)
+all=(benchmark profile fast agreement levers levers_rest scaling)
 steps=("$@")
 [ "${#steps[@]}" -gt 0 ] || steps=("${all[@]}")
 for name in "${steps[@]}"; do
@@ -82,11 +84,12 @@ export PYTHONUNBUFFERED=1
 
 for name in "${steps[@]}"; do
   case "$name${dry:+ dry}" in
-    benchmark) step benchmark 590 "$python" experiments/benchmark.py --preset=gpu ;;
+    benchmark) step benchmark 590 "$python" experiments/benchmark.py --preset=gpu --profile --patience=150 ${CASES:+--cases="$CASES"} ;;
     profile) step profile 240 "$python" experiments/profile_step.py --preset=gpu ;;
     fast) step fast 600 "$python" -m jem_jax.main --config=configs/cifar10_fast.py --workdir="$OUT/cifar10_fast" "$data" ;;
     agreement) step agreement 300 "$python" experiments/bfloat16_agreement.py --config=cifar10 --iterations=100 "$data" ;;
-    levers) step levers 420 "$python" experiments/levers.py --preset=gpu ;;
+    levers) step levers 300 "$python" experiments/levers.py --preset=gpu ;;
+    levers_rest) step levers_rest 300 "$python" experiments/levers.py --preset=gpu_rest ;;
     scaling) step scaling 240 "$python" experiments/scaling.py --preset=gpu ;;
     "benchmark dry") step benchmark 300 "$python" experiments/benchmark.py --preset=tiny --rounds=2 ;;
     "profile dry") step profile 300 "$python" experiments/profile_step.py --preset=tiny ;;
@@ -100,6 +103,7 @@ for name in "${steps[@]}"; do
         --store=bfloat16_agreement_tiny --config.sampler.num_steps=2
       ;;
     "levers dry") step levers 300 "$python" experiments/levers.py --preset=tiny ;;
+    "levers_rest dry") step levers_rest 300 "$python" experiments/levers.py --preset=tiny ;;
     "scaling dry") step scaling 300 "$python" experiments/scaling.py --preset=tiny ;;
   esac
 done

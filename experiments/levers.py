@@ -66,7 +66,6 @@ def _flags(text: str) -> dict[str, str]:
 _ONE_PASS, _CAST = Lever("one pass", without="one pass"), Lever("cast once", without="cast once")
 _UNROLLED = Lever("unrolled", settings={"sampler": {"unroll": 5}})
 _GRAPHS = "--xla_gpu_enable_command_buffer="
-_CONVOLUTIONS = Lever("convolutions in graphs", environment=_flags(_GRAPHS + "+CONVOLUTION"))
 _LOOP = Lever("convolutions and loop in graphs", environment=_flags(_GRAPHS + "+CONVOLUTION,+WHILE"))
 _CPU = [
     *(
@@ -86,12 +85,10 @@ _LARGE = [
 ]
 _FAST = [
     _CAST,
-    _CONVOLUTIONS,
     _LOOP,
     Lever("batches of twice the size", settings={"training": {"batch_size": 128, "labelled_batch_size": 256}}),
 ]
 _REST = [
-    Lever("bfloat16", settings={"model": {"dtype": "float32"}}),
     _UNROLLED,
     Lever("graphs", environment=_flags(_GRAPHS)),
     Lever("autotuning", environment=_flags("--xla_gpu_autotune_level=0")),

@@ -2,12 +2,15 @@
 
     python experiments/performance_page.py
 
-Reads experiments/results/benchmark_*.json, scaling_*.json, levers_*.json, profile_*.json, watch_cost.json,
-jax_versions.json and bfloat16_agreement.json as far as they are there; what is not there is listed as not measured.
+Reads experiments/results/benchmark_*.json, scaling_*.json, levers_*.json, profile_*.json, gpu_program.json,
+watch_cost.json, jax_versions.json and bfloat16_agreement.json as far as they are there; what is not there is listed as
+not measured.
 Runs in a second.
 """
 
 import json
+import re
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +18,7 @@ from runs import RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
 PRESETS = ("cpu", "gpu")
+MOST_KERNELS = 12
 Numbers = Mapping[str, Any]
 
 # Work of one WRN-28-10 iteration, batch 64, K 20, and what devices exchange in it.
@@ -36,7 +40,7 @@ LEVERS = """\
 | freed memory kept by glibc (one arena, no mmap; CPU) | the page faults, a fifth of an update at 32×32 | that, but every allocation waits in one arena: after a compilation the 8×8 iteration took 52 against 38 ms; no raw result kept; not set |
 | input gradient without weight gradients | a third of a chain step | in the lowered GPU program (tests/test_gpu_program.py); time not measured |
 | donated buffer, held as rows [S, D]; resident data | no copy of the buffer, no transfer | in the compiled CPU program nothing but the scatter touches the buffer (tests/test_train_step.py); as [S, C, H, W, 1] it was copied twice, 91 against 24 ms with a million slots of 8×8; no raw result kept of that |
-| several iterations in one dispatch | the host's part of an iteration where it is not hidden | not built: on a GPU the call of a step returns at once, so that the host's part is hidden unless it exceeds an iteration; to be decided when measured |
+| several iterations in one dispatch (GPU) | the host's part of an iteration where it is not hidden | not built: calls of the step are queued while the GPU works, and a loop over iterations would have to launch the same 1,800 (cifar10_fast.py) to 3,800 kernels one by one, since convolutions do not go into CUDA graphs (above) |
 """
 
 MEASURED_LEVERS = {
@@ -48,23 +52,28 @@ MEASURED_LEVERS = {
         "huge pages": ("**not a default**, since a process must be started with it: `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, memory in huge pages (CPU, Linux)", "the page faults, a fifth of an update at 32×32"),
     },
     "gpu": {
-        "bfloat16": ("bfloat16 compute, float32 state: `model.dtype` (GPU; against float32 with TF32)", "2 times"),
+        "cast once": ("kernels cast to bfloat16 and laid out once, before the chain; XLA leaves that in the loop (GPU)", "56 of 172 kernels of a WRN-28-10 chain step, 5 to 8 % of an iteration"),
         "one pass": ("one pass for all batches of the loss (GPU)", "fewer launches, fuller kernels: up to a tenth of the loss"),
         "autotuning": ("autotuning of convolutions and matrix products, XLA's default (GPU)", "1.2 to 2 times"),
-        "command buffers": ("CUDA graphs, XLA's default (GPU)", "launches: much of an 8×8 iteration, nothing of WRN-28-10's"),
-        "loops in command buffers": ("**not a default**: the chain's loop in CUDA graphs, `XLA_FLAGS=--xla_gpu_enable_command_buffer=+WHILE` (GPU)", "launches"),
+        "graphs": ("CUDA graphs of what is no convolution, XLA's default (GPU)", "launches: much of an 8×8 iteration, nothing of WRN-28-10's"),
+        "convolutions and loop in graphs": ("**not a default**: convolutions and the chain's loop in CUDA graphs too, `XLA_FLAGS=--xla_gpu_enable_command_buffer=+CONVOLUTION,+WHILE` (GPU)", "launches: up to half of an iteration of cifar10_fast.py"),
+        "fused convolutions": ("**not a default**: `XLA_FLAGS=--xla_gpu_experimental_enable_conv_fusion=true` (GPU)", "some of the elementwise kernels"),
+        "eight elements a thread": ("**not a default**: `XLA_FLAGS=--xla_gpu_experimental_allow_unroll_factor_eight=true` (GPU)", "a part of the elementwise kernels"),
+        "batches of twice the size": ("**not a default**: batches of twice the size, where launches are what takes time (GPU)", "twice the images in 1.2 to 1.5 times the time"),
         "unrolled": ("**not a default**: `sampler.unroll=5` (GPU)", "some launches; slower on a CPU"),
         "NHWC": ("**not a default**: all convolutions NHWC, `XLA_FLAGS=--xla_gpu_force_conv_nhwc=true` (GPU)", "nothing: what XLA chooses in bfloat16"),
         "NCHW": ("**not a default**: all convolutions NCHW, `XLA_FLAGS=--xla_gpu_force_conv_nchw=true` (GPU)", "slower, by the transposes"),
     },
 }  # fmt: skip
 """By preset, and by their names in levers.py: what they are, and what they were predicted to give"""
-NO_DEFAULT = ("huge pages", "loops in command buffers", "unrolled", "NHWC", "NCHW")
+NO_DEFAULT = (
+    "huge pages", "convolutions and loop in graphs", "fused convolutions", "eight elements a thread",
+    "batches of twice the size", "unrolled", "NHWC", "NCHW",
+)  # fmt: skip
 
 UNMEASURED = {
-    "gpu": "everything on a GPU: times, memory, the share of its matrix products, the comparison with PyTorch there, "
-    "bfloat16 against float32 at full size, `configs/cifar10_fast.py`, layouts, autotuning. "
-    "`experiments/h200.sh` measures them in one go; only its dry run on a CPU has been tried",
+    "gpu": "on a GPU: other sizes than those below, how cost grows, and the levers that say so. `experiments/h200.sh` "
+    "measures them",
     "cpu": "the benchmark and the growth of the cost on a quiet CPU machine",
 }
 
@@ -85,8 +94,9 @@ def page() -> str:
         *(_benchmark(preset, found) for preset, found in benchmarks.items()),
         *(_growth(preset, found) for preset, found in growths.items()),
         _agreement(_read("bfloat16_agreement")),
-        *(_profile(found) for preset in PRESETS if (found := _read(f"profile_{preset}"))),
-        _levers({preset: _read(f"levers_{preset}") for preset in MEASURED_LEVERS}),
+        *(_profile(found) for preset in PRESETS if (found := _profiles(preset, benchmarks))),
+        _gpu_program(_read("gpu_program")),
+        _levers({preset: _levers_of(preset) for preset in MEASURED_LEVERS}),
         _versions(_read("jax_versions")),
         _watch(_read("watch_cost")),
         _several_chips(),
@@ -110,13 +120,18 @@ def _benchmark(preset: str, found: Numbers) -> str:
     summary = found["summary"]
     rates = ", ".join(f"{rate / 1e12:,.3g} TFLOP/s in {dtype}" for dtype, rate in summary["products_flops"].items())
     text = (
-        f"## Training beside PyTorch, {preset.upper()}\n\n`{found['command']}`, {found['cores']} cores, {found['cpu']}. "
+        f"## Training beside PyTorch, {preset.upper()}\n\n`{found['command']}`, {_machine(found)}. "
         "Every program in a process of its own, in turn, from the same weights, whose logits were compared; medians of "
         "rounds, each after an iteration that is not counted, in brackets the least and the greatest. An iteration is whole: chain, loss, update, "
         "buffer, with a separate labelled batch. TFLOP/s count the arithmetic of the algorithm alone, the same for all; "
         f"the share is of the machine's matrix products, measured in the same run: {rates}.\n"
     )
     return text + "\n".join(_case(case) for case in summary["cases"]) + _forecast(summary.get("forecast"))
+
+
+def _machine(found: Numbers) -> str:
+    host = f"{found['cores']} cores, {found['cpu']}"
+    return f"{found['device']}, {host}" if "device" in found else host
 
 
 def _case(case: Numbers) -> str:
@@ -211,7 +226,26 @@ def _agreement(found: Numbers | None) -> str:
         for name, value in found["summary"].items()
     ]
     heads = ("quantity", "float32", "bfloat16", "spread of seeds", "agrees")
-    return f"## bfloat16 against float32\n\n`{found['command']}`\n\n{_table(heads, rows)}"
+    return (
+        f"## bfloat16 against float32\n\n`{found['command']}`, {_machine(found)}: from the same weights and chains, "
+        "three seeds of each precision; means over the last 20 iterations, and of all chains that had moved. A quantity "
+        "agrees where the precisions' means differ by no more than the seeds do. float32 is as JAX computes it by "
+        f"default, which a GPU rounds to TF32 in convolutions.\n\n{_table(heads, rows)}"
+    )
+
+
+def _narrow() -> str:
+    """What bfloat16 gave, in words."""
+    found = _read("bfloat16_agreement")
+    if found is None:
+        return "not measured yet"
+    slow, fast = (
+        statistics.median(run["iteration_seconds"] for run in found["runs"][dtype]) for dtype in ("float32", "bfloat16")
+    )
+    return (
+        f"the iteration {slow / fast:.2f} times with WRN-28-10 32×32×3, batch 64, K 20 ({1e3 * slow:.0f} against "
+        f"{1e3 * fast:.1f} ms), each the median of the three trainings above"
+    )
 
 
 def _levers(found: Mapping[str, Numbers | None]) -> str:
@@ -220,8 +254,15 @@ def _levers(found: Mapping[str, Numbers | None]) -> str:
         for preset, levers in MEASURED_LEVERS.items()
         for name, (lever, predicted) in levers.items()
     )
+    rows += (
+        f"| bfloat16 compute, float32 state: `model.dtype` (GPU; against float32 with TF32) | 2 times | {_narrow()} |\n"
+    )
     sources = [f"`{one['command']}` ({one['cores']} cores)" for one in found.values() if one]
-    source = f"Measured by {' and '.join(sources)}, medians of five, where nothing else is said.\n\n" if sources else ""
+    source = (
+        f"Measured by {' and '.join(sources)}, medians of five, or of three on a GPU, where nothing else is said.\n\n"
+        if sources
+        else ""
+    )
     behind = (
         "Where an iteration is behind PyTorch's at 32×32 on a CPU it is by the gradient of the loss, not by the chain: "
         "XLA's kernel gradients take twice as long as the convolutions, and every call faults its temporary memory in "
@@ -230,39 +271,102 @@ def _levers(found: Mapping[str, Numbers | None]) -> str:
     return f"## Levers\n\n{source}{behind}{LEVERS.format(measured=rows)}"
 
 
+def _levers_of(preset: str) -> Numbers | None:
+    """What levers.py stored of a preset, with the rest of it."""
+    found, rest = _read(f"levers_{preset}"), _read(f"levers_{preset}_rest")
+    if found is None or rest is None:
+        return found or rest
+    return {**found, "summary": [*found["summary"], *rest["summary"]]}
+
+
 def _effect(name: str, found: Numbers | None) -> str:
     """What a lever gave, in words."""
     measured = []
     for case in found["summary"] if found else ():
-        size, steps = case["case"].partition(",")[0].partition(" ")[2], case["case"].rpartition(" ")[2]
+        where = _short(case["case"])
         with_it, without = (name, "all") if name in NO_DEFAULT else ("all", name)
+        if name not in (*case["seconds"], *case.get("failed", {})):
+            continue
         if name in case.get("failed", {}):
-            measured.append(f"failed at {size}, K {steps} ({_first_line(case['failed'][name])})")
+            measured.append(f"failed with {where} ({_first_line(case['failed'][name])})")
             continue
         fast, slow = case["seconds"][with_it]["median"], case["seconds"][without]["median"]
-        measured.append(f"{slow / fast:.2f} times at {size}, K {steps} ({1e3 * slow:.0f} against {1e3 * fast:.0f} ms)")
+        measured.append(f"{slow / fast:.2f} times with {where} ({1e3 * slow:.3g} against {1e3 * fast:.3g} ms)")
     return f"the iteration {'; '.join(measured)}" if measured else "not measured yet"
+
+
+def _short(case: str) -> str:
+    """WRN-10-1 8×8×1, batch 64, K 20 -> 8×8×1, K 20 of the small network, and others by their names."""
+    return re.sub(r"^WRN-10-1 (.*?), batch \d+", r"\1", case)
 
 
 def _first_line(text: str) -> str:
     return text.strip().splitlines()[-1][:200].replace("|", "/") if text.strip() else ""
 
 
-def _profile(found: Numbers) -> str:
-    parts = [
-        f"## Where a device's time goes\n\n`{found['command']}`; sums over a device's streams, or a CPU's threads."
+def _profiles(preset: str, benchmarks: Mapping[str, Numbers]) -> Numbers | None:
+    """What profile_step.py stored, or what the benchmark did on its way."""
+    alone = _read(f"profile_{preset}")
+    if alone or preset not in benchmarks:
+        return alone
+    benchmark = benchmarks[preset]
+    found = [
+        {"case": f"{program['program']}, {case['case']}", **program["profile"]}
+        for case in benchmark["summary"]["cases"]
+        for program in case["programs"]
+        if "profile" in program
     ]
+    return {"command": benchmark["command"], "summary": found} if found else None
+
+
+def _gpu_program(found: Numbers | None) -> str:
+    if found is None:
+        return ""
+    programs = found["summary"]["programs"]
+    kinds = list(programs[0]["chain_step"])
+    rows = [
+        (
+            program["case"],
+            program["kernels"],
+            where,
+            sum(program[part].values()),
+            *(program[part][kind] for kind in kinds),
+        )
+        for program in programs
+        for part, where in (("chain_step", "a step of the chain"), ("outside", "the rest of an iteration"))
+    ]
+    layouts = sorted({layout for program in programs for layout in program["layouts"]})
+    return (
+        f"## What a GPU is given to do\n\n`{found['command']}`, JAX {found['summary']['jax']}: the step as XLA compiles "
+        "it for an H200, on a machine without one; counts of kernels, no times. All convolutions are of "
+        f"{' and '.join(layouts)}: no change of layout stands in the chain. The donated buffer is "
+        f"{programs[0]['donated_bytes'] / 2**20:,.0f} MiB, temporary memory at most "
+        f"{max(program['temporary_bytes'] for program in programs) / 2**20:,.0f} MiB.\n\n"
+        f"{_table(('training', 'kernels', 'where', 'launches', *kinds), rows)}"
+    )
+
+
+def _profile(found: Numbers) -> str:
+    heading = f"Where a {'GPU' if '=gpu' in found['command'] else 'CPU'}'s time goes"
+    parts = [f"## {heading}\n\n`{found['command']}`; sums over a device's streams, or a CPU's threads."]
     for case in found["summary"]:
         kinds = [
             (kind, f"{1e3 * seconds:.2f}", f"{seconds / case['kernel_seconds']:.0%}")
             for kind, seconds in case["kinds"].items()
         ]
-        layouts = ", ".join(f"{count} of {layout}" for layout, count in case["layouts"].items())
-        parts.append(
+        layouts = ", ".join(f"{count} of {layout}" for layout, count in case.get("layouts", {}).items())
+        text = (
             f"{case['case']}: {1e3 * case['iteration_seconds']:.2f} ms an iteration, "
-            f"{case['kernel_calls']:,.0f} kernels; convolutions: {layouts}.\n\n"
+            f"{case['kernel_calls']:,.0f} kernels{f'; convolutions: {layouts}' if layouts else ''}.\n\n"
             f"{_table(('kind', 'ms an iteration', 'share'), kinds)}"
         )
+        if "GPU" in heading:
+            most = [
+                (f"`{kernel['kernel'][:100]}`", f"{kernel['calls']:.0f}", f"{1e3 * kernel['seconds']:.2f}")
+                for kernel in case["kernels"][:MOST_KERNELS]
+            ]
+            text += f"\n\n{_table(('kernel', 'calls', 'ms an iteration'), most)}"
+        parts.append(text)
     return "\n\n".join(parts)
 
 

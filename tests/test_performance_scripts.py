@@ -22,7 +22,7 @@ class FakeWorker:
 
     broken: dict[str, str] = {}  # noqa: RUF012
 
-    def __init__(self, script, environment=None):
+    def __init__(self, script, environment=None, patience=None):
         self.name = self.script = script
         self.flags = (environment or {}).get("XLA_FLAGS", "")
 
@@ -42,6 +42,7 @@ class FakeWorker:
             "memory": {"bytes": 2**20, "what": "all"}, "layouts": {"b01f": 3},
             "communication": {"all_reduces": 1, "bytes": 40, "parameters": 9},
             "prepare": {"flops": 1e9, "compile_seconds": 2.0, "logits": LOGITS},
+            "build": {"flops": 1e9, "logits": LOGITS}, "compiled": {"compile_seconds": 2.0},
         }  # fmt: skip
         if function == "prepare" and wrong == "logits":
             return {"logits": [[9.0, 9.0], [9.0, 9.0]]}
@@ -74,11 +75,12 @@ def test_a_benchmark_keeps_every_case_and_compares_with_each_official_style(meas
     assert status == 0
     first, second = stored["benchmark_gpu"]["summary"]["cases"][:2]
     assert first["programs"][0]["program"] == "jem_jax bfloat16"
-    assert len(first["programs"]) == 7
+    assert len(first["programs"]) == 5
     # What takes minutes to compile is tried once.
     assert len(second["programs"]) == 4
     assert first["programs"][0]["iteration_seconds"] == {"median": 0.5, "low": 0.5, "high": 0.5}
     assert first["programs"][0]["chain_steps_per_second"]["median"] == 20 / 0.25
+    assert first["programs"][0]["compile_seconds"] == first["programs"][0]["cached_compile_seconds"] == 2
     text = scripts.load("performance_page")._case(first)
     assert "| times official style, TF32 off | times official style, PyTorch's defaults |" in text
     assert "jem_jax bfloat16 | 2 (2 to 2) | 1.00 | 1.00 | 80 |" in text
@@ -108,20 +110,49 @@ def test_a_benchmark_that_is_cut_off_keeps_the_cases_before(measured, tmp_path):
     assert len(json.loads((tmp_path / "benchmark_gpu.json").read_text())["summary"]["cases"]) == 2
 
 
-@pytest.mark.parametrize("preset", ["cpu", "gpu"])
-def test_levers_and_what_fails_of_them_are_on_the_page(measured, preset):
+def test_a_benchmark_takes_so_many_cases_and_profiles_our_program(measured, monkeypatch):
+    monkeypatch.setattr(scripts.load("benchmark"), "profile", lambda worker, name: {"of": name})
+    _, stored = measured("benchmark", "--preset=gpu", "--rounds=1", "--cases=1", "--profile")
+    (case,) = stored["benchmark_gpu"]["summary"]["cases"]
+    assert case["programs"][0]["profile"] == {"of": "jem_jax bfloat16"}
+    assert "profile" not in case["programs"][1]
+
+
+def test_programs_that_compile_for_long_do_so_side_by_side_where_there_are_cores(measured, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    status, stored = measured("benchmark", "--preset=cpu", "--rounds=1", "--cases=1")
+    assert status == 0
+    assert len(stored["benchmark_cpu"]["summary"]["cases"][0]["programs"]) == 4
+
+
+def test_a_worker_that_takes_too_long_is_ended(tmp_path):
+    idle = tmp_path / "idle"
+    idle.write_text("#!/bin/sh\nexec sleep 60\n")
+    idle.chmod(0o700)
+    with (
+        scripts.load("workers").Worker("torch_worker.py", python=idle, patience=0.1) as worker,
+        pytest.raises(RuntimeError, match="ended"),
+    ):
+        worker.ask("products")
+
+
+@pytest.mark.parametrize("cores", [2, 16])
+@pytest.mark.parametrize("preset", ["cpu", "gpu", "gpu_rest"])
+def test_levers_and_what_fails_of_them_are_on_the_page(measured, monkeypatch, preset, cores):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
     broken = {"--xla_gpu_autotune_level=0": "prepare"}
     _, stored = measured("levers", f"--preset={preset}", broken=broken)
     found = stored[f"levers_{preset}"]
     page = scripts.load("performance_page")
-    text = page._levers({"cpu": None, "gpu": None, preset: found})
-    effect = page._effect("one pass" if preset == "gpu" else "huge pages", found)
-    assert effect.count("1.00 times at") == 2
-    assert text.count("not measured yet") == (len(page.MEASURED_LEVERS["cpu"]) if preset == "gpu" else 8)
-    if preset == "gpu":
-        assert "failed at 32×32×3, K 10 (MemoryError: out of memory / all of it)" in text
+    group = preset.removesuffix("_rest")
+    text = page._levers({"cpu": None, "gpu": None, group: found})
+    effect = page._effect({"cpu": "huge pages", "gpu": "cast once", "gpu_rest": "unrolled"}[preset], found)
+    assert effect.count("1.00 times with") == (1 if preset == "gpu_rest" else 2)
+    assert ("(MemoryError: out of memory / all of it)" in text) == (preset == "gpu_rest")
     # The names on the page are those that are measured.
-    assert {lever.name for lever in scripts.load("levers").LEVERS[preset]} == set(page.MEASURED_LEVERS[preset])
+    names = {lever.name for subject in scripts.load("levers")._subjects(preset) for lever in subject.levers}
+    assert names <= set(page.MEASURED_LEVERS[group])
+    assert text.count("not measured yet") == sum(map(len, page.MEASURED_LEVERS.values())) - len(names)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "cpu", "gpu"])
