@@ -311,7 +311,12 @@ def _profiles(preset: str, benchmarks: Mapping[str, Numbers]) -> Numbers | None:
         return alone
     benchmark = benchmarks[preset]
     found = [
-        {"case": f"{program['program']}, {case['case']}", **program["profile"]}
+        {
+            "case": f"{program['program']}, {case['case']}",
+            "flops": case["flops"],
+            "products": benchmark["summary"]["products_flops"][program["dtype"]],
+            **program["profile"],
+        }
         for case in benchmark["summary"]["cases"]
         for program in case["programs"]
         if "profile" in program
@@ -360,6 +365,8 @@ def _profile(found: Numbers) -> str:
             f"{case['kernel_calls']:,.0f} kernels{f'; convolutions: {layouts}' if layouts else ''}.\n\n"
             f"{_table(('kind', 'ms an iteration', 'share'), kinds)}"
         )
+        if "flops" in case:
+            text += _distance(case)
         if "GPU" in heading:
             most = [
                 (f"`{kernel['kernel'][:100]}`", f"{kernel['calls']:.0f}", f"{1e3 * kernel['seconds']:.2f}")
@@ -368,6 +375,18 @@ def _profile(found: Numbers) -> str:
             text += f"\n\n{_table(('kernel', 'calls', 'ms an iteration'), most)}"
         parts.append(text)
     return "\n\n".join(parts)
+
+
+def _distance(case: Numbers) -> str:
+    """How far an iteration is from the time that its arithmetic takes at the rate of matrix products."""
+    convolutions = next(seconds for kind, seconds in case["kinds"].items() if kind.startswith("convolutions"))
+    rate = case["flops"] / convolutions
+    return (
+        f"\n\nAt the rate of matrix products the iteration's arithmetic would take {1e3 * case['flops'] / case['products']:.0f} "
+        f"ms. cuDNN's convolutions reach {rate / case['products']:.0%} of that rate (160 and 320 channels do not fill its "
+        "tiles of 64 and 128), and what stands between them moves every feature map through memory two to four times. "
+        "Kernels overlap, so that their sum is more than the iteration."
+    )
 
 
 def _versions(found: Numbers | None) -> str:

@@ -7,6 +7,7 @@ The Gaussian of a class with images x_1, …, x_n has their mean, and their cova
 clipped to [-1, 1] as released. No covariance matrix is formed, which for 64×64 images would take 600 MB a class.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,16 +47,21 @@ def draw(key: Array, images: Array, present: Array, count: int) -> Array:
     return jnp.clip(mean + spread + jitter, -1, 1).reshape(count, *images.shape[1:])
 
 
-_draw = jax.jit(draw, static_argnums=3)
+@functools.partial(jax.jit, static_argnums=3)
+def _draw(key: Array, images: Array, present: Array, count: int) -> Array:
+    return draw(key, to_float(images), present, count)
 
 
-def of_classes(split: Split, rows: np.ndarray, num_classes: int) -> Callable[[Array, int], Array]:
+def of_classes(
+    split: Split, rows: np.ndarray, num_classes: int, images: Array | None = None
+) -> Callable[[Array, int], Array]:
     """The Gaussians of a data set's classes.
 
     Args:
       split: uint8 images and labels.
       rows: [n] which of them may be used: those with labels. Every class has at least one.
       num_classes: K.
+      images: the split's images where a device has them already; else every call sends them there.
 
     Returns:
       (key, count) -> draws [count, K, H, W, C] float32, `count` of each class.
@@ -63,6 +69,7 @@ def of_classes(split: Split, rows: np.ndarray, num_classes: int) -> Callable[[Ar
     labels = split.labels[rows]
     members = [rows[labels == label] for label in range(num_classes)]
     most = max(len(chosen) for chosen in members)
+    source = split.images if images is None else images
 
     def draws(key: Array, count: int) -> Array:
         drawn = []
@@ -70,7 +77,7 @@ def of_classes(split: Split, rows: np.ndarray, num_classes: int) -> Callable[[Ar
             # Filled up to the largest class, so that one program serves all.
             padded = np.resize(chosen, most)
             present = np.arange(most) < len(chosen)
-            drawn.append(_draw(jax.random.fold_in(key, label), to_float(split.images[padded]), present, count))
+            drawn.append(_draw(jax.random.fold_in(key, label), source[padded], present, count))
         return jnp.stack(drawn, axis=1)
 
     return draws

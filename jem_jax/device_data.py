@@ -81,10 +81,10 @@ class Starts:
     Gaussian's distribution; two chains of one epoch may share theirs.
     """
 
-    def __init__(self, config: Config, split: Split, order: Order) -> None:
+    def __init__(self, config: Config, split: Split, order: Order, images: Array | None = None) -> None:
         self._order = order
         self._key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 3)
-        self._draws = draws(config, split)
+        self._draws = draws(config, split, images)
         image_bytes = 4 * split.images[0].size
         classes = int(split.labels.max()) + 1
         wanted = config.sampler.reinit_prob * order.steps_per_epoch * chains(config)
@@ -100,17 +100,21 @@ class Starts:
         return self._placed[1]
 
 
-def draws(config: Config, split: Split) -> Callable[[Array, int], Array]:
+def draws(config: Config, split: Split, images: Array | None = None) -> Callable[[Array, int], Array]:
     """The Gaussians of the classes, from the images whose labels may be known; see `class_gaussians.of_classes`."""
     rows = labelled_rows(split.labels, config.data.labels_per_class, config.data.labels_seed)
-    return class_gaussians.of_classes(split, rows, int(split.labels.max()) + 1)
+    return class_gaussians.of_classes(split, rows, int(split.labels.max()) + 1, images)
 
 
 def build(config: Config, split: Split, order: Order) -> DeviceData:
     """The images on every device where they fit (10 % of its memory, 1 GiB on a CPU), else streamed from the host."""
-    terms = weights(config)
-    starts = Starts(config, split, order) if terms.needs_samples and config.sampler.init == "class_gaussians" else None
-    return Resident(split, order, starts) if is_resident(config, split) else Streamed(split, order, starts)
+    from_gaussians = weights(config).needs_samples and config.sampler.init == "class_gaussians"
+    if not is_resident(config, split):
+        return Streamed(split, order, Starts(config, split, order) if from_gaussians else None)
+    images, labels = parallel.replicate((split.images, split.labels))
+    # One device draws for all.
+    starts = Starts(config, split, order, images.addressable_data(0)) if from_gaussians else None
+    return Resident(images, labels, order, starts)
 
 
 def is_resident(config: Config, split: Split) -> bool:
@@ -124,9 +128,8 @@ class Resident:
 
     streamed = False
 
-    def __init__(self, split: Split, order: Order, starts: Starts | None = None) -> None:
-        self._order, self._starts = order, starts
-        self._images, self._labels = parallel.replicate((split.images, split.labels))
+    def __init__(self, images: Array, labels: Array, order: Order, starts: Starts | None = None) -> None:
+        self._images, self._labels, self._order, self._starts = images, labels, order, starts
         self._placed: dict[int, tuple[int, Array]] = {}
 
     def at(self, step: int) -> ResidentData:
