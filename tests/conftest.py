@@ -7,8 +7,10 @@ import tempfile
 # Before JAX starts; programs that tests start inherit it.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
-_cache = tempfile.TemporaryDirectory(prefix="jem_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+# The processes that pytest-xdist starts share that of the first.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="jem_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 from collections.abc import Callable, Iterator  # noqa: E402
