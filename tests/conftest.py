@@ -13,14 +13,14 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
-from collections.abc import Callable, Iterator  # noqa: E402
+from collections.abc import Callable, Iterator
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
-import tiny  # noqa: E402
+import jax
+import pytest
+import tiny
 
-from jem_jax.config import Config  # noqa: E402
-from jem_jax.datasets import Dataset  # noqa: E402
+from jem_jax.config import Config
+from jem_jax.datasets import Dataset
 
 
 @pytest.fixture
