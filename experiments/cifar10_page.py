@@ -4,7 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tables import table
+
 from jem_jax.evaluation import ood
+from jem_jax.metrics import duration
 
 Numbers = Mapping[str, Any]
 PICTURE = "experiments/results/cifar10_fast_buffer.png"
@@ -15,7 +18,7 @@ def short(stored: Numbers) -> str:
     run, jem = stored["runs"][0]["run"], stored["runs"][0]["jem"]
     return (
         f"**CIFAR-10 on one {stored['device']}**: `configs/cifar10_fast.py`, a WRN-16-4 with the parts of SADA-JEM but "
-        f"for its optimiser, trained for {_minutes(run['seconds']['training'])}: {100 * jem['accuracy']:.1f} % test "
+        f"for its optimiser, trained for {duration(run['seconds']['training'])}: {100 * jem['accuracy']:.1f} % test "
         f"accuracy, ECE {100 * jem['ece']:.1f} %, mean AUROC of log p~(x) over {len(jem['ood'])} outside sets "
         f"{_mean(jem, 'log_density'):.2f}. One run.\n\n"
         f"![Chains of the replay buffer, one row a predicted class]({PICTURE})"
@@ -33,9 +36,9 @@ def section(stored: Numbers) -> str:
             "## CIFAR-10 in three minutes on one GPU",
             f"One seed of `configs/cifar10_fast.py`, {sizes['train']:,} training and {sizes['test']:,} test images, "
             f"{run['iterations']:,} iterations on one {stored['device']} (`{stored['command']}`): training "
-            f"{_minutes(seconds['training'])}, the report {_minutes(seconds['evaluation'])}, {recoveries} recoveries. "
+            f"{duration(seconds['training'])}, the report {duration(seconds['evaluation'])}, {recoveries} recoveries. "
             f"No plain classifier was trained beside it. In this run {stored['note']}.",
-            _table(
+            table(
                 ("accuracy, %", "NLL, nats", "Brier", "ECE, %", "ECE after temperature scaling, %"),
                 [
                     [
@@ -69,7 +72,7 @@ def _detecting(jem: Numbers) -> str:
         (ood.SCORES[score].replace("|", "\\|"), *(f"{found[score]['auroc']:.3f}" for found in jem["ood"].values()))
         for score in ("approximate_mass", "log_density", "max_posterior")
     ]
-    return _table(("AUROC", *(re.sub("_", " ", name) for name in jem["ood"])), rows)
+    return table(("AUROC", *(re.sub("_", " ", name) for name in jem["ood"])), rows)
 
 
 def _attacking(jem: Numbers) -> str:
@@ -79,7 +82,7 @@ def _attacking(jem: Numbers) -> str:
         for epsilon, value in jem["pgd"][norm].items()
         if float(epsilon)
     ]
-    return _table(("PGD-20", *(head for head, _ in found)), [("accuracy, %", *(cell for _, cell in found))])
+    return table(("PGD-20", *(head for head, _ in found)), [("accuracy, %", *(cell for _, cell in found))])
 
 
 def _course(validation: Any) -> str:
@@ -93,12 +96,3 @@ def _distance(quality: Numbers, name: str) -> str:
 def _mean(jem: Numbers, score: str) -> float:
     values = [found[score]["auroc"] for found in jem["ood"].values()]
     return sum(values) / len(values)
-
-
-def _minutes(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _table(head: Any, rows: Any) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tables import table
+
 Run = Mapping[str, Any]
 
 
@@ -69,7 +71,7 @@ def _outcomes(variants: Mapping[str, Sequence[Run]]) -> str:
         accuracy = statistics.median(run["accuracy"] or 0 for run in runs)
         recoveries = sum(len(run["recoveries"]) for run in runs)
         rows.append((name, f"{working} of {len(runs)}", broken, f"{100 * accuracy:.0f} %", recoveries))
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _extremes(healthy: Mapping[str, Sequence[Run]]) -> str:
@@ -85,9 +87,4 @@ def _extremes(healthy: Mapping[str, Sequence[Run]]) -> str:
         minutes = f"{sum(run['seconds'] for run in runs) / 60:.0f}"
         iterations = f"{sum(run['iterations'] for run in runs):,}"
         rows.append((name.removeprefix("healthy "), len(runs), minutes, iterations, alarms, gap, *spans))
-    return _table(head, rows)
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return table(head, rows)

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tables import table
+
 from jem_jax.evaluation import ood
 
 Numbers = Mapping[str, Any]
@@ -45,7 +47,7 @@ def _classifying(run: Numbers) -> str:
                 _bold(f"{factor * run[model][name]:.{1 if factor == 100 else 3}f}", run[model][name], best(values))
             )
         rows.append((title, *cells))
-    return _table(("", *heads), rows)
+    return table(("", *heads), rows)
 
 
 def _confidence(run: Numbers, model: str) -> str:
@@ -71,7 +73,7 @@ def _detecting(run: Numbers) -> str:
                 own = run[model]["ood"][name][score]["auroc"]
                 cells.append(_bold(f"{own:.3f}", own, max(values)))
             rows.append((f"{ood.SCORES[score]}, {title}".replace("|", "\\|"), *cells))
-    return _table(("AUROC", *(re.sub("_", " ", name) for name in sets)), rows)
+    return table(("AUROC", *(re.sub("_", " ", name) for name in sets)), rows)
 
 
 def _attacking(run: Numbers) -> str:
@@ -86,12 +88,8 @@ def _attacking(run: Numbers) -> str:
                     best = max(run[other]["pgd"][norm][epsilon] for other in MODELS)
                     cells.append(_bold(f"{100 * own:.1f}", own, best))
         rows.append((title, *cells))
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _bold(text: str, own: float, best: float) -> str:
     return f"**{text}**" if own == best else text
-
-
-def _table(head: Any, rows: Any) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))

@@ -11,10 +11,11 @@ Runs in a second.
 import json
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from runs import RESULTS, ROOT
+from tables import table
 
 PAGE = ROOT / "docs" / "performance.md"
 PRESETS = ("cpu", "gpu")
@@ -167,7 +168,7 @@ def _case(case: Numbers) -> str:
     )
     what = "; ".join(sorted({program["memory"]["what"] for program in case["programs"]}))
     failed = [f"\n{name} failed: {_first_line(reason)}\n" for name, reason in case.get("failed", {}).items()]
-    return f"\n### {case['case']}\n\n{_table(heads, rows)}\n\nMemory: {what}.\n{''.join(failed)}"
+    return f"\n### {case['case']}\n\n{table(heads, rows)}\n\nMemory: {what}.\n{''.join(failed)}"
 
 
 def _forecast(found: Numbers | None) -> str:
@@ -197,7 +198,7 @@ def _growth(preset: str, found: Numbers) -> str:
         f"## How cost grows, {preset.upper()}\n\n`{found['command']}`, {found['cores']} cores. Base: {summary['base']}, "
         f"buffer 10,000. Expected: time goes with arithmetic, and the buffer's size costs nothing.\n\n"
         f"![Iterations a second over each size](images/scaling_{preset}.png)\n\n"
-        f"{_table(('size', 'value', 'iterations/s', 'expected'), rows)}\n\n"
+        f"{table(('size', 'value', 'iterations/s', 'expected'), rows)}\n\n"
         f"Where an iteration's time goes (the base with K 20): {1e3 * iteration:.1f} ms, of which the chain "
         f"{1e3 * chain:.1f} ms, the loss and its gradients {1e3 * loss:.1f} ms, each measured alone, and the rest "
         f"{1e3 * (iteration - chain - loss):.1f} ms. {_host(preset, parts['dispatch'])}\n\nIn the compiled program devices exchange {shared['bytes']:,} bytes an iteration in "
@@ -230,7 +231,7 @@ def _agreement(found: Numbers | None) -> str:
         f"## bfloat16 against float32\n\n`{found['command']}`, {_machine(found)}: from the same weights and chains, "
         "three seeds of each precision; means over the last 20 iterations, and of all chains that had moved. A quantity "
         "agrees where the precisions' means differ by no more than the seeds do. float32 is as JAX computes it by "
-        f"default, which a GPU rounds to TF32 in convolutions.\n\n{_table(heads, rows)}"
+        f"default, which a GPU rounds to TF32 in convolutions.\n\n{table(heads, rows)}"
     )
 
 
@@ -347,7 +348,7 @@ def _gpu_program(found: Numbers | None) -> str:
         f"{' and '.join(layouts)}: no change of layout stands in the chain. The donated buffer is "
         f"{programs[0]['donated_bytes'] / 2**20:,.0f} MiB, temporary memory at most "
         f"{max(program['temporary_bytes'] for program in programs) / 2**20:,.0f} MiB.\n\n"
-        f"{_table(('training', 'kernels', 'where', 'launches', *kinds), rows)}"
+        f"{table(('training', 'kernels', 'where', 'launches', *kinds), rows)}"
     )
 
 
@@ -363,7 +364,7 @@ def _profile(found: Numbers) -> str:
         text = (
             f"{case['case']}: {1e3 * case['iteration_seconds']:.2f} ms an iteration, "
             f"{case['kernel_calls']:,.0f} kernels{f'; convolutions: {layouts}' if layouts else ''}.\n\n"
-            f"{_table(('kind', 'ms an iteration', 'share'), kinds)}"
+            f"{table(('kind', 'ms an iteration', 'share'), kinds)}"
         )
         if "flops" in case:
             text += _distance(case)
@@ -372,7 +373,7 @@ def _profile(found: Numbers) -> str:
                 (f"`{kernel['kernel'][:100]}`", f"{kernel['calls']:.0f}", f"{1e3 * kernel['seconds']:.2f}")
                 for kernel in case["kernels"][:MOST_KERNELS]
             ]
-            text += f"\n\n{_table(('kernel', 'calls', 'ms an iteration'), most)}"
+            text += f"\n\n{table(('kernel', 'calls', 'ms an iteration'), most)}"
         parts.append(text)
     return "\n\n".join(parts)
 
@@ -411,7 +412,7 @@ def _versions(found: Numbers | None) -> str:
         f"## Versions of JAX on a CPU\n\n`{found['command']}`, {found['cores']} cores, {found['cpu']}, Python "
         "interpreters of these versions of JAX, in turn; medians of five rounds, in brackets the least and the greatest. "
         "From 0.11 on XLA's convolutions of small images take longer on a CPU; everything else on this page was "
-        f"measured with 0.10.2.\n\n{_table(heads, rows)}"
+        f"measured with 0.10.2.\n\n{table(heads, rows)}"
     )
 
 
@@ -450,13 +451,8 @@ def _several_chips() -> str:
         "(790 TFLOP/s measured on an H200, 459 the published peak of a TPU v5p), which is the worst case for the "
         f"exchange, and exchanges once: {4 * PARAMETERS / 1e6:.0f} MB of float32 gradients in a flat ring, 2(n-1)/n times "
         "those bytes over each chip's link, with nothing overlapped and no latency.\n\n"
-        f"{_table(heads, rows)}"
+        f"{table(heads, rows)}"
     )
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 if __name__ == "__main__":

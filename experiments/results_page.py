@@ -9,7 +9,7 @@ written by hand, so that numbers on the pages are those that were measured.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import divergence_page
 import fashion_mnist_page
 from matplotlib import image as mpl_image
 from matplotlib import pyplot
+from tables import table
 
 from jem_jax.evaluation import ood
 from jem_jax.report import figures
@@ -182,10 +183,10 @@ def _short(digits: Numbers) -> str:
         ("accuracy under PGD-20, L∞ ε 0.1", *(_percent(summary[model]["pgd"]["linf"]["0.1"]) for model in MODELS)),
         ("accuracy under PGD-20, L2 ε 0.5", *(_percent(summary[model]["pgd"]["l2"]["0.5"]) for model in MODELS)),
     ]
-    table = _table(("", "JEM", "plain classifier"), rows)
+    lines = table(("", "JEM", "plain classifier"), rows)
     command = summary["command"]
     return (
-        f"{_of_what(digits)}; means, in brackets the least and the greatest:\n\n{table}\n\n"
+        f"{_of_what(digits)}; means, in brackets the least and the greatest:\n\n{lines}\n\n"
         "The JEM is as accurate, notices what is no digit by the gradient of its log density, withstands larger "
         "attacks, and draws digits. It is *less* well calibrated here, being underconfident, and its max p(y|x) "
         "detects less on some sets. The whole command took "
@@ -209,7 +210,7 @@ def _classifying(summary: Numbers) -> str:
         (title, *((_percent if how else _plain)(summary[model][name]) for _, name, how in columns))
         for model, title in MODELS.items()
     ]
-    return _table(("", *(title for title, _, _ in columns)), rows)
+    return table(("", *(title for title, _, _ in columns)), rows)
 
 
 def _detecting(summary: Numbers) -> str:
@@ -224,7 +225,7 @@ def _detecting(summary: Numbers) -> str:
                 cells.append(f"**{cell}**" if both[model] == max(both.values()) else cell)
             formula = ood.SCORES[score].replace("|", "\\|")
             rows.append((f"{formula}, {title}", *cells))
-    return _table(("score", *(_words(name) for name in sets)), rows)
+    return table(("score", *(_words(name) for name in sets)), rows)
 
 
 def _attacking(summary: Numbers, norm: str) -> str:
@@ -233,7 +234,7 @@ def _attacking(summary: Numbers, norm: str) -> str:
         (title, *(_percent(summary[model]["pgd"][norm][epsilon]) for epsilon in epsilons))
         for model, title in MODELS.items()
     ]
-    return _table((f"{'L∞' if norm == 'linf' else 'L2'} ε", *epsilons), rows)
+    return table((f"{'L∞' if norm == 'linf' else 'L2'} ε", *epsilons), rows)
 
 
 def _refined(summary: Numbers) -> str:
@@ -244,7 +245,7 @@ def _refined(summary: Numbers) -> str:
         _, steps, mode = name.split("_", 2)
         how = "" if steps == "0" else f", {mode.replace('_', ' ')}"
         rows.append((f"JEM-{steps}{how}", *(_percent(values[epsilon]) for epsilon in epsilons)))
-    return _table(("L∞ ε", *epsilons), rows)
+    return table(("L∞ ε", *epsilons), rows)
 
 
 def _drawing(summary: Numbers) -> str:
@@ -273,12 +274,7 @@ def _claims(summary: Numbers) -> str:
         ), *(f"{100 * values[model]['ece_mean']:.1f} %" for model in MODELS))
         for name, values in summary.items()
     ]  # fmt: skip
-    return _table(("training", "JEM", "classifier", "JEM's ECE", "classifier's ECE"), rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(("training", "JEM", "classifier", "JEM's ECE", "classifier's ECE"), rows)
 
 
 def _percent(value: Numbers) -> str:
