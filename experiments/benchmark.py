@@ -52,6 +52,7 @@ def main() -> int:
     command = f"python experiments/benchmark.py --preset={flags.preset}" + " --forecast" * flags.forecast
     if flags.cases is not None:
         command += f" --cases={flags.cases}"
+    command += " --profile" * flags.profile
     products = _products(flags.preset)
     cases: list[Numbers] = []
     summary: Numbers = {"products_flops": products, "cases": cases}

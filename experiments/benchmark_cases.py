@@ -5,7 +5,7 @@ from typing import Any
 
 SLOTS = 10_000
 MANY_CORES = 8
-"""from so many on, programs are compiled side by side"""
+"""with more than so many, programs are compiled side by side"""
 
 
 @dataclass(frozen=True)

@@ -258,18 +258,19 @@ def _levers(found: Mapping[str, Numbers | None]) -> str:
     rows += (
         f"| bfloat16 compute, float32 state: `model.dtype` (GPU; against float32 with TF32) | 2 times | {_narrow()} |\n"
     )
-    sources = [f"`{one['command']}` ({one['cores']} cores)" for one in found.values() if one]
-    source = (
-        f"Measured by {' and '.join(sources)}, medians of five, or of three on a GPU, where nothing else is said.\n\n"
-        if sources
-        else ""
-    )
+    sources = [f"`{one['command']}` ({one['cores']} cores{_note(one)})" for one in found.values() if one]
+    source = f"Measured by {' and '.join(sources)}, medians of five where nothing else is said.\n\n" if sources else ""
     behind = (
         "Where an iteration is behind PyTorch's at 32×32 on a CPU it is by the gradient of the loss, not by the chain: "
         "XLA's kernel gradients take twice as long as the convolutions, and every call faults its temporary memory in "
         "anew. What was tried against it is among the rows.\n\n"
     )
     return f"## Levers\n\n{source}{behind}{LEVERS.format(measured=rows)}"
+
+
+def _note(found: Numbers) -> str:
+    """What is to be known of a result, if anything."""
+    return f"; {found['note']}" if "note" in found else ""
 
 
 def _levers_of(preset: str) -> Numbers | None:

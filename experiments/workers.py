@@ -35,7 +35,7 @@ class Worker:
         python: str | Path = sys.executable,
         patience: float = 3600,
     ) -> None:
-        self.patience = patience
+        self._patience = patience
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed at exit)
         self._process = subprocess.Popen(
             [str(python), str(Path(__file__).parent / script)],
@@ -52,7 +52,7 @@ class Worker:
         Raises:
           RuntimeError: the worker ended, or was ended after `patience` seconds; with what it said last.
         """
-        timer = threading.Timer(self.patience, self._process.kill)
+        timer = threading.Timer(self._patience, self._process.kill)
         timer.daemon = True
         timer.start()
         try:
