@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -118,11 +119,21 @@ def test_a_benchmark_takes_so_many_cases_and_profiles_our_program(measured, monk
     assert "profile" not in case["programs"][1]
 
 
-def test_programs_that_compile_for_long_do_so_side_by_side_where_there_are_cores(measured, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+@pytest.mark.parametrize(("cores", "apart"), [(2, 0), (16, 1)])
+def test_programs_that_compile_for_long_do_so_side_by_side_where_there_are_cores(measured, monkeypatch, cores, apart):
+    submitted = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, function, *arguments):
+            submitted.append(function)
+            return super().submit(function, *arguments)
+
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr(scripts.load("benchmark"), "ThreadPoolExecutor", Pool)
     status, stored = measured("benchmark", "--preset=cpu", "--rounds=1", "--cases=1")
     assert status == 0
     assert len(stored["benchmark_cpu"]["summary"]["cases"][0]["programs"]) == 4
+    assert len(submitted) == apart
 
 
 def test_a_worker_that_takes_too_long_is_ended(tmp_path):
