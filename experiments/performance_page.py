@@ -88,16 +88,17 @@ def page() -> str:
     """docs/performance.md."""
     benchmarks = {preset: found for preset in PRESETS if (found := _read(f"benchmark_{preset}"))}
     growths = {preset: found for preset in PRESETS if (found := _read(f"scaling_{preset}"))}
+    agreement = _read("bfloat16_agreement")
     parts = [
         "# Performance\n\nMade by `python experiments/performance_page.py` from the raw results in "
         "[experiments/results](../experiments/results); the model of several chips apart, nothing here is an estimate.",
         _not_measured(benchmarks, growths),
         *(_benchmark(preset, found) for preset, found in benchmarks.items()),
         *(_growth(preset, found) for preset, found in growths.items()),
-        _agreement(_read("bfloat16_agreement")),
+        _agreement(agreement),
         *(_profile(found) for preset in PRESETS if (found := _profiles(preset, benchmarks))),
         _gpu_program(_read("gpu_program")),
-        _levers({preset: _levers_of(preset) for preset in MEASURED_LEVERS}),
+        _levers({preset: _levers_of(preset) for preset in MEASURED_LEVERS}, agreement),
         _versions(_read("jax_versions")),
         _watch(_read("watch_cost")),
         _several_chips(),
@@ -235,9 +236,8 @@ def _agreement(found: Numbers | None) -> str:
     )
 
 
-def _narrow() -> str:
+def _narrow(found: Numbers | None) -> str:
     """What bfloat16 gave, in words."""
-    found = _read("bfloat16_agreement")
     if found is None:
         return "not measured yet"
     slow, fast = (
@@ -249,15 +249,13 @@ def _narrow() -> str:
     )
 
 
-def _levers(found: Mapping[str, Numbers | None]) -> str:
+def _levers(found: Mapping[str, Numbers | None], agreement: Numbers | None) -> str:
     rows = "".join(
         f"| {lever} | {predicted} | {_effect(name, found[preset])} |\n"
         for preset, levers in MEASURED_LEVERS.items()
         for name, (lever, predicted) in levers.items()
     )
-    rows += (
-        f"| bfloat16 compute, float32 state: `model.dtype` (GPU; against float32 with TF32) | 2 times | {_narrow()} |\n"
-    )
+    rows += f"| bfloat16 compute, float32 state: `model.dtype` (GPU; against float32 with TF32) | 2 times | {_narrow(agreement)} |\n"
     sources = [f"`{one['command']}` ({one['cores']} cores{_note(one)})" for one in found.values() if one]
     source = f"Measured by {' and '.join(sources)}, medians of five where nothing else is said.\n\n" if sources else ""
     behind = (

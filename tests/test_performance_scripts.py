@@ -156,7 +156,8 @@ def test_levers_and_what_fails_of_them_are_on_the_page(measured, monkeypatch, pr
     found = stored[f"levers_{preset}"]
     page = scripts.load("performance_page")
     group = preset.removesuffix("_rest")
-    text = page._levers({"cpu": None, "gpu": None, group: found})
+    trainings = {dtype: [{"iteration_seconds": 0.5}] for dtype in ("float32", "bfloat16")}
+    text = page._levers({"cpu": None, "gpu": None, group: found}, {"runs": trainings})
     effect = page._effect({"cpu": "huge pages", "gpu": "cast once", "gpu_rest": "unrolled"}[preset], found)
     assert effect.count("1.00 times with") == (1 if preset == "gpu_rest" else 2)
     assert ("(MemoryError: out of memory / all of it)" in text) == (preset == "gpu_rest")
