@@ -67,6 +67,8 @@ class Checkpoints:
             preservation_policy=_Kept(lambda steps: kept(steps, self._regular) if self._only is None else {self._only}),
             create=True,
             cleanup_tmp_directories=True,
+            # Two of them save side by side, and processes must not take a barrier of one for the other's.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=directory.name),
         )
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
         self._finishing: threading.Thread | None = None

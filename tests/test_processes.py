@@ -4,12 +4,15 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import tiny
-from command import TINY, Command, contents, finished_run, metrics, restored, steps_logged
+from command import TESTS, TINY, Command, contents, finished_run, metrics, restored, steps_logged
+from programs import side_by_side
 
 from jem_jax import checkpoint, config_files, datasets, recovery, train, workdir
 from jem_jax.interrupts import Interrupted
@@ -27,14 +30,18 @@ EPOCHS = (
 SOON = "from jem_jax import parallel, run\nparallel._SILENT_SECONDS = 5\nrun._SHARED_SECONDS = 1\n"
 
 
-def _pair(cwd, *arguments, each=((), ()), before=""):
-    """Two processes of two devices each; `each` has what only one of them is given."""
+def _free_address():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        address = f"--coordinator_address=127.0.0.1:{probe.getsockname()[1]}"
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def _pair(cwd, *arguments, each=((), ()), before=""):
+    """Two processes of two devices each; `each` has what only one of them is given."""
+    address = _free_address()
     return [
         Command(
-            *arguments, *own, address, "--num_processes=2", f"--process_id={number}",
+            *arguments, *own, f"--coordinator_address={address}", "--num_processes=2", f"--process_id={number}",
             cwd=cwd, before=before, JAX_NUM_CPU_DEVICES="2",
         )
         for number, own in enumerate(each)
@@ -153,6 +160,21 @@ def test_two_processes_finish_and_the_first_alone_reports(tmp_path):
     assert f"{run}/report/report.json" in first[1]
     assert _said(second[1]) == []
     assert (run / "report" / "samples.png").exists()
+
+
+def test_the_best_and_the_regular_checkpoints_are_saved_at_once(tmp_path):
+    """Their processes once took a barrier of the one for the other's, and waited for ever."""
+    address = _free_address()
+    program = [sys.executable, "-m", "programs.side_by_side", address]
+    pair = [subprocess.Popen([*program, number, str(tmp_path)], cwd=TESTS) for number in ("0", "1")]
+    try:
+        assert [process.wait(120) for process in pair] == [0, 0]
+    finally:
+        for process in pair:
+            process.kill()
+    last = side_by_side.STEPS
+    assert checkpoint.steps(tmp_path / "best") == [last]
+    assert checkpoint.steps(tmp_path / "checkpoints") == [last - 1, last]
 
 
 def test_two_processes_recover_together_and_the_report_says_so(tmp_path):
