@@ -21,9 +21,6 @@ from jem_jax.metrics import TIME_FIELDS
 
 TESTS = Path(__file__).parent
 
-# Compiles in a third of the time; what it computes differs in rounding from what this process does.
-HASTY = "--xla_backend_optimization_level=0"
-
 SHORT = (
     "--config=digits",
     "--config.training.epochs=1",
@@ -52,24 +49,28 @@ class Command:
 
     Args:
       before: Python that runs before the command does, such as a change of a constant.
-      flags: of XLA.
+      flags: of XLA; None for those of all tests.
       environment: variables to set.
     """
 
-    def __init__(self, *arguments: str, cwd: Path, before: str = "", flags: str = HASTY, **environment: str) -> None:
+    def __init__(
+        self, *arguments: str, cwd: Path, before: str = "", flags: str | None = None, **environment: str
+    ) -> None:
         how = ["-c", f"{before}\nimport sys\nfrom jem_jax.main import main\nsys.exit(main())"]
         how = how if before else ["-m", "jem_jax.main"]
+        if flags is not None:
+            environment["XLA_FLAGS"] = flags
         paths = [str(TESTS), str(TESTS / "without_torch"), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
             [sys.executable, *how, *arguments],
             cwd=cwd,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "XLA_FLAGS": flags, **environment},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def wait(self, seconds: float = 120) -> tuple[int, str, str]:
+    def wait(self, seconds: float = 300) -> tuple[int, str, str]:
         """Its exit status, output and errors; an error if it takes longer."""
         try:
             output, errors = self.process.communicate(timeout=seconds)
@@ -79,7 +80,7 @@ class Command:
             raise AssertionError(f"still running after {seconds} s:\n{output}\n{errors}") from None
         return self.process.returncode, output, errors
 
-    def wait_for(self, happened: Callable[[], Any], seconds: float = 120) -> None:
+    def wait_for(self, happened: Callable[[], Any], seconds: float = 300) -> None:
         """Waits until something has happened; an error if the process ends before."""
         deadline = time.monotonic() + seconds
         while not happened():

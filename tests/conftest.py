@@ -4,6 +4,8 @@ import gc
 import os
 import tempfile
 
+import compilation
+
 # Before JAX starts; programs that tests start inherit it.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
@@ -11,6 +13,7 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="jem_jax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    compilation.choose_flags()
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 from collections.abc import Callable, Iterator
@@ -33,13 +36,6 @@ def tiny_dataset() -> Dataset:
 def tiny_config() -> Callable[..., Config]:
     """A function of overrides that gives settings of a tiny run: `tiny_config(**{"training.batch_size": 16})`."""
     return tiny.config
-
-
-@pytest.fixture
-def quick_compilation() -> Iterator[None]:
-    """Half the compilation time, for tests that hardly run what they compile."""
-    with tiny.quick_compilation():
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

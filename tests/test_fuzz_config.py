@@ -180,9 +180,8 @@ def _two_iterations(config):
     memory.check(config, dataset, "train")
     start = tiny.start(config)
     state, buffer = start.state, start.buffer
-    with tiny.quick_compilation():
-        for number in range(2):
-            state, buffer = start.step(state, buffer, start.data.at(number))
+    for number in range(2):
+        state, buffer = start.step(state, buffer, start.data.at(number))
     start.data.close()
     if fuzzing.LONG:
         # As in conftest.py: the programs of a few hundred examples take all the memory maps that a process may have.
@@ -226,8 +225,7 @@ def trained(tmp_path_factory):
     """A run of one iteration, to be measured."""
     run = tmp_path_factory.mktemp("trained")
     config = tiny.config(**{"model.factory": "tiny:mlp", "training.epochs": 1})
-    with tiny.quick_compilation():
-        train.train(config, tiny.dataset(), run, "tiny", types.SimpleNamespace(requested=lambda *_: False))
+    train.train(config, tiny.dataset(), run, "tiny", types.SimpleNamespace(requested=lambda *_: False))
     return run
 
 
@@ -235,8 +233,7 @@ def _measured(run, config):
     dataset = tiny.dataset()
     memory.check(config, dataset, "evaluate")
     facts = workdir.RunFacts(config, dataset.image_shape, dataset.class_names, 4)
-    with tiny.quick_compilation():
-        return report.write(run, facts, dataset, {}, lambda _: None).failures
+    return report.write(run, facts, dataset, {}, lambda _: None).failures
 
 
 @pytest.mark.parametrize(("kind", "more"), [("least", ""), ("greatest", ",adversarial"), ("any", "")])

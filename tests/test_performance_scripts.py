@@ -175,7 +175,7 @@ def test_scaling_is_stored_and_drawn(measured, tmp_path, preset):
     assert (tmp_path / "docs" / "images" / f"scaling_{preset}.png").stat().st_size > 10_000
 
 
-def test_a_worker_measures_the_step_of_the_command(tmp_path, monkeypatch, quick_compilation):
+def test_a_worker_measures_the_step_of_the_command(tmp_path, monkeypatch):
     worker, profile_step = scripts.load("jax_worker"), scripts.load("profile_step")
     monkeypatch.setattr(parallel, "start", lambda *_: None)
     worker.start(batch=8, slots=64)

@@ -15,8 +15,6 @@ from jem_jax.recovery import Recovery
 from jem_jax.report import progress
 from jem_jax.report.result import Result
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LAST = 20
 SETTINGS = {
     "model.factory": "tiny:mlp",
@@ -70,8 +68,7 @@ def _entry(back_to, **settings):
 def recovered(tmp_path_factory):
     """A run that diverged at its first iterations and went on at a smaller learning rate."""
     directory = tmp_path_factory.mktemp("recovered")
-    with tiny.quick_compilation():
-        _train(directory, WILD)
+    _train(directory, WILD)
     return directory
 
 

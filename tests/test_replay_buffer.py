@@ -12,7 +12,6 @@ from scipy import stats
 from jem_jax import keys, replay_buffer
 
 KEY = jax.random.key(0)
-quick = pytest.mark.usefixtures("quick_compilation")
 
 
 def _interval_edges(num_slots, batch_size):
@@ -43,7 +42,6 @@ def _many_slots(num_slots, batch_size):
 # Which slots.
 
 
-@quick
 @pytest.mark.parametrize(("num_slots", "batch_size"), [(8, 8), (10, 4), (103, 64), (1_000_003, 64), (1_000_000, 4096)])
 def test_slots_lie_in_their_intervals_and_are_distinct(num_slots, batch_size):
     edges, slots = _interval_edges(num_slots, batch_size), _many_slots(num_slots, batch_size)
@@ -53,7 +51,6 @@ def test_slots_lie_in_their_intervals_and_are_distinct(num_slots, batch_size):
     assert np.all(np.diff(slots, axis=1) > 0)
 
 
-@quick
 @pytest.mark.parametrize(("num_slots", "batch_size"), [(10, 4), (103, 64), (1_000_003, 64)])
 def test_a_slot_is_uniform_in_its_interval(num_slots, batch_size):
     edges, slots = _interval_edges(num_slots, batch_size), _many_slots(num_slots, batch_size)
@@ -78,7 +75,6 @@ def test_the_slots_of_different_examples_are_independent():
 # What is drawn.
 
 
-@quick
 @pytest.mark.parametrize("shape", [(), (2,), (4, 4, 2)])
 def test_without_reinitialisation_an_example_is_what_its_slot_holds(shape):
     drawn = _draw(KEY, _numbered(10, shape=shape), jnp.zeros((4, *shape)), reinit_prob=0.0)
@@ -88,14 +84,12 @@ def test_without_reinitialisation_an_example_is_what_its_slot_holds(shape):
     )
 
 
-@quick
 def test_an_example_is_drawn_from_the_class_of_its_label():
     labels = jnp.array([2, 0, 1, 2])
     drawn = _draw(KEY, _numbered(10, 3), jnp.zeros((4, 2)), reinit_prob=0.0, labels=labels)
     np.testing.assert_array_equal(drawn.x[:, 0], 1000 * drawn.slots + labels)
 
 
-@quick
 def test_probability_one_takes_every_example_fresh_and_zero_none():
     fresh = -1 - jnp.arange(64.0)[:, None]
     buffer = _numbered(64, shape=(1,))
@@ -105,7 +99,6 @@ def test_probability_one_takes_every_example_fresh_and_zero_none():
     np.testing.assert_array_equal(always, jnp.broadcast_to(fresh, (100, 64, 1)))
 
 
-@quick
 @pytest.mark.parametrize("probability", [0.05, 0.5])
 def test_the_rate_of_reinitialisation_is_its_probability(probability):
     buffer, fresh = jnp.zeros((64, 1, 2)), jnp.ones((64, 2))
@@ -119,7 +112,6 @@ def test_the_rate_of_reinitialisation_is_its_probability(probability):
     assert np.all(np.abs(again.mean(axis=0) - probability) < 5 * error * 8)
 
 
-@quick
 def test_reinitialisation_does_not_depend_on_the_slot():
     buffer, fresh = _numbered(64 * 100, shape=()), jnp.full(64, -1.0)
     draw = jax.jit(jax.vmap(lambda key: replay_buffer.draw(key, buffer, fresh, reinit_prob=0.5)))
@@ -134,7 +126,6 @@ def test_reinitialisation_does_not_move_the_slots():
     np.testing.assert_array_equal(kept.slots, again.slots)
 
 
-@quick
 def test_fresh_chains_are_uniform_and_differ_between_examples():
     x = np.asarray(replay_buffer.uniform(KEY, 200, (5, 10)))
     assert x.dtype == np.float32
@@ -145,7 +136,6 @@ def test_fresh_chains_are_uniform_and_differ_between_examples():
     np.testing.assert_allclose(narrow, x / 2 + 2.5, atol=1e-6)
 
 
-@quick
 def test_a_new_buffer_holds_uniform_chains_of_every_class():
     buffer = np.asarray(replay_buffer.init(KEY, 100, (4, 2), num_classes=3))
     assert buffer.shape == (100, 3, 4, 2)
@@ -155,7 +145,6 @@ def test_a_new_buffer_holds_uniform_chains_of_every_class():
     assert replay_buffer.init(KEY, 5, (4, 2)).shape == (5, 1, 4, 2)
 
 
-@quick
 def test_a_new_buffer_is_float32_in_a_float64_program_too():
     with jax.enable_x64(True):
         assert replay_buffer.init(KEY, 4, (2,)).dtype == jnp.float32
@@ -199,7 +188,6 @@ def test_values_are_kept_unclipped_to_the_last_bit():
     np.testing.assert_array_equal(np.asarray(drawn.x).view(np.int32), np.asarray(values).view(np.int32))
 
 
-@quick
 def test_chains_of_another_precision_take_the_buffers():
     buffer = replay_buffer.init(KEY, 4, (3,))
     half = jnp.full((4, 3), 0.1, jnp.bfloat16)
@@ -210,7 +198,6 @@ def test_chains_of_another_precision_take_the_buffers():
 # Cut over devices.
 
 
-@quick
 @pytest.mark.parametrize("devices", [2, 4])
 def test_pieces_of_buffer_and_batch_draw_and_write_what_the_whole_does(devices):
     buffer = replay_buffer.init(KEY, 20, (3,), num_classes=2)
@@ -235,7 +222,6 @@ def test_pieces_of_buffer_and_batch_draw_and_write_what_the_whole_does(devices):
     np.testing.assert_array_equal(written_cut.reshape(written.shape), written)
 
 
-@quick
 def test_pieces_of_a_new_buffer_are_cut_from_the_whole():
     whole = replay_buffer.init(KEY, 12, (3,), num_classes=2)
     for first in (0, 4, 8):

@@ -13,7 +13,6 @@ from scipy import stats
 from jem_jax import convolution, energy, keys, sgld, wide_resnet
 
 KEY = jax.random.key(0)
-quick = pytest.mark.usefixtures("quick_compilation")
 SETTINGS = {"num_steps": 6, "step_size": 0.3, "noise_std": 0.2}
 
 
@@ -107,7 +106,6 @@ def test_noise_is_standard_normal_and_independent_over_steps_examples_and_pixels
 # One step and the chain, value by value.
 
 
-@quick
 def test_without_noise_the_chain_is_gradient_ascent():
     start = np.random.default_rng(0).normal(size=(4, 3))
     expected = start.copy()
@@ -126,7 +124,6 @@ def test_a_step_without_noise_draws_none():
     assert "random_bits" in jaxpr
 
 
-@quick
 def test_a_step_equals_blackjax():
     oracle = blackjax.sgld(lambda x, _: jax.grad(lambda x: _ripple(x[None])[0])(x))
 
@@ -158,7 +155,6 @@ def test_bounds_clip_x_after_every_step():
     np.testing.assert_allclose(states[4, 0], [-1.0, 0.4, 0.5], rtol=1e-6)
 
 
-@quick
 def test_bounds_hold_for_the_noise_too():
     x = sgld.chain(KEY, _linear(0.0), jnp.zeros((8, 50)), num_steps=3, step_size=1.0, noise_std=5.0, bounds=(-1.0, 0.5))
     assert x.min() == -1.0
@@ -179,7 +175,6 @@ def test_a_schedule_gives_each_step_its_size():
     np.testing.assert_allclose(np.diff(states, axis=0), expected, rtol=1e-5)
 
 
-@quick
 def test_a_trajectory_holds_the_states_that_the_chain_passes():
     x = _starts(6, 3)
     every_step = sgld.trajectory(KEY, _ripple, x, every=1, **SETTINGS)
@@ -211,7 +206,6 @@ def test_a_negative_number_of_steps_is_an_error():
 # Randomness belongs to the example.
 
 
-@quick
 @pytest.mark.parametrize("shape", [(), (3,), (2, 2, 2, 2)])
 def test_an_examples_chain_does_not_depend_on_the_batch_around_it(shape):
     x, example_keys = _starts(6, *shape), jax.random.split(KEY, 6)
@@ -222,7 +216,6 @@ def test_an_examples_chain_does_not_depend_on_the_batch_around_it(shape):
     _assert_close(_chain(example_keys[places], x[places])[jnp.array([0, 3])], ends[jnp.array([4, 0])])
 
 
-@quick
 def test_pieces_of_a_batch_run_the_chains_of_the_whole():
     x = _starts(6, 3)
     pieces = [_chain(keys.for_examples(KEY, 2, first), x[first : first + 2]) for first in (0, 2, 4)]
@@ -235,7 +228,6 @@ def test_the_key_decides_the_chain():
     assert jnp.all(_chain(KEY, x) != _chain(jax.random.key(1), x))
 
 
-@quick
 def test_legacy_keys_run_the_same_chain():
     x = _starts(6, 3)
     legacy, typed = jax.random.PRNGKey(5), jax.random.key(5)
@@ -249,7 +241,6 @@ def test_keys_of_another_batch_are_an_error():
         sgld.chain(jax.random.split(KEY, 3), _ripple, jnp.ones((4, 3)), **SETTINGS)
 
 
-@quick
 def test_jempps_two_loops_are_a_chain_of_its_outer_steps_alone():
     """The released M × N steps (Yang and Ji 2021): an outer one keeps the gradient p at the first convolution's output,
     N inner ones move x by p pulled back through that convolution. As it is linear, they are N times the same, and
@@ -283,7 +274,6 @@ def test_the_chain_keeps_the_dtype_of_x():
 # Transformations.
 
 
-@quick
 def test_jit_changes_nothing():
     x = _starts(6, 3)
     _assert_close(_chain(KEY, x), sgld.chain(KEY, _ripple, x, **SETTINGS))
@@ -300,7 +290,6 @@ def test_the_chain_is_differentiable_in_its_start_and_its_parameters():
     np.testing.assert_allclose(by_x, [[contraction**5]], rtol=1e-5)
 
 
-@quick
 def test_vmap_runs_chains_of_many_settings():
     x = _starts(4, 3)
     chain_keys, step_sizes, noises = jax.random.split(KEY, 3), jnp.array([0.1, 0.2, 0.5]), jnp.array([0.0, 0.1, 1.0])
@@ -313,7 +302,6 @@ def test_vmap_runs_chains_of_many_settings():
     _assert_close(jax.vmap(run)(chain_keys, step_sizes, noises), one_by_one)
 
 
-@quick
 def test_pmap_runs_the_chains_of_one_device():
     devices = jax.local_devices()[:3]  # 1, 2 or 3 divide the batch
     x = _starts(6, 3)

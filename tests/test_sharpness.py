@@ -49,7 +49,6 @@ def test_a_zero_gradient_climbs_nowhere():
     assert not tiny.differing(climbed, W)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_an_iteration_samples_by_batch_statistics_and_takes_the_second_gradient_with_the_same_negatives():
     config = tiny.config(
         **{
@@ -118,7 +117,6 @@ def test_an_iteration_samples_by_batch_statistics_and_takes_the_second_gradient_
         np.testing.assert_allclose(tiny.leaves(state.model_state)[name], expected, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_an_iteration_that_is_not_finite_in_its_first_pass_is_undone():
     start = tiny.start(tiny.config(**{"model.factory": "tiny:mlp", "optimizer.sam_rho": 0.1}))
     bias = jnp.full_like(start.state.params["classes"]["bias"], jnp.inf)

@@ -19,8 +19,6 @@ from jem_jax.interrupts import Interrupted
 from jem_jax.metrics import TIME_FIELDS
 from jem_jax.workdir import RunFacts
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 EPOCHS, STEPS = 3, 5
 LAST = EPOCHS * STEPS
 SETTINGS = {**tiny.FULL, "training.epochs": EPOCHS, "recovery.patience": 5, "recovery.proof": 5}
@@ -83,8 +81,7 @@ def _assert_same_run(one, other, **overrides):
 def whole(tmp_path_factory):
     """A run that nothing interrupted."""
     directory = tmp_path_factory.mktemp("whole")
-    with tiny.quick_compilation():
-        trained = _train(directory)
+    trained = _train(directory)
     assert trained.steps == LAST
     return directory
 
@@ -322,8 +319,7 @@ def run_with_baseline(whole, tmp_path_factory):
     directory = shutil.copytree(whole, tmp_path_factory.mktemp("run") / "run")
     config, dataset = tiny.config(**SETTINGS), tiny.dataset()
     workdir.write_facts(directory, RunFacts(config, dataset.image_shape, dataset.class_names, parallel.cpu_devices()))
-    with tiny.quick_compilation():
-        train.train(train.classifier_config(config), dataset, directory / workdir.BASELINE, "classifier", Stop())
+    train.train(train.classifier_config(config), dataset, directory / workdir.BASELINE, "classifier", Stop())
     return directory
 
 

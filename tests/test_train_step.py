@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compilation
 import jax
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ _COMMUNICATION = re.compile(
 
 @pytest.fixture(scope="module")
 def wrn():
-    """A JEM as the defaults have it, fully optimised."""
+    """A JEM as the defaults have it."""
     start = tiny.start(tiny.config())
     start.step(start.state, start.buffer, start.data.at(0))
     return start
@@ -39,8 +40,7 @@ def wrn():
 def full():
     """A run with all that a state can hold: batch statistics, Adam's moments, averaged parameters; and dropout."""
     start = tiny.start(tiny.config(**tiny.FULL))
-    with tiny.quick_compilation():
-        start.step(start.state, start.buffer, start.data.at(0))
+    start.step(start.state, start.buffer, start.data.at(0))
     return start
 
 
@@ -49,6 +49,13 @@ def _losses(state):
 
 
 # The compiled program
+
+
+def _as_users_compile(start: tiny.Start) -> str:
+    """The optimised HLO of a step, compiled with all optimisations."""
+    mapped, places = start.step.func, start.step.args
+    lowered = mapped.lower(*places, start.state, start.buffer, start.data.at(0))
+    return lowered.compile(compilation.as_users_do()).as_text()
 
 
 def _computations(hlo: str) -> dict[str, list[str]]:
@@ -91,8 +98,7 @@ def sharp():
 @pytest.mark.parametrize(("run", "meetings"), [("wrn", 1), ("full", 1), ("sharp", 2)])
 def test_a_gradient_is_one_all_reduce_and_the_chain_none(run, meetings, request):
     start = request.getfixturevalue(run)
-    mapped, places = start.step.func, start.step.args
-    hlo = mapped.lower(*places, start.state, start.buffer, start.data.at(0)).compile().as_text()
+    hlo = _as_users_compile(start)
     assert f"num_partitions={DEVICES}" in hlo
     computations = _computations(hlo)
     assert [found for lines in computations.values() for found in _communication(lines)] == meetings * ["all-reduce"]
@@ -122,8 +128,7 @@ def test_the_buffer_is_updated_in_place(full):
 
 
 def test_no_step_copies_the_buffer(full):
-    mapped, places = full.step.func, full.step.args
-    hlo = mapped.lower(*places, full.state, full.buffer, full.data.at(0)).compile().as_text()
+    hlo = _as_users_compile(full)
     of_the_buffer = re.escape(f"f32[1,{','.join(map(str, full.buffer.shape[1:]))}]")
     made = re.findall(rf" = {of_the_buffer}\S* ([\w-]+)\(", hlo)
     assert set(made) == {"parameter", "bitcast"}
@@ -168,8 +173,7 @@ def on_four_devices(tmp_path_factory):
         checkpoints = Checkpoints(starts / run, keep=1)
         checkpoints.save(0, train.tree(to_tree(begun.state), tiny.whole(begun.buffer)), {})
         checkpoints.close()
-        with tiny.quick_compilation():
-            found = first_steps.first_steps(begun.step, begun.state, begun.chains, begun.data)
+        found = first_steps.first_steps(begun.step, begun.state, begun.chains, begun.data)
         results |= {f"{run}/{name}": value for name, value in found.items()}
     return starts, results
 
@@ -179,13 +183,11 @@ def test_one_two_and_four_devices_take_the_same_first_steps(on_four_devices, tmp
     assert jax.device_count() == DEVICES
     programs = {}
     for devices in (1, 2):
-        # Compiled otherwise than here, and so rounded otherwise: in half the time.
-        environment = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
         out = tmp_path / f"{devices}.npz"
         programs[out] = subprocess.Popen(
             [sys.executable, "-m", "programs.first_steps", str(starts), str(out)],
             cwd=Path(__file__).parent,
-            env={**os.environ, **environment},
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -202,7 +204,6 @@ def test_one_two_and_four_devices_take_the_same_first_steps(on_four_devices, tmp
                 np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6 * scale, err_msg=name)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_batch_statistics_are_the_mean_over_devices_and_batches_are_the_labelled_streams():
     """In the second epoch's third iteration, of a plain classifier without augmentation."""
     config = tiny.config(**CLASSIFIER)
@@ -223,7 +224,6 @@ def test_batch_statistics_are_the_mean_over_devices_and_batches_are_the_labelled
         np.testing.assert_allclose(tiny.leaves(state.model_state)[name], value, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("augmented", [True, False])
 @pytest.mark.parametrize("augmentation", [{"data.pad": 3}, {"data.flip": True}, {"data.input_noise": 0.5}])
 def test_images_of_p_x_are_shifted_and_mirrored_only_where_they_are_to_be_but_all_get_noise(augmentation, augmented):
@@ -253,7 +253,6 @@ PASSES = {
 """Settings, and which batches pass in which order"""
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("case", PASSES)
 def test_images_of_the_data_pass_last_and_count_most_in_the_running_statistics(case):
     settings, order = PASSES[case]
@@ -338,7 +337,6 @@ def test_the_first_undone_iteration_stays_recorded_and_the_next_good_one_trains(
     assert tiny.differing(undone.params, state.params)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_log_densities_past_their_bound_undo_an_iteration():
     start = tiny.start(tiny.config(**tiny.FULL, **{"training.max_log_density": 1e-9}))
     state, buffer = start.step(start.state, start.buffer, start.data.at(0))
@@ -396,7 +394,6 @@ EXACT = {
 """Nothing random but the order of the images, the slots and the classes that are drawn."""
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("pixels", [2**13, tiny.SIDE**2], ids=["whole", "an_example_at_a_time"])
 def test_an_iteration_is_the_algorithm(pixels, monkeypatch):
     monkeypatch.setattr("jem_jax.network._CPU_PIXELS", pixels)
@@ -452,7 +449,6 @@ def _one_step(**settings):
     return start, after, np.nonzero(np.any(after != start.chains, axis=(2, 3, 4)))
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_every_step_of_a_chain_adds_the_noise_that_is_set():
     start, after, written = _one_step(**{"sampler.noise_std": 0.5, "sampler.reinit_prob": 0.0})
     moved = after[written] - start.chains[written]
@@ -460,7 +456,6 @@ def test_every_step_of_a_chain_adds_the_noise_that_is_set():
     assert moved.mean() == pytest.approx(0, abs=0.1)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("init", ["uniform", "class_gaussians"])
 def test_chains_that_start_afresh_do_so_where_it_is_set(init):
     settings = {"sampler.noise_std": 0.0, "sampler.reinit_prob": 1.0, "sampler.init": init}
@@ -477,7 +472,6 @@ def test_chains_that_start_afresh_do_so_where_it_is_set(init):
         assert np.isclose(starts[:, label], x, atol=1e-5).all(axis=(1, 2, 3)).any()
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_chains_of_p_x_given_y_follow_the_logit_of_their_label():
     settings = {"objective.p_x": 0.0, "objective.p_xy": 1.0, "sampler.buffer_size": 96, "data.pad": 0}
     chain = {"sampler.step_size": 5.0, "sampler.noise_std": 0.0, "sampler.reinit_prob": 0.0}
@@ -533,7 +527,6 @@ def _negatives_of(config: Config) -> int:
     return 8 * (terms.needs_negatives + terms.needs_conditional_negatives)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_two_iterations_train(variant):
     settings = VARIANTS[variant]

@@ -15,7 +15,6 @@ from jem_jax.network import Network, build, examples_a_pass, in_parts
 from jem_jax.wide_resnet import WideResNet
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def _shapes(network, *shape):

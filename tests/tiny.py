@@ -1,7 +1,5 @@
 """A data set, networks and settings so small that a test is mostly compiling; for tests and the programs they start."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -101,16 +99,6 @@ def plain_batch_norm_mlp(num_classes: int) -> MLP:
     return MLP(num_classes, batch_norm=True, dropout=0.0)
 
 
-@contextmanager
-def quick_compilation() -> Iterator[None]:
-    """Programs that are compiled within take half the time, and run slower: the last optimisations are left out."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
 class Start(NamedTuple):
     """What a first iteration takes."""
 
@@ -147,9 +135,8 @@ def start(config: Config) -> Start:
     step, data, net = program(config)
     rule = optimizer.build(config.optimizer, 1)
     batch = to_float(dataset().train.images[: config.training.batch_size])
-    with quick_compilation():
-        begin = jax.jit(lambda key, x: train_step.init_state(config, net, rule, key, x))
-        state = begin(jax.random.key(config.seed), batch)
+    begin = jax.jit(lambda key, x: train_step.init_state(config, net, rule, key, x))
+    state = begin(jax.random.key(config.seed), batch)
     slots, classes = sizes.buffer_size(config, CLASSES)
     shape = (slots, classes, SIDE, SIDE, 1)
     chains = np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32) if slots else None

@@ -7,7 +7,6 @@ less its accuracy. All functions take logits [N, K] and labels [N].
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize
 
 from jem_jax.evaluation.classification import log_posterior, negative_log_likelihood
 
@@ -87,6 +86,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     They must not be the test examples. Above 1 the classifier was overconfident, below 1 underconfident.
     """
+    # Only here: every command would wait half a second for it.
+    from scipy import optimize
+
     low, high = np.log(_TEMPERATURES)
     found = optimize.minimize_scalar(
         lambda log_t: negative_log_likelihood(logits / np.exp(log_t), labels), bounds=(low, high), method="bounded"

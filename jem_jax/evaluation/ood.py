@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from jem_jax import energy, keys, parallel, sgld
 
@@ -124,6 +123,9 @@ def fpr_at_tpr(inside: np.ndarray, outside: np.ndarray, tpr: float = 0.95) -> fl
 
 def _ranks(inside: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ranks among all scores, ties at their mean; NaN below everything, minus infinity included."""
+    # Only here: every command would wait a second for it.
+    from scipy import stats
+
     scores = np.concatenate([inside, outside]).astype(np.float64)
     bad = np.isnan(scores)
     ranks = np.empty(len(scores))

@@ -6,7 +6,6 @@ images.
 """
 
 import numpy as np
-from scipy import linalg
 
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
@@ -25,9 +24,9 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
         raise ValueError(f"need two or more rows of finite features; got {one.shape} and {other.shape}")
     covariances = [np.atleast_2d(np.cov(features, rowvar=False)) for features in (one, other)]
     # tr (Σ₁ Σ₂)^½ = tr (Σ₁^½ Σ₂ Σ₁^½)^½, whose matrix is symmetric: no complex root, singular or not.
-    values, vectors = linalg.eigh(covariances[0])
+    values, vectors = np.linalg.eigh(covariances[0])
     root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    inner = np.clip(linalg.eigvalsh(root @ covariances[1] @ root), 0, None)
+    inner = np.clip(np.linalg.eigvalsh(root @ covariances[1] @ root), 0, None)
     means = one.mean(axis=0) - other.mean(axis=0)
     distance = means @ means + np.trace(covariances[0] + covariances[1]) - 2 * np.sqrt(inner).sum()
     return float(max(distance, 0))

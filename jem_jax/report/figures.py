@@ -1,14 +1,11 @@
 """The report's plots, in one style: two colours that colour-blind readers tell apart, units on every axis."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 from jem_jax import files
 from jem_jax.evaluation.calibration import Reliability
@@ -49,17 +46,39 @@ class TrainingLine(NamedTuple):
 
 def save(figure: Any, path: Path) -> Path:
     """Writes the PNG whole or not at all, and makes its folder."""
+    from matplotlib import pyplot
+
     with files.whole(path) as partial:
         figure.savefig(partial, format="png")
     pyplot.close(figure)
     return path
 
 
+@contextmanager
+def _drawn(path: Path, rows: int, columns: int, style: Mapping[str, Any] | None = None, **how: Any) -> Iterator[Any]:
+    """Axes [rows, columns] to draw in; at the end the PNG is written.
+
+    Args:
+      style: more of matplotlib's settings.
+      how: more of what `pyplot.subplots` takes.
+    """
+    # Only here: every command would wait a second for it.
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    settings: Any = {**_STYLE, **(style or {})}
+    with matplotlib.rc_context(settings):
+        figure, axes = pyplot.subplots(rows, columns, squeeze=False, **how)
+        yield axes
+        save(figure, path)
+
+
 def confusion(counts: Mapping[str, np.ndarray], class_names: Sequence[str], path: Path) -> Path:
     """Confusion matrices side by side; counts are written where there are few classes."""
-    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
-        few = len(class_names) <= 12
-        figure, axes = pyplot.subplots(1, len(counts), figsize=(4.2 * len(counts), 4.2), squeeze=False)
+    few = len(class_names) <= 12
+    with _drawn(path, 1, len(counts), {"axes.grid": False}, figsize=(4.2 * len(counts), 4.2)) as axes:
         for axis, (name, matrix) in zip(axes[0], counts.items(), strict=True):
             axis.imshow(matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
             axis.set(title=TITLES[name], xlabel="predicted class", ylabel="class")
@@ -72,7 +91,7 @@ def confusion(counts: Mapping[str, np.ndarray], class_names: Sequence[str], path
                         light = count > matrix[row].sum() / 2
                         colour = "white" if light else "black"
                         axis.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
-        return save(figure, path)
+    return path
 
 
 def reliability(diagrams: Mapping[str, tuple[str, Reliability]], path: Path) -> Path:
@@ -81,10 +100,8 @@ def reliability(diagrams: Mapping[str, tuple[str, Reliability]], path: Path) -> 
     Args:
       diagrams: name -> title and diagram.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = pyplot.subplots(
-            2, len(diagrams), figsize=(3.1 * len(diagrams), 4.2), height_ratios=(3, 1), squeeze=False, sharex=True
-        )
+    size = (3.1 * len(diagrams), 4.2)
+    with _drawn(path, 2, len(diagrams), figsize=size, height_ratios=(3, 1), sharex=True) as axes:
         for column, (name, (title, diagram)) in enumerate(diagrams.items()):
             colour = COLOURS[name.partition(" ")[0]]
             widths, middles = np.diff(diagram.edges), (diagram.edges[1:] + diagram.edges[:-1]) / 2
@@ -96,7 +113,7 @@ def reliability(diagrams: Mapping[str, tuple[str, Reliability]], path: Path) -> 
             bottom.set(xlabel="confidence")
         axes[0, 0].set_ylabel("accuracy")
         axes[1, 0].set_ylabel("share")
-        return save(figure, path)
+    return path
 
 
 def histograms(
@@ -109,9 +126,8 @@ def histograms(
       sets: the columns.
       formulas: row title -> axis label.
     """
-    with matplotlib.rc_context({**_STYLE, "font.size": 8}):
-        shape = (len(scores), len(sets))
-        figure, axes = pyplot.subplots(*shape, figsize=(1.6 * shape[1], 1.5 * shape[0]), squeeze=False)
+    size = (1.6 * len(sets), 1.5 * len(scores))
+    with _drawn(path, len(scores), len(sets), {"font.size": 8}, figsize=size) as axes:
         for row, (title, by_set) in enumerate(scores.items()):
             colour = COLOURS["jem" if title.startswith(TITLES["jem"]) else "baseline"]
             for column, name in enumerate(sets):
@@ -129,13 +145,12 @@ def histograms(
                 if column == 0:
                     # Model, score and formula on lines of their own: a row is too low for two of them in one line.
                     axis.set_ylabel("\n".join([*title.split(", ", 1), formulas[title]]))
-        return save(figure, path)
+    return path
 
 
 def curves(panels: Sequence[tuple[str, str, Sequence[AttackLine]]], path: Path) -> Path:
     """Accuracy against ε, one panel a norm: (title, label of the ε axis, lines)."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = pyplot.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.8), squeeze=False, sharey=True)
+    with _drawn(path, 1, len(panels), figsize=(4.6 * len(panels), 3.8), sharey=True) as axes:
         for axis, (title, label, lines) in zip(axes[0], panels, strict=True):
             for line in lines:
                 heights = [100 * value for value in line.accuracies]
@@ -143,16 +158,15 @@ def curves(panels: Sequence[tuple[str, str, Sequence[AttackLine]]], path: Path) 
             axis.set(title=title, xlabel=label, ylim=(-2, 102))
             axis.legend(fontsize=8)
         axes[0, 0].set_ylabel("accuracy under attack, %")
-        return save(figure, path)
+    return path
 
 
 def training(series: Mapping[str, tuple[str, Sequence[TrainingLine]]], path: Path) -> Path:
     """Metrics over iterations: panel title -> (axis label, lines)."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = pyplot.subplots(1, len(series), figsize=(4 * len(series), 3.2), squeeze=False)
+    with _drawn(path, 1, len(series), figsize=(4 * len(series), 3.2)) as axes:
         for axis, (title, (label, lines)) in zip(axes[0], series.items(), strict=True):
             for line, colour in zip(lines, ("#0072B2", "#D55E00", "#009E73"), strict=False):
                 axis.plot(line.steps, line.values, color=colour, label=line.name, linewidth=1.2)
             axis.set(title=title, xlabel="iteration", ylabel=label)
             axis.legend(fontsize=8)
-        return save(figure, path)
+    return path
