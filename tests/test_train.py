@@ -103,12 +103,24 @@ def test_a_run_writes_a_line_every_so_many_iterations_and_at_every_validation(wh
     assert all(np.isfinite(value) for line in lines for value in line.values())
 
 
-def test_a_line_of_the_log_is_the_mean_since_the_one_before(whole, tmp_path):
-    _train(tmp_path, **{"training.log_every": 1})
+CALM = {"model.factory": "tiny:mlp"}
+"""Two programs round differently, and batch norm over the two images of a device makes much of that."""
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """Another run that nothing interrupted."""
+    directory = tmp_path_factory.mktemp("calm")
+    assert _train(directory, **CALM).steps == LAST
+    return directory
+
+
+def test_a_line_of_the_log_is_the_mean_since_the_one_before(calm, tmp_path):
+    _train(tmp_path, **CALM, **{"training.log_every": 1})
     every = {line["step"]: line for line in _lines(tmp_path) if "loss" in line}
     assert list(every) == list(range(1, LAST + 1))
     before = 0
-    for line in (line for line in _lines(whole) if "loss" in line):
+    for line in (line for line in _lines(calm) if "loss" in line):
         for name in ("loss", "accuracy", "cross_entropy", "log_px_data", "log_px_samples"):
             mean = np.mean([every[step][name] for step in range(before + 1, line["step"] + 1)])
             assert line[name] == pytest.approx(mean, rel=1e-4, abs=1e-5)
@@ -178,9 +190,13 @@ def test_a_run_may_be_made_longer(whole, tmp_path):
     assert not tiny.differing(ours.tree["buffer"], theirs.tree["buffer"])
 
 
-def test_streamed_images_train_as_resident_ones_do(whole, tmp_path):
-    _train(tmp_path, **{"data.place": "host"})
-    _assert_same_run(tmp_path, whole)
+def test_streamed_images_train_as_resident_ones_do(calm, tmp_path):
+    _train(tmp_path, **CALM, **{"data.place": "host"})
+    assert [line.keys() for line in _lines(tmp_path)] == [line.keys() for line in _lines(calm)]
+    resident, streamed = (tiny.leaves(_checkpoint(directory, **CALM).tree) for directory in (calm, tmp_path))
+    assert resident.keys() == streamed.keys()
+    for name, value in resident.items():
+        np.testing.assert_allclose(streamed[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 # Interrupted
