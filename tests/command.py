@@ -70,7 +70,7 @@ class Command:
             text=True,
         )
 
-    def wait(self, seconds: float = 300) -> tuple[int, str, str]:
+    def wait(self, seconds: float = 120) -> tuple[int, str, str]:
         """Its exit status, output and errors; an error if it takes longer."""
         try:
             output, errors = self.process.communicate(timeout=seconds)
@@ -80,7 +80,7 @@ class Command:
             raise AssertionError(f"still running after {seconds} s:\n{output}\n{errors}") from None
         return self.process.returncode, output, errors
 
-    def wait_for(self, happened: Callable[[], Any], seconds: float = 300) -> None:
+    def wait_for(self, happened: Callable[[], Any], seconds: float = 120) -> None:
         """Waits until something has happened; an error if the process ends before."""
         deadline = time.monotonic() + seconds
         while not happened():

@@ -52,7 +52,7 @@ def _accuracy(report: dict) -> str:
 
 def test_the_whole_command_as_the_readme_has_it(tmp_path):
     arguments = (*SHORT, "--config=configs/digits.py")
-    status, output, errors = Command(*arguments, cwd=tmp_path, flags="").wait()
+    status, output, errors = Command(*arguments, cwd=tmp_path, flags="").wait(300)
     assert (status, errors) == (0, "")
     run = tmp_path / "runs" / "digits"
 
