@@ -31,10 +31,13 @@ import numpy as np
 from runs import RESULTS, ROOT, machine, run_command
 
 import jem_jax
-from jem_jax import datasets, files, loading, workdir
+from jem_jax import datasets
+from jem_jax.augment import to_float
+from jem_jax.common import files
 from jem_jax.config import Data
-from jem_jax.datasets.splits import to_float
 from jem_jax.evaluation import classification, sample_quality
+from jem_jax.runs import workdir
+from jem_jax.training import trained
 
 CLIP = ["sampler.grad_clip=1", "sampler.clip_x=true", "sampler.noise_std=0"]
 GAUSSIANS = ["sampler.init=class_gaussians"]
@@ -163,7 +166,7 @@ class Judge:
     def __init__(self, path: Path, config: str, settings: Sequence[str]) -> None:
         run_command(config, path, [*settings, *JUDGE])
         facts = workdir.read_facts(path)
-        model = loading.read_model(path, facts)
+        model = trained.read_model(path, facts)
         self._logits, self._features = (
             functools.partial(jax.jit(function), model.variables)
             for function in (model.network.logits, model.network.features)

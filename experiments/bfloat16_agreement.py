@@ -19,21 +19,14 @@ import jax
 import jax.numpy as jnp
 from runs import store
 
-from jem_jax import (
-    config_files,
-    datasets,
-    device_data,
-    divergence,
-    network,
-    optimizer,
-    parallel,
-    replay_buffer,
-    sizes,
-    train_step,
-)
+from jem_jax import datasets, replay_buffer
+from jem_jax.commands import config_files
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
-from jem_jax.device_data import Order
+from jem_jax.distributed import devices, processes
+from jem_jax.training import device_data, divergence, network, optimizer, sizes
+from jem_jax.training import step as train_step
+from jem_jax.training.device_data import Order
 
 DTYPES = ("float32", "bfloat16")
 
@@ -49,7 +42,7 @@ def main() -> None:
     config = config_files.read(flags.config, pairs)
     dataset = datasets.load(config.data)
     slots, _ = sizes.buffer_size(config, dataset.num_classes)
-    parallel.start(parallel.Cluster(), parallel.choose_cpu_devices((config.training.batch_size, slots)), 1)
+    processes.start(processes.Cluster(), devices.choose_cpu_devices((config.training.batch_size, slots)), 1)
     runs = {
         dtype: [_run(_with(config, dtype, seed), dataset, flags.iterations) for seed in range(flags.seeds)]
         for dtype in DTYPES
@@ -76,10 +69,10 @@ def _run(config: Config, dataset: Dataset, iterations: int) -> dict[str, float]:
     rule = optimizer.build(config.optimizer, order.steps_per_epoch)
     batch = jnp.zeros((2, *dataset.image_shape))
     state = train_step.init_state(config, net, rule, jax.random.key(0), batch)
-    state = parallel.replicate(state._replace(key=jax.random.key(config.seed)))
+    state = devices.replicate(state._replace(key=jax.random.key(config.seed)))
     slots, classes = sizes.buffer_size(config, dataset.num_classes)
     chains = replay_buffer.init(jax.random.key(1), slots, dataset.image_shape, num_classes=classes)
-    start, buffer = jnp.array(chains), parallel.shard_buffer(chains)
+    start, buffer = jnp.array(chains), devices.shard_buffer(chains)
     step = train_step.build(config, net, rule, dataset.num_classes, data.streamed)
     state, buffer = jax.block_until_ready(step(state, buffer, data.at(0)))
     started = time.perf_counter()
@@ -90,7 +83,7 @@ def _run(config: Config, dataset: Dataset, iterations: int) -> dict[str, float]:
     data.close()
     window = jax.device_get(state.window)
     means = {name: float(total) / int(window.steps) for name, total in window.sums.items()}
-    ends = parallel.whole_buffer(buffer, dataset.image_shape)
+    ends = devices.whole_buffer(buffer, dataset.image_shape)
     moved = ends[jnp.any(ends != start, axis=tuple(range(1, ends.ndim)))]
     return {
         "loss": means["loss"],

@@ -19,10 +19,13 @@ from pathlib import Path
 import numpy as np
 from runs import ROOT, store
 
-from jem_jax import config_files, parallel, train, workdir
+from jem_jax.commands import config_files
 from jem_jax.datasets import Dataset, prepared
 from jem_jax.datasets.sources import SOURCES, Archive
-from jem_jax.interrupts import Interrupts
+from jem_jax.distributed import devices, processes
+from jem_jax.distributed.interrupts import Interrupts
+from jem_jax.runs import workdir
+from jem_jax.training import loop
 
 SETTINGS = [("model.width", "1"), ("training.log_every", "20"), ("training.epochs", "1")]
 
@@ -33,11 +36,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=25_600, help="training images of the one epoch (default 25,600)")
     flags = parser.parse_args()
     config = config_files.read("cifar10_small", SETTINGS)
-    parallel.start(parallel.Cluster(), parallel.choose_cpu_devices((64, config.sampler.buffer_size)), 1)
+    processes.start(processes.Cluster(), devices.choose_cpu_devices((64, config.sampler.buffer_size)), 1)
     with tempfile.TemporaryDirectory() as folder, Interrupts() as interrupts:
         dataset, seconds = _prepare(flags.archive, Path(folder))
         run = Path(folder) / "run"
-        trained = train.train(config, _shortened(dataset, flags.images), run, "JEM", interrupts)
+        trained = loop.train(config, _shortened(dataset, flags.images), run, "JEM", interrupts)
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         picture = sorted((run / workdir.SAMPLES).glob("*.png"))[-1]
         shutil.copy(picture, ROOT / "docs" / "images" / "cifar10_buffer.png")

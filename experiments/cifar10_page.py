@@ -7,7 +7,7 @@ from typing import Any
 from tables import table
 
 from jem_jax.evaluation import ood
-from jem_jax.metrics import duration
+from jem_jax.runs.metrics import duration
 
 Numbers = Mapping[str, Any]
 PICTURE = "experiments/results/cifar10_fast_buffer.png"

@@ -27,9 +27,11 @@ import jax
 from runs import RESULTS, ROOT
 
 from jem_jax import config as configuration
-from jem_jax import datasets, parallel, train
-from jem_jax.errors import UserError
-from jem_jax.interrupts import Interrupted
+from jem_jax import datasets
+from jem_jax.common.errors import UserError
+from jem_jax.distributed import processes
+from jem_jax.distributed.interrupts import Interrupted
+from jem_jax.training import loop
 
 FILE = RESULTS / "divergence.json"
 LEAST_ACCURACY, LARGEST_GAP = 0.8, 10.0
@@ -109,7 +111,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="length of a healthy run (default 10)")
     parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH", help="an .npz for configs/NAME.py")
     flags = parser.parse_args()
-    parallel.start(parallel.Cluster(), 1, 1)
+    processes.start(processes.Cluster(), 1, 1)
     with tempfile.TemporaryDirectory() as cache:
         # Runs that differ in their seed alone share a program.
         jax.config.update("jax_compilation_cache_dir", cache)
@@ -142,7 +144,7 @@ def outcome(name: str, settings: dict[str, Any], seconds: float) -> dict[str, An
     started, error = time.monotonic(), ""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         try:
-            train.train(config, datasets.load(config.data), Path(folder), "JEM", _Deadline(seconds))  # type: ignore[arg-type]
+            loop.train(config, datasets.load(config.data), Path(folder), "JEM", _Deadline(seconds))  # type: ignore[arg-type]
         except Interrupted:
             pass
         except UserError as ended:

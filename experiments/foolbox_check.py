@@ -23,8 +23,8 @@ from runs import store
 
 import jem_jax
 from jem_jax import datasets
+from jem_jax.augment import to_float
 from jem_jax.datasets import Split
-from jem_jax.datasets.splits import to_float
 from jem_jax.evaluation import adversarial
 
 STEPS = 20

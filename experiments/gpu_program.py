@@ -28,9 +28,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from runs import store
 
 from jem_jax import config as configuration
-from jem_jax import config_files, network, optimizer, parallel, train_step
+from jem_jax.commands import config_files
 from jem_jax.config import Config
-from jem_jax.train_step import ResidentData
+from jem_jax.distributed import devices
+from jem_jax.training import network, optimizer
+from jem_jax.training import step as train_step
+from jem_jax.training.step import ResidentData
 
 H200 = """
 gpu_device_info {
@@ -74,7 +77,7 @@ def main() -> None:
 def _compiled(config: Config) -> dict[str, Any]:
     """Kernels of a chain step and of the rest of an iteration, layouts of convolutions, and memory."""
     topology = topologies.get_topology_desc(platform="cuda", target_config=H200, topology="1x1x1")
-    mesh = topologies.make_mesh(topology, (1,), (parallel.AXIS,))
+    mesh = topologies.make_mesh(topology, (1,), (devices.AXIS,))
     whole = NamedSharding(mesh, PartitionSpec())
 
     def per_device(step: Callable[..., Any], *, donate_argnums: tuple[int, ...] = (), **_: Any) -> Callable[..., Any]:
@@ -82,7 +85,7 @@ def _compiled(config: Config) -> dict[str, Any]:
         return jax.jit(mapped, donate_argnums=donate_argnums)
 
     jax.default_backend = lambda: "gpu"
-    parallel.per_device = per_device
+    devices.per_device = per_device
     net, rule = network.build(config.model, CLASSES), optimizer.build(config.optimizer, STEPS_PER_EPOCH)
     step: Any = train_step.build(config, net, rule, CLASSES)
     arguments = jax.tree.map(

@@ -13,24 +13,13 @@ import numpy as np
 from workers import peak_bytes, resident_bytes, serve, timed
 
 from jem_jax import config as configuration
-from jem_jax import (
-    convolution,
-    device_data,
-    energy,
-    forecast,
-    keys,
-    network,
-    objective,
-    optimizer,
-    parallel,
-    replay_buffer,
-    sgld,
-    torch_import,
-    train_step,
-)
+from jem_jax import convolution, energy, objective, prng, replay_buffer, sgld, torch_import
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset, Split
-from jem_jax.device_data import Order
+from jem_jax.distributed import devices, processes
+from jem_jax.training import device_data, forecast, network, optimizer
+from jem_jax.training import step as train_step
+from jem_jax.training.device_data import Order
 
 _state: dict[str, Any] = {}
 
@@ -47,9 +36,9 @@ def start(batch: int, slots: int, without: str = "") -> str:
         network.Network.cast = lambda self, variables: variables
     elif without == "one pass":
         network.Network.train_logits = _train_logits_apart
-    cpu_devices = 1 if without == "a device for each core" else parallel.choose_cpu_devices((batch, slots))
-    parallel.start(parallel.Cluster(), cpu_devices, 1)
-    return f"jax {jax.__version__}, {parallel.describe()}"
+    cpu_devices = 1 if without == "a device for each core" else devices.choose_cpu_devices((batch, slots))
+    processes.start(processes.Cluster(), cpu_devices, 1)
+    return f"jax {jax.__version__}, {devices.describe()}"
 
 
 def _train_logits_apart(
@@ -77,11 +66,11 @@ def build(shape: dict, settings: dict, weights: str = "") -> dict:
     image_shape = (shape["side"], shape["side"], shape["channels"])
     batch = jnp.zeros((config.training.batch_size, *image_shape))
     state = jax.jit(lambda key, x: train_step.init_state(config, net, rule, key, x))(jax.random.key(0), batch)
-    state = parallel.replicate(state)
+    state = devices.replicate(state)
     buffer = replay_buffer.init(jax.random.key(1), config.sampler.buffer_size, image_shape)
-    buffer = parallel.shard_buffer(buffer)
+    buffer = devices.shard_buffer(buffer)
     found = {
-        "devices": parallel.describe(),
+        "devices": devices.describe(),
         "flops": forecast.flops_per_iteration(config, net, state.evaluation_variables, image_shape),
     }
     if weights:
@@ -133,17 +122,17 @@ def _chain(config: Config, net: network.Network) -> Any:
     """The chain alone, mapped over devices as in the step."""
 
     def run(variables: Any, key: jax.Array, x: jax.Array) -> jax.Array:
-        own = keys.for_examples(key, len(x), parallel.index() * len(x))
+        own = prng.for_examples(key, len(x), devices.index() * len(x))
         variables = net.cast(variables)
         density = energy.marginal(lambda x: net.logits(variables, x))
         settings = {"num_steps": config.sampler.num_steps, **train_step.sgld_settings(config)}
         return network.in_parts(lambda part: sgld.chain(part[0], density, part[1], **settings), (own, x), x.shape)
 
-    mapped = parallel.per_device(run, in_axes=(None, None, 0), out_axes=0)
-    key = parallel.replicate(jax.random.key(2))
+    mapped = devices.per_device(run, in_axes=(None, None, 0), out_axes=0)
+    key = devices.replicate(jax.random.key(2))
 
     def chain() -> jax.Array:
-        start = _chains(config.training.batch_size // parallel.count())
+        start = _chains(config.training.batch_size // devices.count())
         return mapped(_state["state"].evaluation_variables, key, start)
 
     return chain
@@ -163,7 +152,7 @@ def chains(count: int) -> float:
 def losses(count: int) -> float:
     """Seconds of the loss's gradient alone, of three batches and without what devices exchange."""
     config, net = _state["config"], _state["net"]
-    size = config.training.batch_size // parallel.count()
+    size = config.training.batch_size // devices.count()
     labels = jnp.zeros(size, jnp.int32)
 
     def run(variables: Any, x: jax.Array) -> Any:
@@ -175,7 +164,7 @@ def losses(count: int) -> float:
         return jax.grad(loss)(variables["params"])
 
     if "loss" not in _state:
-        _state["loss"] = parallel.per_device(run, in_axes=(None, 0), out_axes=0)
+        _state["loss"] = devices.per_device(run, in_axes=(None, 0), out_axes=0)
     start = _chains(size)
     results: list[Any] = []
     call = lambda: results.append(_state["loss"](_state["state"].evaluation_variables, start))  # noqa: E731

@@ -21,7 +21,7 @@ from runs import store
 from workers import Worker, spread
 
 from jem_jax import config as configuration
-from jem_jax import config_files
+from jem_jax.commands import config_files
 
 ALL = "all"
 ROUNDS, ROUND_SECONDS = 5, 0.5

@@ -27,10 +27,11 @@ matplotlib.use("Agg")
 from matplotlib import image as mpl_image
 from matplotlib import pyplot
 
-from jem_jax import report, workdir
+from jem_jax import report
 from jem_jax.evaluation import ood
 from jem_jax.report import figures
 from jem_jax.report.figures import COLOURS, AttackLine
+from jem_jax.runs import workdir
 
 MODELS = {"jem": "JEM", "baseline": "classifier"}
 Reports = Mapping[str, report.Report]

@@ -18,8 +18,11 @@ import jax.numpy as jnp
 from runs import ROOT, store
 
 from jem_jax import config as configuration
-from jem_jax import datasets, device_data, divergence, network, optimizer, parallel, sizes, train_step
-from jem_jax.datasets.splits import to_float
+from jem_jax import datasets
+from jem_jax.augment import to_float
+from jem_jax.distributed import devices, processes
+from jem_jax.training import device_data, divergence, network, optimizer, sizes
+from jem_jax.training import step as train_step
 
 ROUNDS, ITERATIONS = 5, 50
 UNWATCHED = {
@@ -31,7 +34,7 @@ UNWATCHED = {
 
 
 def main() -> None:
-    parallel.start(parallel.Cluster(), 1, 1)
+    processes.start(processes.Cluster(), 1, 1)
     loose = runpy.run_path(str(ROOT / "configs" / "digits.py"))["get_config"]()
     config = configuration.validate(loose)
     runs = {"with": _Run(config)}
@@ -65,7 +68,7 @@ class _Run:
         state = jax.jit(lambda key, x: train_step.init_state(config, net, rule, key, x))(key, batch)
         slots, classes = sizes.buffer_size(config, dataset.num_classes)
         chains = jax.random.uniform(key, (slots, classes, *dataset.image_shape), minval=-1, maxval=1)
-        self._now: Any = (parallel.replicate(state), parallel.shard_buffer(chains))
+        self._now: Any = (devices.replicate(state), devices.shard_buffer(chains))
         self._number = 0
         self._iterate()
 

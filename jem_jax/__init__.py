@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jem_jax.loading import Loaded
+    from jem_jax.training.trained import Loaded
 
 __version__ = "0.1.0"
 
@@ -24,8 +24,8 @@ def load(workdir: str | os.PathLike[str], *, baseline: bool = False, best: bool 
       `buffer` [S, classes or 1, H, W, C] float32 or None; `config`, the frozen settings.
 
     Raises:
-      jem_jax.errors.UserError: there is no run, no finished checkpoint, or it is damaged.
+      jem_jax.common.errors.UserError: there is no run, no finished checkpoint, or it is damaged.
     """
-    from jem_jax import loading
+    from jem_jax.training import trained
 
-    return loading.load(workdir, baseline=baseline, best=best)
+    return trained.load(workdir, baseline=baseline, best=best)

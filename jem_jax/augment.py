@@ -1,9 +1,23 @@
-"""Augmentation on the device: one image in [-1, 1] -> one image; `vmap` makes it a batch."""
+"""Pixels as numbers in [-1, 1], and augmentation on the device: one image -> one image; `vmap` makes it a batch."""
+
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
+Images = TypeVar("Images", np.ndarray, jax.Array)
+
+
+def to_float(images: Images) -> Images:
+    """uint8 -> float32 in [-1, 1], any shape; NumPy in, NumPy out, and JAX in, JAX out."""
+    return images.astype(np.float32) * np.float32(2 / 255) - np.float32(1)
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """float [-1, 1] -> uint8, values outside clipped. Any shape."""
+    return np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def random_shift(key: Array, image: Array, pad: int, mode: str) -> Array:

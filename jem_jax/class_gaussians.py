@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jem_jax.datasets.splits import Split, to_float
+from jem_jax.augment import to_float
 
 Array = jax.Array
 
@@ -53,23 +53,22 @@ def _draw(key: Array, images: Array, present: Array, count: int) -> Array:
 
 
 def of_classes(
-    split: Split, rows: np.ndarray, num_classes: int, images: Array | None = None
+    images: np.ndarray | Array, labels: np.ndarray, rows: np.ndarray, num_classes: int
 ) -> Callable[[Array, int], Array]:
     """The Gaussians of a data set's classes.
 
     Args:
-      split: uint8 images and labels.
+      images: uint8 [N, H, W, C]; every call sends them to a device if they are NumPy's.
+      labels: [N].
       rows: [n] which of them may be used: those with labels. Every class has at least one.
       num_classes: K.
-      images: the split's images where a device has them already; else every call sends them there.
 
     Returns:
       (key, count) -> draws [count, K, H, W, C] float32, `count` of each class.
     """
-    labels = split.labels[rows]
+    labels = labels[rows]
     members = [rows[labels == label] for label in range(num_classes)]
     most = max(len(chosen) for chosen in members)
-    source = split.images if images is None else images
 
     def draws(key: Array, count: int) -> Array:
         drawn = []
@@ -77,7 +76,7 @@ def of_classes(
             # Filled up to the largest class, so that one program serves all.
             padded = np.resize(chosen, most)
             present = np.arange(most) < len(chosen)
-            drawn.append(_draw(jax.random.fold_in(key, label), source[padded], present, count))
+            drawn.append(_draw(jax.random.fold_in(key, label), images[padded], present, count))
         return jnp.stack(drawn, axis=1)
 
     return draws

@@ -14,9 +14,8 @@ from typing import Any
 
 import ml_collections
 
-from jem_jax.errors import UserError
+from jem_jax.common.errors import UserError, shown
 from jem_jax.wide_resnet import ACTIVATIONS, NORMS
-from jem_jax.words import shown
 
 _MOST_NUMBERS = 100
 """in a tuple"""

@@ -7,24 +7,13 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from jem_jax import config as configuration
-from jem_jax import config_files
-from jem_jax.errors import UserError
-from jem_jax.words import printable, shown
+from jem_jax.commands import command_line, config_files
 
 _MODES = ("train", "evaluate", "sample")
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the flags in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises what argparse would print."""
-        raise UserError(f"{message}; --help lists the flags")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,25 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done. 2: something given was wrong, said in one line. 130 or 143: stopped by Ctrl-C or SIGTERM, all saved.
     """
-    return guarded(_run, sys.argv[1:] if arguments is None else list(arguments))
-
-
-def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """A command's exit status, its errors said in one line unless --debug is among the arguments."""
-    try:
-        return command(arguments)
-    except KeyboardInterrupt:
-        print("jem-jax: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    except (UserError, OSError) as error:
-        if "--debug" in arguments:
-            raise
-        text = str(error)
-        if isinstance(error, OSError) and error.filename is not None:
-            text = f"{error.strerror}: {shown(error.filename)}"
-        # A file's name can hold anything.
-        print(f"jem-jax: {printable(' '.join(text.split()))}", file=sys.stderr)
-        return 2
+    return command_line.guarded(_run, sys.argv[1:] if arguments is None else list(arguments))
 
 
 def entry_point() -> None:
@@ -61,33 +32,20 @@ def entry_point() -> None:
 def _run(arguments: Sequence[str]) -> int:
     parser = _parser()
     flags, rest = parser.parse_known_args(arguments)
-    config = config_files.read(flags.config, overrides(parser, rest))
+    config = config_files.read(flags.config, command_line.overrides(parser, rest))
     if not flags.debug:
         _quiet_libraries()
     # JAX and all that needs it come only now, so that a wrong flag is said at once.
-    from jem_jax import parallel, run
+    from jem_jax.commands import modes
+    from jem_jax.distributed import processes
 
     path = Path(flags.workdir or f"runs/{Path(flags.config).stem}")
-    cluster = parallel.Cluster(flags.coordinator_address, flags.num_processes, flags.process_id, flags.distributed)
-    return run.run(flags.mode, config, path, flags.overwrite, cluster, flags.require_devices)
+    cluster = processes.Cluster(flags.coordinator_address, flags.num_processes, flags.process_id, flags.distributed)
+    return modes.run(flags.mode, config, path, flags.overwrite, cluster, flags.require_devices)
 
 
-def overrides(parser: Parser, arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """The ("group.key", "text") pairs of `--config.group.key=text` arguments; anything else is an error."""
-    pairs = []
-    for argument in arguments:
-        name, equals, text = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config."):
-            parser.error(f"unknown argument {shown(argument)}")
-        if not equals:
-            cut = shown(argument)[1:-1]
-            parser.error(f"{cut} needs a value: {cut}=VALUE")
-        pairs.append((name, text))
-    return pairs
-
-
-def _parser() -> Parser:
-    parser = Parser(
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser(
         prog="jem-jax",
         description="Trains a joint energy-based model, evaluates it, or samples from it.",
         epilog="settings, with their defaults:\n" + "\n".join(configuration.describe()),

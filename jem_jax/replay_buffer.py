@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jem_jax import keys
+from jem_jax import prng
 
 Array = jax.Array
 
@@ -40,7 +40,7 @@ def uniform(key: Array, batch_size: int, shape: tuple[int, ...], low: float = -1
     Returns:
       [batch_size, *shape] float32.
     """
-    example_keys = keys.of_batch(key, batch_size)
+    example_keys = prng.of_batch(key, batch_size)
     return jax.vmap(lambda k: jax.random.uniform(k, shape, jnp.float32, low, high))(example_keys)
 
 
@@ -78,7 +78,7 @@ def draw(key: Array, buffer: Array, fresh: Array, *, reinit_prob: float, labels:
     """
     batch_size = fresh.shape[0]
     chex.assert_equal_shape([buffer[0, 0], fresh[0]])
-    per_example = jax.vmap(lambda k: jax.random.split(k, 2))(keys.of_batch(key, batch_size))
+    per_example = jax.vmap(lambda k: jax.random.split(k, 2))(prng.of_batch(key, batch_size))
     slots = _slots(per_example[:, 0], buffer.shape[0], batch_size)
     kept = buffer[slots, _classes(buffer, labels, slots.shape)]
     again = jax.vmap(lambda k: jax.random.bernoulli(k, reinit_prob))(per_example[:, 1])

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jem_jax import energy, keys
+from jem_jax import energy, prng
 
 Array = jax.Array
 Schedule = Callable[[Array], Array]
@@ -153,7 +153,7 @@ def _chain_body(
     grad_clip: float | None,
     bounds: tuple[float, float] | None,
 ) -> Callable[[Array, Array], tuple[Array, None]]:
-    example_keys = keys.of_batch(key, x.shape[0])
+    example_keys = prng.of_batch(key, x.shape[0])
 
     def body(x: Array, index: Array) -> tuple[Array, None]:
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(example_keys, index)
@@ -166,7 +166,7 @@ def _chain_body(
 
 
 def _noise(key: Array, x: Array) -> Array:
-    example_keys = keys.of_batch(key, x.shape[0])
+    example_keys = prng.of_batch(key, x.shape[0])
     return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(example_keys)
 
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jem_jax import files
+from jem_jax.common import files
 from jem_jax.datasets import checks
 from jem_jax.wide_resnet import NORMS, WideResNet
 

@@ -14,11 +14,13 @@ import pytest
 import tiny
 from command import SHORT, TINY, Command, contents, finished_run, restored
 
-from jem_jax import datasets, parallel, rendezvous, workdir
-from jem_jax.checkpoint import Checkpoints
+from jem_jax import datasets
+from jem_jax.common.errors import UserError
 from jem_jax.datasets import Dataset, Split
-from jem_jax.errors import UserError
+from jem_jax.distributed import processes, rendezvous
 from jem_jax.main import main
+from jem_jax.runs import workdir
+from jem_jax.runs.checkpoint import Checkpoints
 
 
 @pytest.fixture
@@ -231,14 +233,14 @@ def _free_port():
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
 def test_a_coordinator_that_does_not_answer(refused, monkeypatch, host):
-    monkeypatch.setattr(parallel, "_START_SECONDS", 1)
+    monkeypatch.setattr(processes, "_START_SECONDS", 1)
     address = f"{host}:{_free_port()}"
     line = refused(*TINY, f"--coordinator_address={address}", "--num_processes=2", "--process_id=1")
     assert f"no process of this run answers at --coordinator_address={address}" in line
 
 
 def test_processes_that_do_not_come(refused, monkeypatch):
-    monkeypatch.setattr(parallel, "_START_SECONDS", 1)
+    monkeypatch.setattr(processes, "_START_SECONDS", 1)
     flags = (f"--coordinator_address=127.0.0.1:{_free_port()}", "--num_processes=3", "--process_id=0")
     assert "of 3 processes these did not come in time: 1, 2; all must be started with" in refused(*TINY, *flags)
 

@@ -14,9 +14,11 @@ import optax
 import pytest
 import tiny
 
-from jem_jax import checkpoint, parallel, train
-from jem_jax.checkpoint import Checkpoints
-from jem_jax.errors import UserError
+from jem_jax.common.errors import UserError
+from jem_jax.distributed import devices
+from jem_jax.runs import checkpoint
+from jem_jax.runs.checkpoint import Checkpoints
+from jem_jax.training import loop
 
 MANIFEST = "manifest.json"
 
@@ -98,23 +100,23 @@ def test_a_training_state_is_read_back_bit_for_bit(tmp_path):
     config = tiny.config(**tiny.FULL)
     start = tiny.start(config)
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(0, train.tree(checkpoint.to_tree(start.state), tiny.whole(start.buffer)), {})
+    checkpoints.save(0, loop.tree(checkpoint.to_tree(start.state), tiny.whole(start.buffer)), {})
     checkpoints.close()
-    state, buffer = train.template(config, (8, 8, 1), 3)
-    found = checkpoint.restore(tmp_path, train.tree(checkpoint.template_of(state), buffer))
+    state, buffer = loop.template(config, (8, 8, 1), 3)
+    found = checkpoint.restore(tmp_path, loop.tree(checkpoint.template_of(state), buffer))
     assert not tiny.differing(checkpoint.from_tree(state, found.tree["state"]), start.state)
     # From four devices, as one array that any number of them can cut.
     assert len(start.buffer.sharding.device_set) == 4
     assert not tiny.differing(found.tree["buffer"], start.chains)
-    assert not tiny.differing(parallel.shard_buffer(found.tree["buffer"]), start.buffer)
+    assert not tiny.differing(devices.shard_buffer(found.tree["buffer"]), start.buffer)
 
 
 def test_what_is_saved_may_be_donated_at_once(tmp_path):
     chains = np.random.default_rng(0).normal(size=(4096, 1, 8, 8, 1)).astype(np.float32)
-    buffer = parallel.shard_buffer(chains)
+    buffer = devices.shard_buffer(chains)
     overwrite = jax.jit(lambda buffer: buffer * 0, donate_argnums=0)
     checkpoints = Checkpoints(tmp_path, keep=1)
-    whole = parallel.whole_buffer(buffer, (8, 8, 1))
+    whole = devices.whole_buffer(buffer, (8, 8, 1))
     checkpoints.save(1, {"buffer": whole}, {})
     jax.block_until_ready((overwrite(buffer), overwrite(whole)))
     assert buffer.is_deleted()  # the other only where nothing reads it any more
@@ -317,17 +319,17 @@ def test_damaged_checkpoints_alone_are_an_error_and_stay_where_they_are(copy):
     ids=str,
 )
 def test_a_checkpoint_of_another_run_is_refused_by_name(of_mlp, change):
-    state, buffer = train.template(tiny.config(**{"model.factory": "tiny:mlp", **change}), (8, 8, 1), 3)
+    state, buffer = loop.template(tiny.config(**{"model.factory": "tiny:mlp", **change}), (8, 8, 1), 3)
     with pytest.raises(UserError) as caught:
-        checkpoint.restore(of_mlp, train.tree(checkpoint.template_of(state), buffer))
+        checkpoint.restore(of_mlp, loop.tree(checkpoint.template_of(state), buffer))
     assert str(of_mlp / "0") in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_of_a_wider_network_is_refused_by_the_arrays_name(of_mlp):
-    state, buffer = train.template(tiny.config(**{"model.factory": "tiny:mlp"}), (12, 8, 1), 3)
+    state, buffer = loop.template(tiny.config(**{"model.factory": "tiny:mlp"}), (12, 8, 1), 3)
     with pytest.raises(UserError, match=r"hidden|buffer"):
-        checkpoint.restore(of_mlp, train.tree(checkpoint.template_of(state), buffer))
+        checkpoint.restore(of_mlp, loop.tree(checkpoint.template_of(state), buffer))
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +337,7 @@ def of_mlp(tmp_path_factory):
     directory = tmp_path_factory.mktemp("mlp")
     start = tiny.start(tiny.config(**{"model.factory": "tiny:mlp"}))
     checkpoints = Checkpoints(directory, keep=1)
-    checkpoints.save(0, train.tree(checkpoint.to_tree(start.state), start.chains), {})
+    checkpoints.save(0, loop.tree(checkpoint.to_tree(start.state), start.chains), {})
     checkpoints.close()
     return directory
 

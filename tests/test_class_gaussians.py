@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import tiny
 
-from jem_jax import class_gaussians, device_data, train
+from jem_jax import class_gaussians
+from jem_jax.augment import to_float
 from jem_jax.datasets import Split
-from jem_jax.datasets.splits import to_float
-from jem_jax.device_data import Order
+from jem_jax.training import device_data, loop
+from jem_jax.training.device_data import Order
 
 DRAWS = 20_000
 JITTER = 1e-2
@@ -27,7 +28,7 @@ def split():
 
 @pytest.fixture(scope="module")
 def drawn(split):
-    draws = class_gaussians.of_classes(split, np.arange(len(split)), 2)
+    draws = class_gaussians.of_classes(split.images, split.labels, np.arange(len(split)), 2)
     return np.array(draws(jax.random.key(3), DRAWS))
 
 
@@ -51,12 +52,12 @@ def test_a_draw_is_normal_and_not_one_of_the_images(split, drawn):
 
 def test_draws_are_clipped_to_the_images_range():
     bright = Split(np.array([[[[0]]], [[[255]]]], np.uint8).repeat(4, 0), np.zeros(8, np.int32))
-    drawn = np.array(class_gaussians.of_classes(bright, np.arange(8), 1)(jax.random.key(0), 500))
+    drawn = np.array(class_gaussians.of_classes(bright.images, bright.labels, np.arange(8), 1)(jax.random.key(0), 500))
     assert (drawn.min(), drawn.max()) == (-1, 1)
 
 
 def test_rows_without_labels_are_not_used(split):
-    draws = class_gaussians.of_classes(split, np.array([0, 20]), 2)
+    draws = class_gaussians.of_classes(split.images, split.labels, np.array([0, 20]), 2)
     found = np.array(draws(jax.random.key(0), 200))
     for label, row in enumerate((0, 20)):
         difference = found[:, label] - to_float(split.images[row])
@@ -70,7 +71,7 @@ def test_many_classes_of_large_images_need_no_covariance_matrix():
     shades = random.integers(60, 190, classes)
     pixels = shades.repeat(images)[:, None, None, None] + random.integers(-10, 10, (classes * images, *shape))
     split = Split(pixels.astype(np.uint8), np.arange(classes, dtype=np.int32).repeat(images))
-    drawn = class_gaussians.of_classes(split, np.arange(len(split)), classes)(jax.random.key(0), 8)
+    drawn = class_gaussians.of_classes(split.images, split.labels, np.arange(len(split)), classes)(jax.random.key(0), 8)
     assert drawn.shape == (8, classes, *shape)
     means = to_float(split.images).reshape(classes, images, *shape).mean(axis=1)
     spread = to_float(split.images).reshape(classes, images, *shape).std(axis=1)
@@ -86,7 +87,7 @@ def test_many_classes_of_large_images_need_no_covariance_matrix():
 
 @pytest.mark.parametrize(("num_slots", "num_classes"), [(7, 1), (8, 1), (5, 2)])
 def test_a_buffer_of_draws_holds_the_classes_in_equal_shares(split, num_slots, num_classes):
-    draws = class_gaussians.of_classes(split, np.arange(len(split)), 2)
+    draws = class_gaussians.of_classes(split.images, split.labels, np.arange(len(split)), 2)
     buffer = np.array(class_gaussians.init(draws, jax.random.key(1), num_slots, num_classes))
     assert buffer.shape == (num_slots, num_classes, 2, 2, 1)
     means = [to_float(split.images[split.labels == label]).mean() for label in (0, 1)]
@@ -99,7 +100,7 @@ def test_a_buffer_of_draws_holds_the_classes_in_equal_shares(split, num_slots, n
 def test_a_run_begins_with_chains_from_the_gaussians(conditional):
     settings = {"sampler.init": "class_gaussians", "sampler.buffer_size": 96}
     config = tiny.config(**settings, **{"sampler.class_conditional": conditional})
-    found = np.array(train._fresh_buffer(config, tiny.dataset(), jax.random.key(5)))
+    found = np.array(loop._fresh_buffer(config, tiny.dataset(), jax.random.key(5)))
     assert found.shape == ((32, 3, 8, 8, 1) if conditional else (96, 1, 8, 8, 1))
     images = to_float(tiny.dataset().train.images)
     means = np.stack([images[tiny.dataset().train.labels == label].mean(axis=0) for label in range(3)])

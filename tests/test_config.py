@@ -8,8 +8,8 @@ import ml_collections
 import pytest
 
 from jem_jax import config as configuration
+from jem_jax.common.errors import UserError
 from jem_jax.config import Config
-from jem_jax.errors import UserError
 
 CONFIGS = sorted(path for path in (Path(__file__).parent.parent / "configs").glob("*.py") if path.stem != "__init__")
 

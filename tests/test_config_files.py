@@ -2,9 +2,9 @@
 
 import pytest
 
-from jem_jax import config_files
+from jem_jax.commands import config_files
+from jem_jax.common.errors import UserError
 from jem_jax.config import Config
-from jem_jax.errors import UserError
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from jem_jax.augment import to_float
 from jem_jax.datasets import Split, digits
 from jem_jax.datasets.batches import Stream, labelled_rows
-from jem_jax.datasets.splits import to_float
 
 # The order of a stream
 

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from jem_jax import device_data, parallel
 from jem_jax.datasets.batches import Stream, labelled_rows
-from jem_jax.device_data import Order
+from jem_jax.distributed import devices
+from jem_jax.training import device_data
+from jem_jax.training.device_data import Order
 
 STEPS = 5
 """in an epoch of 43 images in batches of 8"""
@@ -88,9 +89,9 @@ def test_a_streamed_batch_is_cut_by_device(tiny_config, tiny_dataset):
 
 @pytest.mark.parametrize(("room", "streamed"), [(43 * 64, False), (43 * 64 - 1, True)])
 def test_images_are_resident_where_they_fit(tiny_config, tiny_dataset, monkeypatch, room, streamed):
-    monkeypatch.setattr(parallel, "memory_for_data", lambda: room)
+    monkeypatch.setattr(devices, "memory_for_data", lambda: room)
     assert _data(tiny_config(), tiny_dataset)[1].streamed is streamed
 
 
 def test_a_cpu_has_a_gibibyte_for_data():
-    assert parallel.memory_for_data() == 2**30
+    assert devices.memory_for_data() == 2**30

@@ -6,8 +6,9 @@ import subprocess
 import pytest
 from command import TINY, contents, finished_run, metrics
 
-from jem_jax import checkpoint, train
 from jem_jax.main import main
+from jem_jax.runs import checkpoint
+from jem_jax.training import loop
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_a_full_disk(disk, capsys, left):
 def test_a_disk_that_fills_up_while_a_run_goes_on(disk, capsys, monkeypatch, step):
     run = shutil.copytree(finished_run(), disk / "run")
     arguments = (*TINY, f"--workdir={run}", "--config.training.epochs=3", "--config.training.checkpoint_every=1")
-    log = train._log
+    log = loop._log
 
     def filling(training, recorder):
         log(training, recorder)
@@ -68,7 +69,7 @@ def test_a_disk_that_fills_up_while_a_run_goes_on(disk, capsys, monkeypatch, ste
             _fill(disk, 0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_log", filling)
+        patch.setattr(loop, "_log", filling)
         assert "no space left on" in _refused(capsys, *arguments).lower()
     assert checkpoint.newest_whole(run / "checkpoints")[0] == 18
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from jem_jax import divergence
-from jem_jax.divergence import Limits
+from jem_jax.training import divergence
+from jem_jax.training.divergence import Limits
 
 LIMITS = Limits(max_gap=100.0, min_spread=0.1, max_rms=3.0, patience=4)
 HEALTHY = {"log_px_data": -1.0, "log_px_samples": -3.0, "samples_spread": 0.9, "samples_rms": 0.8, "data_rms": 0.7}

@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from jem_jax import config as configuration
-from jem_jax import forecast, network
+from jem_jax.training import forecast, network
 
 
 def _by_hand(side):

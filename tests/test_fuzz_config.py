@@ -13,10 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jem_jax import config as configuration
-from jem_jax import config_files, datasets, memory, network, report, train, workdir
+from jem_jax import datasets, report
+from jem_jax.commands import config_files, memory
+from jem_jax.common.errors import UserError
 from jem_jax.config import Config, Data, Evaluation, Model
 from jem_jax.datasets import checks
-from jem_jax.errors import UserError
+from jem_jax.runs import workdir
+from jem_jax.training import loop, network
 
 FIELDS = {
     f"{group.name}.{field.name}" if dataclasses.is_dataclass(group.type) else group.name: field
@@ -176,7 +179,7 @@ def _valid(key, kind):
 
 def _two_iterations(config):
     dataset = tiny.dataset()
-    train.check(config, dataset)
+    loop.check(config, dataset)
     memory.check(config, dataset, "train")
     start = tiny.start(config)
     state, buffer = start.state, start.buffer
@@ -225,7 +228,7 @@ def trained(tmp_path_factory):
     """A run of one iteration, to be measured."""
     run = tmp_path_factory.mktemp("trained")
     config = tiny.config(**{"model.factory": "tiny:mlp", "training.epochs": 1})
-    train.train(config, tiny.dataset(), run, "tiny", types.SimpleNamespace(requested=lambda *_: False))
+    loop.train(config, tiny.dataset(), run, "tiny", types.SimpleNamespace(requested=lambda *_: False))
     return run
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jem_jax import datasets, torch_import
+from jem_jax.common.errors import UserError
 from jem_jax.config import Data
 from jem_jax.datasets import checks
-from jem_jax.errors import UserError
 
 
 @pytest.fixture(autouse=True)

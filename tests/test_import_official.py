@@ -20,7 +20,7 @@ pytestmark = pytest.mark.torch
 def config_file(tmp_path, monkeypatch):
     """Settings for colour images of ten classes, on as many devices as its buffer of 20 chains divides among."""
     pytest.importorskip("torch")
-    monkeypatch.setattr("jem_jax.parallel.start", lambda *_: None)
+    monkeypatch.setattr("jem_jax.distributed.processes.start", lambda *_: None)
     random = np.random.default_rng(0)
     labels = np.arange(80) % 10
     np.savez(tmp_path / "images.npz", images=random.integers(0, 256, (80, 32, 32, 3), np.uint8), labels=labels)

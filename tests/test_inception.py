@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jem_jax.datasets import Split
-from jem_jax.evaluation import inception
-from jem_jax.report import sampling
+from jem_jax.evaluation import fid
+from jem_jax.report import samples
 from jem_jax.report.result import Result
 
 SAMPLES = np.linspace(-1.5, 1.5, 4 * 4 * 4).reshape(4, 4, 4, 1)
@@ -43,7 +43,7 @@ def library(monkeypatch):
 
 
 def test_images_are_given_as_coloured_bytes_and_figures_come_back(library, weights):
-    assert inception.measure(SAMPLES, REFERENCE, weights) == (12.5, 7.5)
+    assert fid.measure(SAMPLES, REFERENCE, weights) == (12.5, 7.5)
     (settings,) = library
     assert settings["feature_extractor_weights_path"] == str(weights)
     assert settings["fid"] is settings["isc"] is True
@@ -56,12 +56,12 @@ def test_images_are_given_as_coloured_bytes_and_figures_come_back(library, weigh
 
 
 def test_without_the_file_or_the_library_it_says_what_is_missing(weights, monkeypatch):
-    with pytest.raises(inception.Unavailable, match=r"inception_weights nowhere\.pth is not a file"):
-        inception.measure(SAMPLES, REFERENCE, Path("nowhere.pth"))
+    with pytest.raises(fid.Unavailable, match=r"inception_weights nowhere\.pth is not a file"):
+        fid.measure(SAMPLES, REFERENCE, Path("nowhere.pth"))
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace())
-    with pytest.raises(inception.Unavailable, match="torch_fidelity is missing: pip install torch-fidelity"):
-        inception.measure(SAMPLES, REFERENCE, weights)
+    with pytest.raises(fid.Unavailable, match="torch_fidelity is missing: pip install torch-fidelity"):
+        fid.measure(SAMPLES, REFERENCE, weights)
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -73,7 +73,7 @@ def test_the_report_says_of_which_images_or_why_not(library, weights, named):
         facts=types.SimpleNamespace(image_shape=(4, 4, 1)),
     )
     result = Result(models={"jem": {}})
-    sampling._inception(subject, result)
+    samples._inception(subject, result)
     (said,) = result.blocks
     if named:
         (call,) = library

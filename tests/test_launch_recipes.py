@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jem_jax import config_files
+from jem_jax.commands import config_files
 from jem_jax.main import _parser, overrides
 
 LAUNCH = Path(__file__).parent.parent / "docs" / "launch"

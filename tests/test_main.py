@@ -11,7 +11,7 @@ from PIL import Image
 
 import jem_jax
 from jem_jax import config as configuration
-from jem_jax.errors import UserError
+from jem_jax.common.errors import UserError
 from jem_jax.main import main
 
 

@@ -11,10 +11,12 @@ import tiny
 from command import TINY
 
 from jem_jax import config as configuration
-from jem_jax import memory, network, parallel
+from jem_jax.commands import memory
+from jem_jax.common.errors import UserError
 from jem_jax.datasets import Dataset, Split, checks
-from jem_jax.errors import UserError
+from jem_jax.distributed import devices
 from jem_jax.main import main
+from jem_jax.training import network
 
 CONFIGS = {
     path.stem: path for path in (Path(__file__).parent.parent / "configs").glob("*.py") if path.stem != "__init__"
@@ -53,11 +55,11 @@ def test_every_config_fits_where_it_should(name, monkeypatch):
     # A WRN-28-10 is for an accelerator: an 80 GB card, in a machine with as much.
     small = name in SIZES
     monkeypatch.setattr(checks, "memory", lambda: (8 if small else 80) * 2**30)
-    monkeypatch.setattr(parallel, "device_memory", lambda: None if small else 70 * 2**30)
+    monkeypatch.setattr(devices, "device_memory", lambda: None if small else 70 * 2**30)
     for mode in ("train", "evaluate", "sample"):
         memory.check(config, dataset, mode)
     # The check sees this config's own size: memory for half of the images is not enough.
-    monkeypatch.setattr(parallel, "device_memory", lambda: None)
+    monkeypatch.setattr(devices, "device_memory", lambda: None)
     monkeypatch.setattr(checks, "memory", lambda: dataset.train.images.nbytes // 2)
     assert "of memory, and this machine has" in _refused(config, dataset, "train")
 
@@ -98,7 +100,7 @@ def test_a_mode_is_refused_only_for_what_it_needs(monkeypatch):
 
 def test_an_accelerator_is_filled_by_its_own_part_alone(monkeypatch):
     monkeypatch.setattr(checks, "memory", lambda: 2**40)
-    monkeypatch.setattr(parallel, "device_memory", lambda: 2**30)
+    monkeypatch.setattr(devices, "device_memory", lambda: 2**30)
     dataset = _dataset((8, 8, 3), 1000)
     # A quarter of 1.9 GB, twice, on each of the four devices.
     memory.check(tiny.config(**{"sampler.buffer_size": 2_500_000}), dataset, "train")

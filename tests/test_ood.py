@@ -8,10 +8,10 @@ import tiny
 from sklearn import metrics as sklearn_metrics
 
 from jem_jax import datasets
+from jem_jax.augment import to_float
+from jem_jax.common.errors import UserError
 from jem_jax.config import Data
-from jem_jax.datasets import Split, out_of_distribution
-from jem_jax.datasets.splits import to_float
-from jem_jax.errors import UserError
+from jem_jax.datasets import Split, ood_sets
 from jem_jax.evaluation import ood
 
 
@@ -124,8 +124,8 @@ def test_split() -> Split:
 
 
 def test_builtin_sets_are_images_and_a_function_of_the_seed(test_split):
-    sets = out_of_distribution.builtin(test_split, 9, seed=0)
-    again, other = (out_of_distribution.builtin(test_split, 9, seed=seed) for seed in (0, 1))
+    sets = ood_sets.builtin(test_split, 9, seed=0)
+    again, other = (ood_sets.builtin(test_split, 9, seed=seed) for seed in (0, 1))
     for name, (description, images) in sets.items():
         assert description
         assert images.shape == (9, 8, 8, 1), name
@@ -136,7 +136,7 @@ def test_builtin_sets_are_images_and_a_function_of_the_seed(test_split):
 
 
 def test_builtin_sets_are_what_they_say(test_split):
-    sets = {name: some.images for name, some in out_of_distribution.builtin(test_split, 12, seed=0).items()}
+    sets = {name: some.images for name, some in ood_sets.builtin(test_split, 12, seed=0).items()}
     test = to_float(test_split.images)
 
     def made_from(images: np.ndarray, wanted: np.ndarray) -> bool:
@@ -160,7 +160,7 @@ def test_builtin_sets_are_what_they_say(test_split):
 
 def test_images_that_are_not_square_are_turned_upside_down():
     images = np.random.default_rng(0).integers(0, 256, (6, 6, 9, 1)).astype(np.uint8)
-    turned = out_of_distribution.builtin(Split(images, np.arange(6, dtype=np.int32)), 5, seed=0)["rotated"].images
+    turned = ood_sets.builtin(Split(images, np.arange(6, dtype=np.int32)), 5, seed=0)["rotated"].images
     upside_down = [np.rot90(image, 2) for image in to_float(images)]
     assert all(any(np.allclose(image, one) for one in upside_down) for image in turned)
 
@@ -169,19 +169,19 @@ def test_images_that_are_not_square_are_turned_upside_down():
 def test_sets_are_there_for_colour_and_for_images_that_are_not_square(shape):
     random = np.random.default_rng(0)
     split = Split(random.integers(0, 256, (6, *shape)).astype(np.uint8), np.arange(6, dtype=np.int32))
-    for name, some in out_of_distribution.builtin(split, 5, seed=0).items():
+    for name, some in ood_sets.builtin(split, 5, seed=0).items():
         assert some.images.shape == (5, *shape), name
 
 
 def test_another_data_set_is_brought_to_the_models_size_and_channels():
-    some = out_of_distribution.named(Data(), "digits", (12, 12, 3), 7, seed=0)
+    some = ood_sets.named(Data(), "digits", (12, 12, 3), 7, seed=0)
     assert some.images.shape == (7, 12, 12, 3)
     assert "digits" in some.description
-    as_they_are = out_of_distribution.named(Data(), "digits", (8, 8, 1), 7, seed=0).images
+    as_they_are = ood_sets.named(Data(), "digits", (8, 8, 1), 7, seed=0).images
     test = to_float(datasets.load(Data()).test.images)
     assert all((image == test).all(axis=(1, 2, 3)).any() for image in as_they_are)
     np.testing.assert_array_equal(some.images[..., 0], some.images[..., 2])
-    assert out_of_distribution.named(Data(), "digits", (6, 9, 1), 2, seed=0).images.shape == (2, 6, 9, 1)
+    assert ood_sets.named(Data(), "digits", (6, 9, 1), 2, seed=0).images.shape == (2, 6, 9, 1)
 
 
 def test_colour_becomes_grey_by_luma(tmp_path):
@@ -189,10 +189,10 @@ def test_colour_becomes_grey_by_luma(tmp_path):
     colours[..., 1] = 200
     labels = np.arange(30) % 3
     np.savez(tmp_path / "green.npz", images=colours, labels=labels)
-    some = out_of_distribution.named(Data(), str(tmp_path / "green.npz"), (8, 8, 1), 3, seed=0)
+    some = ood_sets.named(Data(), str(tmp_path / "green.npz"), (8, 8, 1), 3, seed=0)
     np.testing.assert_allclose(some.images, round(0.587 * 200) / 127.5 - 1, atol=1e-6)
 
 
 def test_a_set_that_is_not_there_says_so():
     with pytest.raises(UserError, match="nowhere"):
-        out_of_distribution.named(Data(), "nowhere.npz", (8, 8, 1), 3, seed=0)
+        ood_sets.named(Data(), "nowhere.npz", (8, 8, 1), 3, seed=0)

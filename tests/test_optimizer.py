@@ -5,8 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from jem_jax import optimizer
 from jem_jax.config import Optimizer
+from jem_jax.training import optimizer
 
 STEPS_PER_EPOCH = 10
 

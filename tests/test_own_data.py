@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from jem_jax import datasets
+from jem_jax.common.errors import UserError
 from jem_jax.config import Data
 from jem_jax.datasets import checks
 from jem_jax.datasets.held_out import even_order
-from jem_jax.errors import UserError
 
 SIDE, COUNT, CLASSES = 8, 60, 3
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)

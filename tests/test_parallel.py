@@ -10,17 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jem_jax import parallel, run
-from jem_jax.errors import UserError
+from jem_jax.commands import modes
+from jem_jax.common.errors import UserError
+from jem_jax.distributed import devices
+from jem_jax.distributed.processes import Cluster
 from jem_jax.main import main
-from jem_jax.parallel import Cluster
-from jem_jax.workdir import RunFacts
+from jem_jax.runs.workdir import RunFacts
 
 
 @pytest.fixture
 def cores(monkeypatch):
     """Makes the process believe in so many usable cores."""
-    return lambda count: monkeypatch.setattr(parallel, "_usable_cores", lambda: count)
+    return lambda count: monkeypatch.setattr(devices, "_usable_cores", lambda: count)
 
 
 @pytest.mark.parametrize(
@@ -39,56 +40,56 @@ def cores(monkeypatch):
 )
 def test_a_cpu_is_the_most_devices_that_cores_batch_and_buffer_allow(cores, count, sizes, chosen):
     cores(count)
-    assert parallel.choose_cpu_devices(sizes) == chosen
+    assert devices.choose_cpu_devices(sizes) == chosen
 
 
 def test_with_several_processes_the_sizes_divide_among_all_their_devices(cores):
     cores(4)
-    assert parallel.choose_cpu_devices((64, 2000), num_processes=4) == 4
-    assert parallel.choose_cpu_devices((8, 2000), num_processes=4) == 2
-    assert parallel.choose_cpu_devices((4, 2000), num_processes=4) == 1
+    assert devices.choose_cpu_devices((64, 2000), num_processes=4) == 4
+    assert devices.choose_cpu_devices((8, 2000), num_processes=4) == 2
+    assert devices.choose_cpu_devices((4, 2000), num_processes=4) == 1
 
 
 @pytest.mark.parametrize(("quota", "usable"), [("150000 100000", 1), ("200000 100000", 2), ("50000 100000", 1)])
 def test_a_cgroups_quota_limits_the_usable_cores(monkeypatch, quota, usable):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(parallel.Path, "read_text", lambda _: quota)
-    assert parallel._usable_cores() == usable
+    monkeypatch.setattr(devices.Path, "read_text", lambda _: quota)
+    assert devices._usable_cores() == usable
 
 
 @pytest.mark.parametrize("quota", ["max 100000", ""])
 def test_without_a_quota_the_affinity_counts(monkeypatch, quota):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3)), raising=False)
-    monkeypatch.setattr(parallel.Path, "read_text", lambda _: quota)
-    assert parallel._usable_cores() == 3
+    monkeypatch.setattr(devices.Path, "read_text", lambda _: quota)
+    assert devices._usable_cores() == 3
 
 
 def test_a_run_keeps_its_devices_unless_others_are_asked_for(cores, tiny_config, tiny_dataset):
     cores(4)
     known = RunFacts(tiny_config(), (8, 8, 1), ("a", "b", "c"), cpu_devices=2)
     wish = tiny_config(**{"training.cpu_devices": 1})
-    assert run._cpu_devices(tiny_config(), tiny_dataset, None, Cluster()) == 4
-    assert run._cpu_devices(tiny_config(), tiny_dataset, known, Cluster()) == 2
-    assert run._cpu_devices(wish, tiny_dataset, known, Cluster()) == 1
+    assert modes._cpu_devices(tiny_config(), tiny_dataset, None, Cluster()) == 4
+    assert modes._cpu_devices(tiny_config(), tiny_dataset, known, Cluster()) == 2
+    assert modes._cpu_devices(wish, tiny_dataset, known, Cluster()) == 1
 
 
 def test_what_is_cut_by_device_is_whole_again():
     array = np.arange(16 * 3, dtype=np.float32).reshape(16, 3)
-    parts = parallel.shard(array)
+    parts = devices.shard(array)
     assert parts.shape == (4, 4, 3)
     assert all(shard.data.shape == (1, 4, 3) for shard in parts.addressable_shards)
-    np.testing.assert_array_equal(parallel.whole(parts), array)
+    np.testing.assert_array_equal(devices.whole(parts), array)
 
 
 def test_rows_are_cut_as_the_gathered_array_would_be():
     array, rows = np.arange(100), np.random.default_rng(0).permutation(100)[:16]
-    np.testing.assert_array_equal(parallel.shard_rows(array, rows), parallel.shard(array[rows]))
+    np.testing.assert_array_equal(devices.shard_rows(array, rows), devices.shard(array[rows]))
 
 
 @pytest.mark.parametrize("total", [1, 7, 8, 9, 30])
 @pytest.mark.parametrize("batch_size", [1, 8, 100])
 def test_examples_come_back_in_order_whatever_the_batches(total, batch_size):
-    double = parallel.over_examples(lambda factor, examples: {"y": factor * examples["x"]})
+    double = devices.over_examples(lambda factor, examples: {"y": factor * examples["x"]})
     x = np.arange(total * 2, dtype=np.float32).reshape(total, 2)
     np.testing.assert_array_equal(double(jnp.float32(2), {"x": x}, batch_size)["y"], 2 * x)
 
@@ -100,14 +101,14 @@ def test_the_last_batch_needs_no_program_of_its_own():
         traced.append(x.shape)
         return x
 
-    parallel.over_examples(function)(None, np.zeros((30, 2), np.float32), 8)
+    devices.over_examples(function)(None, np.zeros((30, 2), np.float32), 8)
     assert set(traced) == {(8 // jax.device_count(), 2)}
 
 
 _SLOW_CALL = """
 import jax, jax.numpy as jnp
-from jem_jax import parallel
-parallel.start(parallel.Cluster(), cpu_devices=2, require_devices=2)
+from jem_jax.distributed import devices, processes
+processes.start(processes.Cluster(), cpu_devices=2, require_devices=2)
 run = jax.jit(lambda x: jax.lax.fori_loop(0, 2000, lambda _, x: jnp.tanh(x @ x), x))
 x = jnp.ones((200, 200))
 jax.block_until_ready(run(x))
@@ -123,11 +124,11 @@ def test_a_cpu_has_one_program_at_a_time():
 
 _SLOW_STEP = """
 import jax, jax.numpy as jnp
-from jem_jax import parallel
-parallel.start(parallel.Cluster(), cpu_devices=2, require_devices=2)
+from jem_jax.distributed import devices, processes
+processes.start(processes.Cluster(), cpu_devices=2, require_devices=2)
 def step(x):
-    return parallel.mean(jax.lax.fori_loop(0, 2000, lambda _, x: jnp.tanh(x @ x), x))
-run = parallel.per_device(step, in_axes=(None,), out_axes=None)
+    return devices.mean(jax.lax.fori_loop(0, 2000, lambda _, x: jnp.tanh(x @ x), x))
+run = devices.per_device(step, in_axes=(None,), out_axes=None)
 x = jnp.ones((200, 200))
 jax.block_until_ready(run(x))
 print(run(x + 1).is_ready())
@@ -157,7 +158,7 @@ def test_several_cpu_devices_have_one_program_at_a_time():
 )
 def test_what_an_error_of_the_runtime_means_for_a_run(monkeypatch, processes, error, said):
     monkeypatch.setattr(jax, "process_count", lambda: processes)
-    found = parallel.broken_off(error)
+    found = processes.explain_runtime_error(error)
     if said is None:
         assert found is None
     else:
@@ -169,7 +170,7 @@ def test_an_allocation_that_fails_ends_a_run_with_one_line(tmp_path, capsys, mon
     def failing(*_):
         raise MemoryError
 
-    monkeypatch.setattr(run, "_in_workdir", failing)
+    monkeypatch.setattr(modes, "_in_workdir", failing)
     assert main(["--config=digits", f"--workdir={tmp_path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "the memory did not suffice" in line

@@ -12,7 +12,8 @@ import pytest
 import scripts
 import tiny
 
-from jem_jax import network, parallel
+from jem_jax.distributed import processes
+from jem_jax.training import network
 
 ROOT = Path(__file__).parent.parent
 LOGITS = [[0.1, -0.2], [0.3, 0.05]]
@@ -177,7 +178,7 @@ def test_scaling_is_stored_and_drawn(measured, tmp_path, preset):
 
 def test_a_worker_measures_the_step_of_the_command(tmp_path, monkeypatch):
     worker, profile_step = scripts.load("jax_worker"), scripts.load("profile_step")
-    monkeypatch.setattr(parallel, "start", lambda *_: None)
+    monkeypatch.setattr(processes, "start", lambda *_: None)
     worker.start(batch=8, slots=64)
     settings = {
         "model": {"factory": "tiny:mlp"},
@@ -228,7 +229,7 @@ def test_kernels_have_kinds(kernel, kind):
 def test_bfloat16_is_compared_with_float32(tmp_path, monkeypatch, capsys):
     module = scripts.load("bfloat16_agreement")
     monkeypatch.setattr(scripts.load("runs"), "RESULTS", tmp_path)
-    monkeypatch.setattr(parallel, "start", lambda *_: None)
+    monkeypatch.setattr(processes, "start", lambda *_: None)
     settings = ["model.factory=tiny:mlp", "sampler.num_steps=1", "sampler.buffer_size=128", "training.batch_size=8"]
     arguments = ["--config=digits", "--iterations=2", "--seeds=2", *(f"--config.{one}" for one in settings)]
     monkeypatch.setattr("sys.argv", ["bfloat16_agreement.py", *arguments])

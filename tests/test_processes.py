@@ -14,9 +14,12 @@ import tiny
 from command import TESTS, TINY, Command, contents, finished_run, metrics, restored, steps_logged
 from programs import side_by_side
 
-from jem_jax import checkpoint, config_files, datasets, recovery, train, workdir
-from jem_jax.interrupts import Interrupted
+from jem_jax import datasets
+from jem_jax.commands import config_files
+from jem_jax.distributed.interrupts import Interrupted
 from jem_jax.main import main, overrides
+from jem_jax.runs import checkpoint, workdir
+from jem_jax.training import loop, recovery
 
 LONG = (*TINY, "--config.training.epochs=6")
 STEPS = 108
@@ -27,7 +30,10 @@ EPOCHS = (
     "--config.evaluation.sections=classification",
 )
 """To be given a number of epochs, 18 iterations each; one is what `finished_run` has done."""
-SOON = "from jem_jax import parallel, run\nparallel._SILENT_SECONDS = 5\nrun._SHARED_SECONDS = 1\n"
+SOON = (
+    "from jem_jax.commands import modes\nfrom jem_jax.distributed import processes\n"
+    "processes._SILENT_SECONDS = 5\nmodes._SHARED_SECONDS = 1\n"
+)
 
 
 def _free_address():
@@ -67,7 +73,7 @@ def _stopped_at(step, run):
     """The checkpoint of the same run in this process, on its four devices, at an iteration."""
     config = config_files.read("digits", overrides(None, LONG[1:]))
     with pytest.raises(Interrupted):
-        train.train(config, datasets.load(config.data), run, "one process", _StopAt(step))
+        loop.train(config, datasets.load(config.data), run, "one process", _StopAt(step))
     shutil.copy(finished_run() / "run.json", run)
     return restored(run).tree
 
@@ -117,8 +123,8 @@ def undisturbed(tmp_path_factory):
 def _assert_whole(run, step, undisturbed):
     """The last checkpoint is of that iteration, and to rounding what the undisturbed run had then, buffer and all."""
     facts = workdir.read_facts(run)
-    state, buffer = train.template(facts.config, facts.image_shape, facts.num_classes)
-    wanted = train.tree(checkpoint.template_of(state), buffer)
+    state, buffer = loop.template(facts.config, facts.image_shape, facts.num_classes)
+    wanted = loop.tree(checkpoint.template_of(state), buffer)
     assert checkpoint.steps(run / "checkpoints")[-1] == step
     ours, theirs = (
         tiny.leaves(checkpoint.restore(path / "checkpoints", wanted, step).tree) for path in (run, undisturbed)

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import tiny
 
-from jem_jax import checkpoint, divergence, recovery, train, train_step, workdir
-from jem_jax.errors import UserError
-from jem_jax.metrics import TIME_FIELDS
-from jem_jax.recovery import Recovery
-from jem_jax.report import progress
+from jem_jax.common.errors import UserError
+from jem_jax.report import training
 from jem_jax.report.result import Result
+from jem_jax.runs import checkpoint, workdir
+from jem_jax.runs.metrics import TIME_FIELDS
+from jem_jax.training import divergence, loop, recovery
+from jem_jax.training import step as train_step
+from jem_jax.training.recovery import Recovery
 
 LAST = 20
 SETTINGS = {
@@ -40,7 +42,7 @@ class _Killed(Exception):
 
 
 def _train(directory, settings):
-    return train.train(tiny.config(**settings), tiny.dataset(), directory, "tiny", _Never())
+    return loop.train(tiny.config(**settings), tiny.dataset(), directory, "tiny", _Never())
 
 
 def _lines(directory):
@@ -49,8 +51,8 @@ def _lines(directory):
 
 
 def _last(directory, settings):
-    state, buffer = train.template(tiny.config(**settings), (8, 8, 1), 3)
-    tree = train.tree(checkpoint.template_of(state), buffer)
+    state, buffer = loop.template(tiny.config(**settings), (8, 8, 1), 3)
+    tree = loop.tree(checkpoint.template_of(state), buffer)
     return checkpoint.restore(directory / workdir.CHECKPOINTS, tree).tree
 
 
@@ -110,7 +112,7 @@ def test_a_run_killed_in_a_recovery_ends_as_the_undisturbed_one(recovered, tmp_p
         elif where == "settle":
             patch.setattr(recovery, "settle", lambda *_: killed() if recovery.read(tmp_path) else ())
         else:
-            patch.setattr(train.Recorder, "rewind", killed)
+            patch.setattr(loop.Recorder, "rewind", killed)
         with pytest.raises(_Killed):
             _train(tmp_path, WILD)
     _train(tmp_path, WILD)
@@ -146,7 +148,7 @@ def test_a_divergence_that_ends_a_run_is_in_its_metrics_and_its_report(tmp_path)
     board = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
     assert b"Its 1 recoveries" in board
     result = Result()
-    progress._tell_recoveries(result, types.SimpleNamespace(path=tmp_path, models={"jem": None}))
+    training._tell_recoveries(result, types.SimpleNamespace(path=tmp_path, models={"jem": None}))
     assert result.models == {"jem": {"ended": told}}
     first, last = (block["text"] for block in result.blocks)
     assert first.startswith("Recovery 1 of the JEM: it diverged at iteration 1")
@@ -183,9 +185,9 @@ def test_a_divergence_later_goes_back_to_a_checkpoint_and_takes_more_chain_steps
     looks = iter([None, None, divergence.Alarm("log_density", step=22)])
     monkeypatch.setattr(divergence, "alarm", lambda _: next(looks, None))
     built, fresh = [], []
-    build, fresh_buffer = train_step.build, train._fresh_buffer
+    build, fresh_buffer = train_step.build, loop._fresh_buffer
     monkeypatch.setattr(train_step, "build", lambda config, *args: built.append(config) or build(config, *args))
-    monkeypatch.setattr(train, "_fresh_buffer", lambda *args: fresh.append(fresh_buffer(*args)) or fresh[-1])
+    monkeypatch.setattr(loop, "_fresh_buffer", lambda *args: fresh.append(fresh_buffer(*args)) or fresh[-1])
     _train(directory, wanted)
     assert [config.sampler.num_steps for config in built] == [3, 6]
     assert len(fresh) == 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jem_jax import keys, replay_buffer
+from jem_jax import prng, replay_buffer
 
 KEY = jax.random.key(0)
 
@@ -211,7 +211,7 @@ def test_pieces_of_buffer_and_batch_draw_and_write_what_the_whole_does(devices):
 
     def piece(*arrays):
         first = jax.lax.axis_index("devices") * (8 // devices)
-        return iteration(keys.for_examples(KEY, 8 // devices, first), *arrays)
+        return iteration(prng.for_examples(KEY, 8 // devices, first), *arrays)
 
     x, slots, written = iteration(KEY, buffer, fresh, labels)
     assert 0 < jnp.sum(x[:, 0] >= 10) < 8
@@ -225,7 +225,7 @@ def test_pieces_of_buffer_and_batch_draw_and_write_what_the_whole_does(devices):
 def test_pieces_of_a_new_buffer_are_cut_from_the_whole():
     whole = replay_buffer.init(KEY, 12, (3,), num_classes=2)
     for first in (0, 4, 8):
-        piece = replay_buffer.init(keys.for_examples(KEY, 4, first), 4, (3,), num_classes=2)
+        piece = replay_buffer.init(prng.for_examples(KEY, 4, first), 4, (3,), num_classes=2)
         np.testing.assert_array_equal(piece, whole[first : first + 4])
 
 

@@ -16,15 +16,18 @@ from PIL import Image
 from scipy.special import logsumexp
 
 import jem_jax
-from jem_jax import config, datasets, files, report, workdir
+from jem_jax import config, datasets, report
+from jem_jax.augment import to_float
+from jem_jax.common import files
 from jem_jax.config import Evaluation
-from jem_jax.datasets import out_of_distribution
-from jem_jax.datasets.splits import to_float
-from jem_jax.evaluation import adversarial, calibration, classification, generation, ood
+from jem_jax.datasets import ood_sets
+from jem_jax.evaluation import adversarial, calibration, classification, ood, sampling
 from jem_jax.main import main
-from jem_jax.report import attacking, figures, headline, page, sections, subject
+from jem_jax.report import adversarial as adversarial_section
+from jem_jax.report import figures, html, inputs, sections, summary
 from jem_jax.report.result import Result
 from jem_jax.report.sections import Outcome, Section
+from jem_jax.runs import workdir
 
 WHOLE = (
     *TINY,
@@ -130,16 +133,16 @@ def test_numbers_are_those_of_the_trained_model(whole, model):
     expected = calibration.expected_calibration_error(logits, test.labels)
     assert found["ece"] == pytest.approx(expected, rel=1e-3)
     facts = workdir.read_facts(whole)
-    seen = subject.Subject(whole, facts, datasets.load(config.Data()), {})
+    seen = inputs.Subject(whole, facts, datasets.load(config.Data()), {})
     inside = to_float(seen.some_test(20).images)
-    outside = out_of_distribution.builtin(test, 20, seed=facts.config.seed)["uniform_noise"].images
+    outside = ood_sets.builtin(test, 20, seed=facts.config.seed)["uniform_noise"].images
     density = [np.asarray(logsumexp(loaded.logits(images), axis=-1)) for images in (inside, outside)]
     auroc = found["ood"]["uniform_noise"]["log_density"]["auroc"]
     assert auroc == pytest.approx(ood.auroc(*density), abs=0.02)
 
 
 @pytest.fixture
-def seen(whole, tmp_path) -> subject.Subject:
+def seen(whole, tmp_path) -> inputs.Subject:
     """What the sections see of it, with their own folder and settings."""
     facts, dataset = workdir.read_facts(whole), datasets.load(config.Data())
     settings = Evaluation(
@@ -147,7 +150,7 @@ def seen(whole, tmp_path) -> subject.Subject:
         attack_l2=(0.5,), refined_linf=(),
     )  # fmt: skip
     facts = dataclasses.replace(facts, config=dataclasses.replace(facts.config, evaluation=settings))
-    return dataclasses.replace(subject.read(whole, facts, dataset), path=tmp_path)
+    return dataclasses.replace(inputs.read(whole, facts, dataset), path=tmp_path)
 
 
 def test_both_models_are_attacked_as_the_settings_say(seen, monkeypatch):
@@ -163,7 +166,7 @@ def test_both_models_are_attacked_as_the_settings_say(seen, monkeypatch):
 
     monkeypatch.setattr(adversarial, "attacker", attacker)
     (seen.path / "report").mkdir()
-    found = attacking.attack(seen).models
+    found = adversarial_section.attack(seen).models
     assert set(attacks) == {
         (name, norm, 2, 3, epsilon)
         for name in ("jem", "baseline")
@@ -174,9 +177,9 @@ def test_both_models_are_attacked_as_the_settings_say(seen, monkeypatch):
 
 
 def test_samples_are_chains_of_so_many_steps_with_and_without_a_class(seen, monkeypatch):
-    made, sampler = [], generation.sampler
-    monkeypatch.setattr(generation, "sampler", lambda *args, **how: made.append(how) or sampler(*args, **how))
-    drawn = subject.fresh_chains(seen.jem, seen.facts, seen.dataset)
+    made, sampler = [], sampling.sampler
+    monkeypatch.setattr(sampling, "sampler", lambda *args, **how: made.append(how) or sampler(*args, **how))
+    drawn = inputs.fresh_chains(seen.jem, seen.facts, seen.dataset)
     assert [(how["conditional"], how["num_steps"]) for how in made] == [(True, 7), (False, 7)]
     assert made[0]["noise_std"] == 0.01
     assert {name: images.shape for name, images in drawn.items()} == {
@@ -348,7 +351,7 @@ def test_names_from_outside_are_escaped(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     result.images(tmp_path / "a.png", '"><script>')
     section = Section("some", "<h1>", "<p>", lambda _: result)
-    text = page.render(_about(jem={}), [Outcome(section, result, 0.1)], tmp_path)
+    text = html.render(_about(jem={}), [Outcome(section, result, 0.1)], tmp_path)
     found = _Page(text)
     assert not {"script", "i", "b", "u", "em", "caption"} & set(found.tags)
     for words in ("<script>alert(1)</script>", "<em>", "<caption>", "<i>data</i>", "<b>how</b>", "<u>"):
@@ -361,23 +364,23 @@ def test_the_better_model_is_marked_and_a_draw_is_not():
         jem={"accuracy": 0.98, "nll": 0.2, "ece": 0.03},
         baseline={"accuracy": 0.98001, "nll": 0.1, "ece": 0.04},
     )
-    better = {line.title: line.better for line in headline.lines(values)}
+    better = {line.title: line.better for line in summary.lines(values)}
     assert better == {"accuracy": "", "NLL, nats": "baseline", "calibration error (ECE)": "jem"}
 
 
 def test_nobody_is_better_than_nan():
     values = _about(jem={"nll": float("nan")}, baseline={"nll": 0.1})
-    assert [line.better for line in headline.lines(values)] == [""]
+    assert [line.better for line in summary.lines(values)] == [""]
 
 
 def test_the_headline_has_the_mean_auroc_and_the_middle_attack():
     scores = {name: {score: {"auroc": auroc} for score in ("log_density", "approximate_mass", "max_posterior")}
               for name, auroc in (("a", 0.4), ("b", 0.9))}  # fmt: skip
     values = _about(jem={"ood": scores, "pgd": {"linf": {"0": 1.0, "0.1": 0.5, "0.2": 0.25, "0.3": 0.125}}})
-    lines = {line.title: line.cells["jem"] for line in headline.lines(values)}
+    lines = {line.title: line.cells["jem"] for line in summary.lines(values)}
     assert lines["AUROC of log p~(x), mean of 2 outside sets"] == "0.650"
     assert lines["accuracy under PGD, L∞ ε 0.2"] == "25.0 %"
-    assert "JEM" in headline.as_text(values).splitlines()[0]
+    assert "JEM" in summary.as_text(values).splitlines()[0]
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path):

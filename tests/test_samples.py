@@ -7,8 +7,8 @@ import pytest
 import tiny
 from scipy import linalg
 
-from jem_jax import network
-from jem_jax.evaluation import generation, inpainting, sample_quality
+from jem_jax.evaluation import inpainting, sample_quality, sampling
+from jem_jax.training import network
 
 SHAPE = (8, 8, 1)
 SETTINGS = {"step_size": 0.05, "noise_std": 0.01}
@@ -24,9 +24,9 @@ def net():
 def test_conditional_chains_raise_the_logit_of_their_class(net):
     model, variables = net
     classes = np.arange(12, dtype=np.int32) % tiny.CLASSES
-    sample = generation.sampler(model, conditional=True, num_steps=40, **SETTINGS)
+    sample = sampling.sampler(model, conditional=True, num_steps=40, **SETTINGS)
     drawn = sample(variables, jax.random.key(0), classes, SHAPE, 8)
-    start = generation.sampler(model, conditional=True, num_steps=0, **SETTINGS)
+    start = sampling.sampler(model, conditional=True, num_steps=0, **SETTINGS)
     before = model.logits(variables, start(variables, jax.random.key(0), classes, SHAPE, 8))
     after = model.logits(variables, drawn)
     rows = np.arange(12)
@@ -35,7 +35,7 @@ def test_conditional_chains_raise_the_logit_of_their_class(net):
 
 def test_a_chain_depends_on_its_place_alone(net):
     model, variables = net
-    sample = generation.sampler(model, conditional=False, num_steps=5, **SETTINGS)
+    sample = sampling.sampler(model, conditional=False, num_steps=5, **SETTINGS)
     classes = np.zeros(12, np.int32)
     one, other = (sample(variables, jax.random.key(3), classes, SHAPE, size) for size in (4, 12))
     np.testing.assert_allclose(one, other, atol=1e-5)
@@ -44,10 +44,10 @@ def test_a_chain_depends_on_its_place_alone(net):
 
 def test_a_film_strip_begins_at_the_start_and_ends_at_the_sample(net):
     model, variables = net
-    film = generation.film(model, num_steps=6, every=2, **SETTINGS)
+    film = sampling.film(model, num_steps=6, every=2, **SETTINGS)
     strip = film(variables, jax.random.key(3), 4, SHAPE)
     assert strip.shape == (4, 4, *SHAPE)
-    sample = generation.sampler(model, conditional=False, num_steps=6, **SETTINGS)
+    sample = sampling.sampler(model, conditional=False, num_steps=6, **SETTINGS)
     np.testing.assert_allclose(
         strip[:, -1], sample(variables, jax.random.key(3), np.zeros(4, np.int32), SHAPE, 4), atol=1e-5
     )
@@ -57,7 +57,7 @@ def test_a_film_strip_begins_at_the_start_and_ends_at_the_sample(net):
 
 def test_images_are_put_to_the_class_that_wins():
     logits = np.array([[0.0, 1, 2], [5, 1, 2], [0, 1, 9], [0, 0, 1]])
-    rows = generation.by_class(np.arange(4), logits, per_class=2)
+    rows = sampling.by_class(np.arange(4), logits, per_class=2)
     assert [row.tolist() for row in rows] == [[1], [], [0, 2]]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jem_jax import convolution, energy, keys, sgld, wide_resnet
+from jem_jax import convolution, energy, prng, sgld, wide_resnet
 
 KEY = jax.random.key(0)
 SETTINGS = {"num_steps": 6, "step_size": 0.3, "noise_std": 0.2}
@@ -218,7 +218,7 @@ def test_an_examples_chain_does_not_depend_on_the_batch_around_it(shape):
 
 def test_pieces_of_a_batch_run_the_chains_of_the_whole():
     x = _starts(6, 3)
-    pieces = [_chain(keys.for_examples(KEY, 2, first), x[first : first + 2]) for first in (0, 2, 4)]
+    pieces = [_chain(prng.for_examples(KEY, 2, first), x[first : first + 2]) for first in (0, 2, 4)]
     _assert_close(jnp.concatenate(pieces), _chain(KEY, x))
 
 
@@ -308,7 +308,7 @@ def test_pmap_runs_the_chains_of_one_device():
 
     def run(key, x):
         first = jax.lax.axis_index("devices") * x.shape[0]
-        return sgld.chain(keys.for_examples(key, x.shape[0], first), _ripple, x, **SETTINGS)
+        return sgld.chain(prng.for_examples(key, x.shape[0], first), _ripple, x, **SETTINGS)
 
     cut = x.reshape(len(devices), -1, 3)
     ends = jax.pmap(run, axis_name="devices", in_axes=(None, 0), devices=devices)(KEY, cut)

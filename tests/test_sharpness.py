@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tiny
 
-from jem_jax import parallel, sharpness
+from jem_jax import sam
+from jem_jax.augment import to_float
 from jem_jax.datasets.batches import Stream
-from jem_jax.datasets.splits import to_float
+from jem_jax.distributed import devices
 
 W = {"a": np.array([1.0, -2.0], np.float32), "b": np.array([[0.5]], np.float32)}
 CURVATURE = {"a": np.array([3.0, 1.0], np.float32), "b": np.array([[4.0]], np.float32)}
@@ -20,14 +21,14 @@ def _gradient(w):
 
 
 def test_sam_climbs_along_the_gradient_by_rho():
-    climbed = sharpness.ascend(W, _gradient(W), 0.1, adaptive=False)
+    climbed = sam.ascend(W, _gradient(W), 0.1, adaptive=False)
     norm = np.sqrt(3.0**2 + 2.0**2 + 2.0**2)
     np.testing.assert_allclose(climbed["a"], [1 + 0.1 * 3 / norm, -2 - 0.1 * 2 / norm], rtol=1e-6)
     np.testing.assert_allclose(climbed["b"], [[0.5 + 0.1 * 2 / norm]], rtol=1e-6)
 
 
 def test_asam_climbs_by_the_squared_weights():
-    climbed = sharpness.ascend(W, _gradient(W), 2.0, adaptive=True)
+    climbed = sam.ascend(W, _gradient(W), 2.0, adaptive=True)
     # |w|·g is 3, 4 and 1; w²·g is 3, -8 and 0.5.
     norm = np.sqrt(9 + 16 + 1)
     np.testing.assert_allclose(climbed["a"], [1 + 2 * 3 / norm, -2 - 2 * 8 / norm], rtol=1e-6)
@@ -36,8 +37,8 @@ def test_asam_climbs_by_the_squared_weights():
 
 def test_asam_does_not_change_with_the_scale_of_weights():
     """Scaling a weight up and its gradient down, as a normalised layer allows, scales the climb alone."""
-    ones = sharpness.ascend(W, _gradient(W), 0.5, adaptive=True)
-    scaled = sharpness.ascend(
+    ones = sam.ascend(W, _gradient(W), 0.5, adaptive=True)
+    scaled = sam.ascend(
         jax.tree.map(lambda w: 10 * w, W), jax.tree.map(lambda g: g / 10, _gradient(W)), 0.5, adaptive=True
     )
     for name, value in ones.items():
@@ -45,7 +46,7 @@ def test_asam_does_not_change_with_the_scale_of_weights():
 
 
 def test_a_zero_gradient_climbs_nowhere():
-    climbed = sharpness.ascend(W, jax.tree.map(np.zeros_like, W), 2.0, adaptive=True)
+    climbed = sam.ascend(W, jax.tree.map(np.zeros_like, W), 2.0, adaptive=True)
     assert not tiny.differing(climbed, W)
 
 
@@ -104,7 +105,7 @@ def test_an_iteration_samples_by_batch_statistics_and_takes_the_second_gradient_
 
     value_and_grad = jax.value_and_grad(lambda params: loss(params)[0])
     value, gradients = value_and_grad(variables["params"])
-    climbed = sharpness.ascend(variables["params"], gradients, 0.5, adaptive=True)
+    climbed = sam.ascend(variables["params"], gradients, 0.5, adaptive=True)
     second = value_and_grad(climbed)[1]
     assert float(state.window.sums["loss"]) == pytest.approx(float(value), rel=1e-4)
     # The penalty is that of the weights that move, not of those climbed to.
@@ -120,7 +121,7 @@ def test_an_iteration_samples_by_batch_statistics_and_takes_the_second_gradient_
 def test_an_iteration_that_is_not_finite_in_its_first_pass_is_undone():
     start = tiny.start(tiny.config(**{"model.factory": "tiny:mlp", "optimizer.sam_rho": 0.1}))
     bias = jnp.full_like(start.state.params["classes"]["bias"], jnp.inf)
-    params = {**start.state.params, "classes": {**start.state.params["classes"], "bias": parallel.replicate(bias)}}
+    params = {**start.state.params, "classes": {**start.state.params["classes"], "bias": devices.replicate(bias)}}
     state, buffer = start.step(start.state._replace(params=params), start.buffer, start.data.at(0))
     assert int(state.watch.step) == 0
     assert not tiny.differing(state.params, params)

@@ -7,7 +7,7 @@ import pytest
 import tiny
 from command import TINY, Command, metrics, restored, steps_logged
 
-from jem_jax import checkpoint
+from jem_jax.runs import checkpoint
 
 # A window of the log is seven iterations, so that interruptions fall into one.
 LONG = (*TINY, "--config.training.epochs=12", "--config.training.checkpoint_every=2", "--config.training.log_every=7")

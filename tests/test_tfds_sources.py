@@ -21,12 +21,12 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jem_jax import datasets
+from jem_jax.common.errors import UserError
 from jem_jax.config import Data
 from jem_jax.datasets import download, prepared
 from jem_jax.datasets.archives import Layout
 from jem_jax.datasets.held_out import official_order
 from jem_jax.datasets.sources import SOURCES, Archive, Source
-from jem_jax.errors import UserError
 from jem_jax.main import main
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

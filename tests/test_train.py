@@ -12,14 +12,16 @@ from command import TINY, Command, restored
 from command import metrics as metrics_of
 
 import jem_jax
-from jem_jax import checkpoint, loading, metrics, parallel, sizes, train, workdir
+from jem_jax.augment import to_float
+from jem_jax.common.errors import UserError
 from jem_jax.datasets import Split, digits
-from jem_jax.datasets.splits import to_float
-from jem_jax.errors import UserError
+from jem_jax.distributed import devices
+from jem_jax.distributed.interrupts import Interrupted
 from jem_jax.evaluation import classification
-from jem_jax.interrupts import Interrupted
-from jem_jax.metrics import TIME_FIELDS
-from jem_jax.workdir import RunFacts
+from jem_jax.runs import checkpoint, metrics, workdir
+from jem_jax.runs.metrics import TIME_FIELDS
+from jem_jax.runs.workdir import RunFacts
+from jem_jax.training import loop, sizes, trained
 
 EPOCHS, STEPS = 3, 5
 LAST = EPOCHS * STEPS
@@ -46,7 +48,7 @@ class Stop:
 
 def _train(directory, stop=None, **overrides):
     config = tiny.config(**{**SETTINGS, **overrides})
-    return train.train(config, tiny.dataset(), directory, "tiny", stop or Stop())
+    return loop.train(config, tiny.dataset(), directory, "tiny", stop or Stop())
 
 
 def _lines(directory):
@@ -63,8 +65,8 @@ def _untimed(directory):
 
 
 def _checkpoint(directory, name=workdir.CHECKPOINTS, step=None, **overrides):
-    state, buffer = train.template(tiny.config(**{**SETTINGS, **overrides}), (8, 8, 1), 3)
-    tree = train.tree(checkpoint.template_of(state), None if name == workdir.BEST else buffer)
+    state, buffer = loop.template(tiny.config(**{**SETTINGS, **overrides}), (8, 8, 1), 3)
+    tree = loop.tree(checkpoint.template_of(state), None if name == workdir.BEST else buffer)
     return checkpoint.restore(directory / name, tree, step)
 
 
@@ -326,7 +328,7 @@ def test_the_metrics_of_a_loss_that_is_not_finite_are_json(one_epoch):
     nowhere = Split(dataset.train.images, np.full(tiny.TRAIN, tiny.CLASSES, np.int32))
     dataset = dataclasses.replace(dataset, train=nowhere)
     with pytest.raises(UserError, match="diverged at iteration 6"):
-        train.train(tiny.config(**SETTINGS, **{"recovery.max_recoveries": 0}), dataset, one_epoch, "tiny", Stop())
+        loop.train(tiny.config(**SETTINGS, **{"recovery.max_recoveries": 0}), dataset, one_epoch, "tiny", Stop())
     assert _lines(one_epoch)[-1]["step"] == 8
 
 
@@ -337,8 +339,8 @@ def test_the_metrics_of_a_loss_that_is_not_finite_are_json(one_epoch):
 def run_with_baseline(whole, tmp_path_factory):
     directory = shutil.copytree(whole, tmp_path_factory.mktemp("run") / "run")
     config, dataset = tiny.config(**SETTINGS), tiny.dataset()
-    workdir.write_facts(directory, RunFacts(config, dataset.image_shape, dataset.class_names, parallel.cpu_devices()))
-    train.train(train.classifier_config(config), dataset, directory / workdir.BASELINE, "classifier", Stop())
+    workdir.write_facts(directory, RunFacts(config, dataset.image_shape, dataset.class_names, devices.cpu_devices()))
+    loop.train(loop.classifier_config(config), dataset, directory / workdir.BASELINE, "classifier", Stop())
     return directory
 
 
@@ -373,7 +375,7 @@ def test_load_gives_the_buffer_and_the_settings(run_with_baseline):
 
 
 def test_a_loaded_model_has_the_averaged_parameters(run_with_baseline):
-    model = loading.read_model(run_with_baseline, workdir.read_facts(run_with_baseline))
+    model = trained.read_model(run_with_baseline, workdir.read_facts(run_with_baseline))
     state = _checkpoint(run_with_baseline).tree["state"]
     assert not tiny.differing(model.variables["params"], state["ema"])
     assert tiny.differing(model.variables["params"], state["params"])
@@ -392,7 +394,7 @@ def test_loaded_logits_have_a_gradient_for_each_image(run_with_baseline):
 
 def test_the_baseline_is_a_plain_classifier_of_the_same_settings():
     config = tiny.config(**SETTINGS, **{"objective.p_xy": 0.5, "objective.energy_l2": 0.1})
-    plain = train.classifier_config(config)
+    plain = loop.classifier_config(config)
     assert (plain.objective.p_x, plain.objective.p_xy, plain.objective.energy_l2) == (0, 0, 0)
     assert plain.objective.p_y_given_x == 1
     assert (plain.model, plain.optimizer, plain.data, plain.training) == (

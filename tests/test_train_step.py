@@ -13,12 +13,15 @@ import pytest
 import tiny
 from programs import first_steps
 
-from jem_jax import divergence, objective, parallel, train, train_step
-from jem_jax.checkpoint import Checkpoints, to_tree
+from jem_jax import objective
+from jem_jax.augment import to_float
 from jem_jax.config import Config
 from jem_jax.datasets.batches import Stream
-from jem_jax.datasets.splits import to_float
-from jem_jax.train_step import weights
+from jem_jax.distributed import devices
+from jem_jax.runs.checkpoint import Checkpoints, to_tree
+from jem_jax.training import divergence, loop
+from jem_jax.training import step as train_step
+from jem_jax.training.step import weights
 
 DEVICES = 4
 CLASSIFIER = {**tiny.FULL, "data.pad": 0, "data.input_noise": 0.0, "objective.p_x": 0.0}
@@ -171,7 +174,7 @@ def on_four_devices(tmp_path_factory):
     for run, settings in first_steps.RUNS.items():
         begun = tiny.start(tiny.config(**settings))
         checkpoints = Checkpoints(starts / run, keep=1)
-        checkpoints.save(0, train.tree(to_tree(begun.state), tiny.whole(begun.buffer)), {})
+        checkpoints.save(0, loop.tree(to_tree(begun.state), tiny.whole(begun.buffer)), {})
         checkpoints.close()
         found = first_steps.first_steps(begun.step, begun.state, begun.chains, begun.data)
         results |= {f"{run}/{name}": value for name, value in found.items()}
@@ -182,12 +185,12 @@ def test_one_two_and_four_devices_take_the_same_first_steps(on_four_devices, tmp
     starts, expected = on_four_devices
     assert jax.device_count() == DEVICES
     programs = {}
-    for devices in (1, 2):
-        out = tmp_path / f"{devices}.npz"
+    for count in (1, 2):
+        out = tmp_path / f"{count}.npz"
         programs[out] = subprocess.Popen(
             [sys.executable, "-m", "programs.first_steps", str(starts), str(out)],
             cwd=Path(__file__).parent,
-            env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": str(count)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -286,19 +289,19 @@ def _second_step(full, poison):
     if poison == "parameter":
         bias = np.array(state.params["hidden"]["bias"])
         bias[3] = np.nan
-        hidden = {**state.params["hidden"], "bias": parallel.replicate(bias)}
+        hidden = {**state.params["hidden"], "bias": devices.replicate(bias)}
         state = state._replace(params={**state.params, "hidden": hidden})
         before = state, before[1]
     elif poison == "label":
         # Of the last device's last example alone.
         labels = np.array(data.labels)
         labels[np.array(data.labelled_order)[15]] = tiny.CLASSES
-        data = data._replace(labels=parallel.replicate(labels))
+        data = data._replace(labels=devices.replicate(labels))
     elif poison == "chains":
         # Those of one device alone.
         chains = before[1].copy()
         chains[8:16] = np.nan
-        buffer, before = parallel.shard_buffer(chains), (before[0], chains)
+        buffer, before = devices.shard_buffer(chains), (before[0], chains)
     else:
         assert poison == "nothing"
     return before, full.step(state, buffer, data)
@@ -368,7 +371,7 @@ def test_the_window_holds_the_sums_of_single_iterations_since_the_last_log_line(
     state, buffer = full.state, full.buffer
     singles: list[dict[str, float]] = []
     for number in range(6):
-        zero = parallel.replicate({name: np.float32(0) for name in state.window.sums})
+        zero = devices.replicate({name: np.float32(0) for name in state.window.sums})
         alone, _ = full.step(state._replace(window=state.window._replace(sums=zero)), buffer + 0, full.data.at(number))
         state, buffer = full.step(state, buffer, full.data.at(number))
         # A line of the log every 4 iterations, so that the window begins anew at iterations 0 and 4.
@@ -396,7 +399,7 @@ EXACT = {
 
 @pytest.mark.parametrize("pixels", [2**13, tiny.SIDE**2], ids=["whole", "an_example_at_a_time"])
 def test_an_iteration_is_the_algorithm(pixels, monkeypatch):
-    monkeypatch.setattr("jem_jax.network._CPU_PIXELS", pixels)
+    monkeypatch.setattr("jem_jax.training.network._CPU_PIXELS", pixels)
     config = tiny.config(**EXACT)
     start = tiny.start(config)
     state, buffer = start.step(start.state, start.buffer, start.data.at(0))

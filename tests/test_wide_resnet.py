@@ -11,7 +11,7 @@ from scipy import stats
 
 from jem_jax import wide_resnet
 from jem_jax.config import Model
-from jem_jax.network import Network, build, examples_a_pass, in_parts
+from jem_jax.training.network import Network, build, examples_a_pass, in_parts
 from jem_jax.wide_resnet import WideResNet
 
 KEY = jax.random.key(0)
@@ -335,7 +335,7 @@ def test_on_a_cpu_a_batch_passes_in_parts_that_fit_the_cache(batch, side, expect
 
 
 def test_in_parts_a_function_sees_a_part_of_every_array(monkeypatch):
-    monkeypatch.setattr("jem_jax.network._CPU_PIXELS", 2 * 8 * 8)
+    monkeypatch.setattr("jem_jax.training.network._CPU_PIXELS", 2 * 8 * 8)
     x, y = jnp.arange(6.0 * 64).reshape(6, 8, 8, 1), jnp.arange(6)
     sizes = []
 
@@ -355,7 +355,7 @@ def test_a_batch_in_parts_has_the_logits_of_the_whole(monkeypatch):
     batches = [np.random.default_rng(i).uniform(-1, 1, (4, 8, 8, 1)).astype(np.float32) for i in range(2)]
     variables = net.init(jax.random.key(0), batches[0])
     whole, _ = net.train_logits(variables, batches, jax.random.key(1))
-    monkeypatch.setattr("jem_jax.network._CPU_PIXELS", 2 * 8 * 8)
+    monkeypatch.setattr("jem_jax.training.network._CPU_PIXELS", 2 * 8 * 8)
     traced = []
     monkeypatch.setattr(net, "_train", lambda *args: traced.append(len(args[1])) or Network._train(net, *args))
     parts, _ = net.train_logits(variables, batches, jax.random.key(1))

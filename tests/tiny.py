@@ -7,13 +7,15 @@ import jax
 import numpy as np
 
 from jem_jax import config as configuration
-from jem_jax import device_data, network, optimizer, parallel, sizes, train_step
+from jem_jax.augment import to_float
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset, Split
-from jem_jax.datasets.splits import to_float
-from jem_jax.device_data import DeviceData, Order
-from jem_jax.network import Network
-from jem_jax.train_step import Step, TrainState
+from jem_jax.distributed import devices
+from jem_jax.training import device_data, network, optimizer, sizes
+from jem_jax.training import step as train_step
+from jem_jax.training.device_data import DeviceData, Order
+from jem_jax.training.network import Network
+from jem_jax.training.step import Step, TrainState
 from jem_jax.wide_resnet import BatchNorm
 
 CLASSES, SIDE = 3, 8
@@ -112,12 +114,12 @@ class Start(NamedTuple):
     @property
     def buffer(self) -> jax.Array | None:
         """The buffer on the devices, a new one each time."""
-        return None if self.chains is None else parallel.shard_buffer(self.chains)
+        return None if self.chains is None else devices.shard_buffer(self.chains)
 
 
 def whole(buffer: jax.Array) -> np.ndarray:
     """A step's buffer as it is kept: [S, C, H, W, channels]."""
-    return np.array(parallel.whole_buffer(buffer, (SIDE, SIDE, 1)))
+    return np.array(devices.whole_buffer(buffer, (SIDE, SIDE, 1)))
 
 
 def program(config: Config) -> tuple[Step, DeviceData, Network]:
@@ -140,7 +142,7 @@ def start(config: Config) -> Start:
     slots, classes = sizes.buffer_size(config, CLASSES)
     shape = (slots, classes, SIDE, SIDE, 1)
     chains = np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32) if slots else None
-    return Start(step, parallel.replicate(state), chains, data, net)
+    return Start(step, devices.replicate(state), chains, data, net)
 
 
 def leaves(tree: Any) -> dict[str, np.ndarray]:

@@ -4,12 +4,11 @@ import difflib
 import os
 from pathlib import Path
 
+from jem_jax.common.errors import UserError, shown
 from jem_jax.config import Data
 from jem_jax.datasets import checks, digits, own_folder, own_npz, prepared, resize, tfds_named
+from jem_jax.datasets.dataset import Dataset, Split
 from jem_jax.datasets.sources import SOURCES
-from jem_jax.datasets.splits import Dataset, Split
-from jem_jax.errors import UserError
-from jem_jax.words import shown
 
 __all__ = ["Dataset", "Split", "load", "version"]
 

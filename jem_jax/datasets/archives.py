@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from jem_jax.common.errors import UserError
+from jem_jax.datasets.dataset import Split
 from jem_jax.datasets.held_out import Parts
-from jem_jax.datasets.splits import Split
-from jem_jax.errors import UserError
 
 _DIGITS = tuple("0123456789")
 _CLOTHES = (

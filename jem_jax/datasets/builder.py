@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jem_jax.datasets.dataset import Split
 from jem_jax.datasets.held_out import Parts
 from jem_jax.datasets.sources import BUILDER_NAME, Source
-from jem_jax.datasets.splits import Split
 
 _DESCRIPTION = "The official train and test images, in the order of the official archives."
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from jem_jax.datasets.dataset import Split
 from jem_jax.datasets.held_out import Parts
-from jem_jax.datasets.splits import Split
 
 _PARTS = ("train", "validation", "test")
 

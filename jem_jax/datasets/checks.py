@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jem_jax.datasets.splits import Dataset
-from jem_jax.errors import UserError
-from jem_jax.words import shown
+from jem_jax.common.errors import UserError, shown
+from jem_jax.datasets.dataset import Dataset
 
 STRIDE = 4
 """the network halves the side twice"""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jem_jax.datasets.splits import Dataset, Split
+from jem_jax.datasets.dataset import Dataset, Split
 
 NAME = "digits"
 TRAIN, VALIDATION = 1167, 130

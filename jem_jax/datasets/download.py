@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from jem_jax.common.errors import UserError
 from jem_jax.datasets.notices import first_line, say
 from jem_jax.datasets.sources import Archive, Source
-from jem_jax.errors import UserError
 
 _CHUNK = 1 << 20
 _STALLED_SECONDS = 60

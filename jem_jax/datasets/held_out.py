@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jem_jax.datasets.splits import Dataset, Split
-from jem_jax.errors import UserError
+from jem_jax.common.errors import UserError
+from jem_jax.datasets.dataset import Dataset, Split
 
 
 @dataclass(frozen=True)

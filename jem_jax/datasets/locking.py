@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jem_jax.common.errors import UserError
 from jem_jax.datasets.notices import first_line, say
-from jem_jax.errors import UserError
 
 
 @contextmanager

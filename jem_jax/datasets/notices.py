@@ -2,7 +2,7 @@
 
 import sys
 
-from jem_jax.words import printable
+from jem_jax.common.errors import printable
 
 
 def say(text: str) -> None:

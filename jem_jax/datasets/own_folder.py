@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from jem_jax.common.errors import UserError, in_a_line, shown
 from jem_jax.datasets import checks, resize
+from jem_jax.datasets.dataset import Dataset, Split
 from jem_jax.datasets.held_out import Parts, with_tenths
-from jem_jax.datasets.splits import Dataset, Split
-from jem_jax.errors import UserError
-from jem_jax.words import in_a_line, shown
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 

@@ -11,11 +11,10 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
+from jem_jax.common.errors import UserError, in_a_line, shown
 from jem_jax.datasets import checks
+from jem_jax.datasets.dataset import Dataset, Split
 from jem_jax.datasets.held_out import Parts, with_tenths
-from jem_jax.datasets.splits import Dataset, Split
-from jem_jax.errors import UserError
-from jem_jax.words import in_a_line, shown
 
 _KEYS = "images [N, H, W] or [N, H, W, C] uint8, labels [N]; optional test_images, test_labels, class_names"
 

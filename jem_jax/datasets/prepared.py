@@ -14,10 +14,10 @@ import shutil
 from pathlib import Path
 
 from jem_jax.datasets import archives, cache, download, locking
+from jem_jax.datasets.dataset import Dataset
 from jem_jax.datasets.held_out import Parts, cut, official_order
 from jem_jax.datasets.notices import first_line, say
 from jem_jax.datasets.sources import Source
-from jem_jax.datasets.splits import Dataset
 
 
 def data_folder(data_dir: str) -> Path:

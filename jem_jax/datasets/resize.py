@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jem_jax.datasets import checks
-from jem_jax.datasets.splits import Dataset, Split
+from jem_jax.datasets.dataset import Dataset, Split
 
 
 def to_side(image: Image.Image, side: int) -> Image.Image:

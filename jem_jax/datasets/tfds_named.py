@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from jem_jax.common.errors import UserError
 from jem_jax.datasets import cache, checks, locking, resize
+from jem_jax.datasets.dataset import Dataset, Split
 from jem_jax.datasets.held_out import Parts, with_tenths
 from jem_jax.datasets.notices import first_line, say
 from jem_jax.datasets.sources import BUILDER_NAME, SOURCES
-from jem_jax.datasets.splits import Dataset, Split
-from jem_jax.errors import UserError
 
 PREFIX = "tfds:"
 _TRAIN, _VALIDATION, _TEST = "train", "validation", "test"

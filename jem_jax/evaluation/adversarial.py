@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jem_jax import energy, keys, parallel, sgld
+from jem_jax import energy, prng, sgld
+from jem_jax.distributed import devices
 
 Array = jax.Array
 VariablesLogits = Callable[[Any, Array], Array]
@@ -165,7 +166,7 @@ def attacker(defence: Defence, *, norm: str, num_steps: int, restarts: int = 1) 
         key_data, x, labels = examples
         return margin(defence(variables, jax.random.wrap_key_data(key_data), x), labels) < 0
 
-    attack_all, classify_all = parallel.over_examples(attack), parallel.over_examples(classify)
+    attack_all, classify_all = devices.over_examples(attack), devices.over_examples(classify)
 
     def run(
         variables: Any, key: Array, images: np.ndarray, labels: np.ndarray, epsilon: float, batch_size: int
@@ -187,7 +188,7 @@ def attacker(defence: Defence, *, norm: str, num_steps: int, restarts: int = 1) 
 
 
 def _key_data(key: Array, count: int) -> np.ndarray:
-    return np.asarray(jax.random.key_data(keys.for_examples(key, count)))
+    return np.asarray(jax.random.key_data(prng.for_examples(key, count)))
 
 
 def _over_pixels(values: Any, like: Any) -> Any:

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jem_jax import energy, keys, parallel, replay_buffer
+from jem_jax import energy, prng, replay_buffer
+from jem_jax.distributed import devices
 
 Array = jax.Array
 VariablesLogits = Callable[[Any, Array], Array]
@@ -61,12 +62,12 @@ def ascender(
         (x, taken), _ = jax.lax.scan(step, (start, jnp.zeros(len(start), jnp.int32)), None, length=max_steps)
         return x, jnp.exp(log_confidence(x)[1]), taken
 
-    mapped = parallel.over_examples(run)
+    mapped = devices.over_examples(run)
 
     def ascend(
         variables: Any, key: Array, classes: np.ndarray, image_shape: tuple[int, ...], batch_size: int
     ) -> Distal:
-        start = replay_buffer.uniform(keys.for_examples(key, len(classes)), len(classes), image_shape)
+        start = replay_buffer.uniform(prng.for_examples(key, len(classes)), len(classes), image_shape)
         return Distal(*mapped(variables, (np.asarray(start), classes), batch_size))
 
     return ascend

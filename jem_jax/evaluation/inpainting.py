@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jem_jax import energy, keys, parallel, replay_buffer, sgld
+from jem_jax import energy, prng, replay_buffer, sgld
+from jem_jax.distributed import devices
 
 Array = jax.Array
 VariablesLogits = Callable[[Any, Array], Array]
@@ -36,12 +37,12 @@ def inpainter(
         density = energy.marginal(lambda hidden: logits_fn(variables, whole(hidden)))
         return whole(sgld.chain(jax.random.wrap_key_data(chain_keys), density, start, **settings))
 
-    mapped = parallel.over_examples(run)
+    mapped = devices.over_examples(run)
 
     def inpaint(variables: Any, key: Array, images: np.ndarray, known: np.ndarray, batch_size: int) -> np.ndarray:
         start_key, chain_key = jax.random.split(key)
         start = replay_buffer.uniform(start_key, len(images), images.shape[1:])
-        chain_keys = jax.random.key_data(keys.for_examples(chain_key, len(images)))
+        chain_keys = jax.random.key_data(prng.for_examples(chain_key, len(images)))
         return mapped((variables, known), (np.asarray(chain_keys), np.asarray(start), images), batch_size)
 
     return inpaint

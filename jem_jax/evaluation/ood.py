@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jem_jax import energy, keys, parallel, sgld
+from jem_jax import energy, prng, sgld
+from jem_jax.distributed import devices
 
 Array = jax.Array
 VariablesLogits = Callable[[Any, Array], Array]
@@ -80,10 +81,10 @@ def scorer(
             "refine_distance": -_lengths(x - refined),
         }
 
-    mapped = parallel.over_examples(run)
+    mapped = devices.over_examples(run)
 
     def score(variables: Any, key: Array, images: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
-        chain_keys = np.asarray(jax.random.key_data(keys.for_examples(key, len(images))))
+        chain_keys = np.asarray(jax.random.key_data(prng.for_examples(key, len(images))))
         return mapped(variables, (chain_keys, images), batch_size)
 
     return score

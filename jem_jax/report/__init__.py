@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jem_jax
-from jem_jax import metrics, parallel, recovery, workdir
 from jem_jax.config import Evaluation
 from jem_jax.datasets import Dataset
-from jem_jax.report import headline, page, sampling, sections, subject
-from jem_jax.report.subject import Subject
-from jem_jax.workdir import RunFacts
+from jem_jax.distributed import devices
+from jem_jax.report import html, inputs, samples, sections, summary
+from jem_jax.report.inputs import Subject
+from jem_jax.runs import metrics, workdir
+from jem_jax.runs.workdir import RunFacts
+from jem_jax.training import recovery
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _NUMBERS, _PAGE = "report.json", "report.html"
@@ -41,7 +43,7 @@ class Report:
     @property
     def samples(self) -> list[Path]:
         """The pictures of samples, as far as they were drawn."""
-        return [path for name in sampling.PICTURES if (path := self.folder / name).is_file()]
+        return [path for name in samples.PICTURES if (path := self.folder / name).is_file()]
 
     @property
     def failures(self) -> dict[str, str]:
@@ -71,7 +73,7 @@ def write(
     Raises:
       UserError: the run has no finished checkpoint.
     """
-    about = subject.read(path, facts, dataset)
+    about = inputs.read(path, facts, dataset)
     outcomes = list(sections.run(about, say))
     values: dict[str, Any] = {name: {"iteration": model.step} for name, model in about.models.items()}
     for outcome in outcomes:
@@ -92,7 +94,7 @@ def write(
             values[name]["recoveries"] = recovery.events(recovery.read(part))
     values["run"] = _about_run(about, dict(seconds) | {"evaluation": measured})
     report = Report(values, about.folder)
-    workdir.write_text(report.page, page.render(values, outcomes, about.folder))
+    workdir.write_text(report.page, html.render(values, outcomes, about.folder))
     # Last, since this file is what tells that a report is whole.
     workdir.write_text(report.numbers, json.dumps(values, indent=1) + "\n")
     return report
@@ -123,7 +125,7 @@ def is_current(report: Report, facts: RunFacts, step: int, baseline: bool) -> bo
 
 def table(report: Report) -> str:
     """The short table that ends a run."""
-    return headline.as_text(report.values)
+    return summary.as_text(report.values)
 
 
 def seconds_in_words(report: Report) -> str:
@@ -141,7 +143,7 @@ def _about_run(about: Subject, seconds: dict[str, float]) -> dict[str, Any]:
         "evaluation": _as_json(config.evaluation),
         "seed": config.seed,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "devices": parallel.describe(),
+        "devices": devices.describe(),
         "python": platform.python_version(),
         "versions": {"jem_jax": jem_jax.__version__} | {name: importlib.metadata.version(name) for name in _PACKAGES},
     }

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jem_jax import files
+from jem_jax.common import files
 from jem_jax.evaluation.calibration import Reliability
-from jem_jax.report.subject import TITLES
+from jem_jax.report.inputs import TITLES
 
 COLOURS = {"jem": "#0072B2", "baseline": "#D55E00"}
 _STYLE: Any = {

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jem_jax import datasets, workdir
+from jem_jax import datasets
+from jem_jax.common.errors import UserError
 from jem_jax.config import Evaluation
-from jem_jax.errors import UserError
-from jem_jax.report import attacking, classifying, detecting, progress, sampling
+from jem_jax.report import adversarial, classification, ood, samples, training
+from jem_jax.report.inputs import Subject
 from jem_jax.report.result import Result
-from jem_jax.report.subject import Subject
+from jem_jax.runs import workdir
 
 _FORMAT = 1
 """raised where what a section measures, or how, changes"""
@@ -52,7 +53,7 @@ SECTIONS = (
         "What it classifies",
         "How often the class with the largest logit is the right one, and what the probabilities cost: NLL is the mean "
         "of -log p(y|x), the Brier score the mean squared error of the probabilities. Both are better when smaller.",
-        classifying.classify,
+        classification.classify,
     ),
     Section(
         "calibration",
@@ -60,7 +61,7 @@ SECTIONS = (
         "A calibrated classifier is right 80 % of the time where it is 80 % sure. ECE, the expected calibration error, "
         "is the mean gap between the two over bins of confidence; MCE is the largest gap. Temperature scaling divides "
         "all logits by one number, the usual remedy.",
-        classifying.calibrate,
+        classification.calibrate,
         ("ece_bins",),
     ),
     Section(
@@ -70,7 +71,7 @@ SECTIONS = (
         "max p(y|x), and the approximate mass -|∇ log p~(x)|, which is small where the density has no peak; the "
         "refinement scores compare an image with what a short chain makes of it. A plain classifier has all of them "
         "too, since they need only logits.",
-        detecting.detect,
+        ood.detect,
         ("ood_images", "ood_sets"),
     ),
     Section(
@@ -78,7 +79,7 @@ SECTIONS = (
         "Whether it can be fooled",
         "An attacker who knows the network moves every pixel by at most ε (L∞), or the whole image by a distance of at "
         "most ε (L2), so that the class comes out wrong. Pixels range over [0, 1].",
-        attacking.attack,
+        adversarial.attack,
         ("attack_images", "attack_steps", "attack_restarts", "attack_linf", "attack_l2", "refined_images",
          "refined_linf"),
     ),
@@ -87,26 +88,26 @@ SECTIONS = (
         "What it takes noise for",
         "Start from noise and follow the gradient of log p(y|x) until the network is 90 % sure of a class. Where the "
         "result looks like the class, confidence means something far from the data as well.",
-        attacking.climb,
+        adversarial.climb,
     ),
     Section(
         "samples",
         "What it draws",
         "Samples by stochastic gradient Langevin dynamics (SGLD): from noise, step by step up the gradient of log "
         "p~(x) with a little noise in each step. The replay buffer holds the chains that training went on from.",
-        sampling.draw,
+        samples.draw,
         _DRAWING,
     ),
-    Section("sample_quality", "How good what it draws is", "", sampling.judge,
+    Section("sample_quality", "How good what it draws is", "", samples.judge,
             (*_DRAWING, "inception_weights")),
     Section(
         "inpainting",
         "What it makes of half an image",
         "The known pixels are held fixed, the hidden ones begin as noise and follow SGLD.",
-        sampling.inpaint,
+        samples.inpaint,
         _DRAWING,
     ),
-    Section("training", "How it was trained", "", progress.follow),
+    Section("training", "How it was trained", "", training.follow),
 )  # fmt: skip
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import tiny
 
-from jem_jax import checkpoint, parallel, train
 from jem_jax.config import Config
-from jem_jax.train_step import Step, TrainState
+from jem_jax.distributed import devices
+from jem_jax.runs import checkpoint
+from jem_jax.training import loop
+from jem_jax.training.step import Step, TrainState
 
 RUNS = {
     # Without a leaky ReLU's kink, which another rounding can turn the other way: a gradient's fourth digit.
@@ -44,7 +46,7 @@ _STEPS = 3
 
 def first_steps(step: Step, state: TrainState, chains: np.ndarray, data: tiny.DeviceData) -> dict[str, np.ndarray]:
     """The summed metrics after every iteration; at the end parameters, optimiser state, watch and the whole buffer."""
-    results, buffer = {}, parallel.shard_buffer(chains)
+    results, buffer = {}, devices.shard_buffer(chains)
     for number in range(_STEPS):
         state, buffer = step(state, buffer, data.at(number))
         results |= {f"{number}/{name}": value for name, value in tiny.leaves(state.window.sums).items()}
@@ -54,8 +56,8 @@ def first_steps(step: Step, state: TrainState, chains: np.ndarray, data: tiny.De
 
 def template(config: Config) -> tuple[TrainState, dict]:
     """The shapes of a run's state, and of a checkpoint of it."""
-    state, buffer = train.template(config, (tiny.SIDE, tiny.SIDE, 1), tiny.CLASSES)
-    return state, train.tree(checkpoint.template_of(state), buffer)
+    state, buffer = loop.template(config, (tiny.SIDE, tiny.SIDE, 1), tiny.CLASSES)
+    return state, loop.tree(checkpoint.template_of(state), buffer)
 
 
 def _main(starts: Path, out: Path) -> None:
@@ -64,7 +66,7 @@ def _main(starts: Path, out: Path) -> None:
         config = tiny.config(**settings)
         shapes, tree = template(config)
         found = checkpoint.restore(starts / run, tree).tree
-        state = parallel.replicate(checkpoint.from_tree(shapes, found["state"]))
+        state = devices.replicate(checkpoint.from_tree(shapes, found["state"]))
         step, data, _ = tiny.program(config)
         results |= {f"{run}/{k}": v for k, v in first_steps(step, state, found["buffer"], data).items()}
     np.savez(out, **results)

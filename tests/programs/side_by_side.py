@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from jem_jax import parallel
-from jem_jax.checkpoint import Checkpoints
+from jem_jax.distributed import processes
+from jem_jax.runs.checkpoint import Checkpoints
 
 STEPS = 40
 
 
 def _main(address: str, number: int, folder: Path) -> None:
-    parallel.start(parallel.Cluster(address, 2, number), 1, 2)
-    best = Checkpoints(folder / "best", keep=1, writes=parallel.is_first())
-    regular = Checkpoints(folder / "checkpoints", keep=2, writes=parallel.is_first(), after=best)
+    processes.start(processes.Cluster(address, 2, number), 1, 2)
+    best = Checkpoints(folder / "best", keep=1, writes=processes.is_first())
+    regular = Checkpoints(folder / "checkpoints", keep=2, writes=processes.is_first(), after=best)
     tree = {"x": np.zeros((200, 1000), np.float32)}
     for step in range(1, STEPS + 1):
         # Now one of them comes first and now the other.

@@ -1,0 +1,125 @@
+"""Config files and `--config.group.key=value`: how settings reach `jem_jax.config`."""
+
+import ast
+import importlib.util
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import ml_collections
+
+from jem_jax import config as configuration
+from jem_jax.common.errors import UserError, shown
+from jem_jax.config import Config
+
+
+def read(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+    """The settings of a config file, with overrides from the command line.
+
+    Args:
+      path: of a Python file whose `get_config()` returns a ConfigDict, or the name of one that comes with the package
+        ("digits", "configs/digits.py").
+      overrides: ("group.key", "text") pairs, the later winning.
+
+    Raises:
+      UserError: no such file, a Python error in it (with its line), or settings that are wrong.
+    """
+    settings = _get_config(find(path))
+    for name, text in overrides:
+        _override(settings, name, text)
+    return configuration.validate(settings)
+
+
+def find(path: str) -> Path:
+    """The config file of that path, or the one that comes with the package.
+
+    Raises:
+      UserError: there is neither.
+    """
+    file = Path(path)
+    if file.is_file():
+        return file
+    own = packaged()
+    name = file.name.removesuffix(".py")
+    if name in own and str(file.parent) in (".", "configs"):
+        return own[name]
+    raise UserError(
+        f"config file {shown(path)[1:-1]} does not exist; these come with the package: {', '.join(sorted(own))}"
+    )
+
+
+def packaged() -> dict[str, Path]:
+    """Names and paths of the config files that come with the package."""
+    spec = importlib.util.find_spec("jem_jax.configs")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    return {file.stem: file for folder in folders for file in Path(folder).glob("*.py") if file.stem != "__init__"}
+
+
+def _get_config(file: Path) -> ml_collections.ConfigDict:
+    if file.suffix != ".py":
+        raise UserError(f"config file {file} must be a Python file, *.py")
+    try:
+        module = _execute(file)
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError(f"config file {file} must define get_config(), which returns a ConfigDict")
+        settings = module.get_config()
+    except UserError:
+        raise
+    # A config file that exits must not end the program as if it were done.
+    except (Exception, SystemExit) as error:
+        raise UserError(f"config file {file}, line {_line(file, error)}: {type(error).__name__}: {error}") from error
+    if not isinstance(settings, ml_collections.ConfigDict):
+        raise UserError(f"config file {file}: get_config() must return a ConfigDict, not {type(settings).__name__}")
+    return settings
+
+
+def _execute(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _line(file: Path, error: BaseException) -> int | str:
+    if isinstance(error, SyntaxError) and error.lineno:
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame.lineno for frame in frames if Path(frame.filename).absolute() == file.absolute()]
+    return next((line for line in reversed(own) if line), "unknown")
+
+
+def _override(settings: ml_collections.ConfigDict, name: str, text: str) -> None:
+    """Sets one key to the text's value; whether key and value are right is for `config.validate` to say."""
+    *groups, key = name.split(".")
+    place = settings
+    for group in groups:
+        if not isinstance(place.get(group), ml_collections.ConfigDict):
+            raise UserError(f"config.{shown(name)[1:-1]} is not a setting; the groups are: {_groups(settings)}")
+        place = place[group]
+    with settings.unlocked(), place.ignore_type():
+        value = text if isinstance(place.get(key), str) else _value(text)
+        if key in place:
+            # Over an old value ConfigDict converts the new one: true to 1.0, and an int too large to an OverflowError.
+            del place[key]
+        place[key] = value
+
+
+def _value(text: str) -> object:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    if text.lower() in ("nan", "inf", "-inf"):
+        return float(text)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    # No setting is a dict, which ConfigDict would take apart.
+    return text if isinstance(value, dict) else value
+
+
+def _groups(settings: ml_collections.ConfigDict) -> str:
+    return ", ".join(name for name, value in settings.items() if isinstance(value, ml_collections.ConfigDict))

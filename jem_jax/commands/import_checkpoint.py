@@ -1,0 +1,133 @@
+"""The command that makes a workdir of a checkpoint of the official PyTorch code.
+
+    python -m jem_jax.import_official last_ckpt.pt --config=configs/cifar10.py --workdir=runs/official
+
+The workdir can then be evaluated, sampled from, or trained further by `python -m jem_jax.main`; the optimiser starts
+afresh, since official checkpoints hold none.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jem_jax import datasets, torch_import
+from jem_jax.commands import command_line, config_files
+from jem_jax.common.errors import UserError, printable
+from jem_jax.config import Config
+from jem_jax.datasets import Dataset
+from jem_jax.distributed import processes
+from jem_jax.runs import checkpoint, workdir
+from jem_jax.torch_import import Imported
+from jem_jax.training import loop, network, optimizer, sizes
+from jem_jax.training import step as train_step
+
+
+class _Arguments(NamedTuple):
+    checkpoint: str
+    config: str
+    workdir: str
+    norm: str | None
+    overrides: list[tuple[str, str]]
+
+
+def write_workdir(imported: Imported, config: Config, dataset: Dataset, path: Path) -> None:
+    """Writes a workdir whose only checkpoint, of iteration 0, is an imported model.
+
+    Args:
+      imported: of `torch_import.load`.
+      config: its model and buffer size must be the checkpoint's, as by `settings_of`.
+      dataset: what the run is to go on with.
+      path: an empty or missing folder.
+
+    Raises:
+      UserError: the workdir is not empty, or the data set has other classes, channels or image sides.
+    """
+    _check(imported, dataset)
+    sizes.check(config, dataset)
+    net = network.build(config.model, dataset.num_classes)
+    first = jnp.zeros((1, *dataset.image_shape))
+    rule = optimizer.build(config.optimizer, 1)
+    state = train_step.init_state(config, net, rule, jax.random.key(config.seed), first)
+    params = imported.variables["params"]
+    collections = {name: value for name, value in imported.variables.items() if name != "params"}
+    averaged = params if state.ema is not None else None
+    state = state._replace(params=params, model_state=collections, opt_state=rule.init(params), ema=averaged)
+    buffer = imported.buffer if sizes.buffer_size(config, dataset.num_classes)[0] else None
+    with workdir.held(path):
+        workdir.prepare_empty(path)
+        workdir.write_facts(path, workdir.RunFacts(config, dataset.image_shape, dataset.class_names, 0))
+        checkpoints = checkpoint.Checkpoints(path / workdir.CHECKPOINTS, config.training.keep_checkpoints)
+        checkpoints.save(0, loop.tree(checkpoint.to_tree(state), buffer), {"best_accuracy": -1.0, "seconds": 0.0})
+        checkpoints.close()
+
+
+def settings_of(imported: Imported) -> list[tuple[str, str]]:
+    """The settings that a checkpoint decides, as overrides of a config file.
+
+    Raises:
+      UserError: it holds no replay buffer.
+    """
+    model = imported.model
+    settings = [("model.depth", model.depth), ("model.width", model.width), ("model.norm", model.norm)]
+    if imported.buffer is None:
+        raise UserError("the checkpoint holds no replay buffer, and a run cannot go on without one")
+    slots, classes = imported.buffer.shape[:2]
+    settings.append(("sampler.buffer_size", slots * classes))
+    return [(name, str(value)) for name, value in settings]
+
+
+def command(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status, as `jem_jax.main.main` does."""
+    return command_line.guarded(_run, sys.argv[1:] if arguments is None else list(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    given = _parse(arguments)
+    processes.start(processes.Cluster(), 1, 1)
+    config = config_files.read(given.config, given.overrides)
+    conditional = train_step.buffer_classes(config, 2) > 1
+    try:
+        imported = torch_import.load(given.checkpoint, given.norm, class_conditional=conditional)
+    except (ValueError, ImportError) as error:
+        raise UserError(str(error)) from error
+    overrides = [*given.overrides, *settings_of(imported)]
+    config = config_files.read(given.config, overrides)
+    write_workdir(imported, config, datasets.load(config.data), Path(given.workdir))
+    flags = " ".join(f"--config.{name}={text}" for name, text in overrides)
+    print(printable(f"wrote {given.workdir}; go on with:"))
+    print(
+        printable(f"  python -m jem_jax.main --mode=evaluate --config={given.config} --workdir={given.workdir} {flags}")
+    )
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> _Arguments:
+    parser = command_line.Parser(
+        prog="python -m jem_jax.import_official",
+        description="Makes a workdir of a checkpoint of the official PyTorch code.",
+        epilog="--config.group.key=value overrides a setting, as for python -m jem_jax.main",
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the .pt file")
+    parser.add_argument("--config", required=True, metavar="FILE", help="a config file for the data it was trained on")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="an empty or missing folder")
+    parser.add_argument("--norm", choices=("layer", "instance"), help="needed where the file does not tell")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    flags, rest = parser.parse_known_args(arguments)
+    return _Arguments(flags.checkpoint, flags.config, flags.workdir, flags.norm, command_line.overrides(parser, rest))
+
+
+def _check(imported: Imported, dataset: Dataset) -> None:
+    if imported.model.num_classes != dataset.num_classes:
+        raise UserError(
+            f"the checkpoint has {imported.model.num_classes} classes and data set {dataset.name} "
+            f"{dataset.num_classes}; name the data it was trained on with --config"
+        )
+    channels = imported.variables["params"]["conv1"]["kernel"].shape[2]
+    shape = (*dataset.image_shape[:2], channels) if imported.buffer is None else imported.buffer.shape[2:]
+    if shape != dataset.image_shape:
+        raise UserError(f"the checkpoint is of images {shape} and data set {dataset.name} of {dataset.image_shape}")

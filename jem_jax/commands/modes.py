@@ -1,0 +1,185 @@
+"""A whole run: start the devices, hold the workdir, train, evaluate, report."""
+
+import contextlib
+import hashlib
+import signal
+import time
+from pathlib import Path
+
+from jem_jax import datasets, report
+from jem_jax.commands import export, memory
+from jem_jax.common.errors import UserError, printable
+from jem_jax.config import Config
+from jem_jax.datasets import Dataset
+from jem_jax.distributed import devices, processes
+from jem_jax.distributed.interrupts import Interrupted, Interrupts
+from jem_jax.distributed.processes import Cluster
+from jem_jax.runs import workdir
+from jem_jax.runs.metrics import duration
+from jem_jax.runs.workdir import RunFacts
+from jem_jax.training import loop, sizes, trained
+from jem_jax.training import step as train_step
+from jem_jax.training.loop import Trained
+
+__all__ = ["Cluster", "run"]
+
+_SHARED_SECONDS = 60
+
+
+def run(mode: str, config: Config, path: Path, overwrite: bool, cluster: Cluster, require_devices: int) -> int:
+    """Runs a mode in a workdir and returns the exit status.
+
+    Args:
+      mode: "train", "evaluate" or "sample".
+      path: the workdir.
+      overwrite: delete the run that the workdir holds first; only for "train".
+      cluster: how this process finds the others.
+      require_devices: refuse to start with fewer.
+
+    Raises:
+      UserError: in one line, what is wrong and what would be right.
+    """
+    if overwrite and mode != "train":
+        raise UserError(f"--overwrite starts a run anew; it does not go with --mode={mode}")
+    if require_devices < 1:
+        raise UserError(f"--require_devices must be at least 1, not {require_devices}")
+    report.check(config.evaluation)
+    known = None if overwrite else workdir.find_facts(path)
+    if mode != "train" and known is None:
+        raise UserError(f"{path} holds no run to {mode}; train one first, or name its folder with --workdir")
+    dataset = datasets.load(config.data)
+    processes.start(cluster, _cpu_devices(config, dataset, known, cluster), require_devices)
+    try:
+        return _in_workdir(mode, config, dataset, path, overwrite)
+    except BaseException as error:
+        processes.exit_without_barrier()
+        reason = processes.explain_runtime_error(error)
+        if reason is None:
+            raise
+        raise UserError(reason) from error
+
+
+def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, overwrite: bool) -> int:
+    if len(set(processes.gather_strings(_fingerprint(mode, config, overwrite)))) > 1:
+        raise UserError("the processes were started with different settings; give all of them the same command")
+    facts = RunFacts(config, dataset.image_shape, dataset.class_names, devices.cpu_devices())
+    with contextlib.ExitStack() as stack:
+        with processes.fail_together():
+            if mode == "train":
+                # Before anything of an older run is touched.
+                loop.check(config, dataset)
+            memory.check(config, dataset, mode)
+            stack.enter_context(workdir.held(path, processes.is_first()))
+            workdir.prepare(path, config, overwrite, processes.is_first())
+        if mode == "train":
+            return _train(facts, dataset, path)
+        if mode == "evaluate":
+            return _evaluate(facts, dataset, path)
+        return _sample(facts, dataset, path)
+
+
+def _fingerprint(mode: str, config: Config, overwrite: bool) -> str:
+    return hashlib.sha256(repr((mode, config, overwrite)).encode()).hexdigest()
+
+
+def _cpu_devices(config: Config, dataset: Dataset, known: RunFacts | None, cluster: Cluster) -> int:
+    """Devices to make of a CPU: as asked for, as the run had before, or as many as cores and sizes allow."""
+    if config.training.cpu_devices:
+        return config.training.cpu_devices
+    if known is not None and known.cpu_devices:
+        return known.cpu_devices
+    slots, _ = sizes.buffer_size(config, dataset.num_classes)
+    return devices.choose_cpu_devices((*config.training.batch_sizes, slots), cluster.num_processes or 1)
+
+
+def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
+    with processes.fail_together():
+        if processes.is_first():
+            workdir.write_facts(path, facts)
+    with processes.fail_together():
+        _check_shared(path)
+    try:
+        with Interrupts() as interrupts:
+            trained = loop.train(facts.config, dataset, path, "JEM", interrupts)
+            seconds = {"training": trained.seconds}
+            if _has_baseline(facts.config):
+                seconds["baseline"] = _train_baseline(facts, dataset, path, interrupts).seconds
+    except Interrupted as stop:
+        _say(f"{stop}; saved in {path}. The same command goes on from there")
+        return 128 + (interrupts.signal or signal.SIGTERM)
+    if not processes.is_first():
+        return 0
+    old = report.read(path)
+    if old is not None and report.is_current(old, facts, trained.steps, "baseline" in seconds):
+        _say(f"{path} holds a finished run of {trained.steps} iterations; its report:")
+        return _show(old)
+    return _write_report(facts, dataset, path, seconds)
+
+
+def _check_shared(path: Path) -> None:
+    """Makes sure that this process sees what the first one wrote.
+
+    Raises:
+      UserError: not even after a network file system had time to show it.
+    """
+    for _ in range(_SHARED_SECONDS):
+        if (path / workdir.RUN_FILE).exists():
+            return
+        time.sleep(1)
+    raise UserError(f"workdir {path} is not the same folder on all processes; it must lie where all can see it")
+
+
+def _has_baseline(config: Config) -> bool:
+    terms = train_step.weights(config)
+    return config.training.baseline and terms.needs_samples
+
+
+def _train_baseline(facts: RunFacts, dataset: Dataset, path: Path, interrupts: Interrupts) -> Trained:
+    config = loop.classifier_config(facts.config)
+    return loop.train(config, dataset, path / workdir.BASELINE, "classifier", interrupts)
+
+
+def _evaluate(facts: RunFacts, dataset: Dataset, path: Path) -> int:
+    if not processes.is_first():
+        return 0
+    old = report.read(path)
+    return _write_report(facts, dataset, path, old.values["run"]["seconds"] if old else {})
+
+
+def _write_report(facts: RunFacts, dataset: Dataset, path: Path, seconds: dict[str, float]) -> int:
+    _say("evaluating:")
+    return _show(report.write(path, facts, dataset, seconds, _say_piece))
+
+
+def _show(shown: report.Report) -> int:
+    print("", *map(printable, report.table(shown).splitlines()), "", sep="\n", flush=True)
+    for section, failure in shown.failures.items():
+        _say(f"section {section} failed: {failure}; --mode=evaluate tries it again")
+    _say(f"time: {report.seconds_in_words(shown)}")
+    _say("look at:")
+    for file in (shown.page, *shown.samples, shown.numbers):
+        _say(f"  {file}")
+    return 1 if shown.failures else 0
+
+
+def _sample(facts: RunFacts, dataset: Dataset, path: Path) -> int:
+    if not processes.is_first():
+        return 0
+    started = time.monotonic()
+    model = trained.read_model(path, facts)
+    settings = facts.config.evaluation
+    _say(f"drawing {settings.num_samples} samples in {settings.sample_steps} steps …")
+    files = export.write(path / workdir.SAMPLES, model, facts, dataset)
+    _say(f"took {duration(time.monotonic() - started)}; look at:")
+    for file in files:
+        _say(f"  {file}")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(printable(text), flush=True)
+
+
+def _say_piece(text: str) -> None:
+    # A section's line ends with it.
+    print(printable(text.removesuffix("\n")), end="\n" if text.endswith("\n") else "", flush=True)

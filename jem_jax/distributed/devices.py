@@ -1,0 +1,204 @@
+"""Devices: what lies on each, and how a step runs on all of them. The only file that knows there are several.
+
+A step is written for one device and mapped by `jax.pmap` over all devices of all processes. What every device holds
+alike (parameters, optimiser state, images) is a plain pytree mapped with axis None; what is cut (the replay buffer)
+carries a leading axis of this process's devices. Devices meet in one `mean` of the step.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Array = jax.Array
+T = TypeVar("T")
+
+AXIS = "devices"
+
+
+def choose_cpu_devices(sizes: Sequence[int], num_processes: int = 1) -> int:
+    """The largest of 4, 2, 1 that the usable cores allow and that divides all sizes (0 divides by anything)."""
+    cores = _usable_cores()
+    fitting = (n for n in (4, 2) if n <= cores and all(size % (n * num_processes) == 0 for size in sizes))
+    return next(fitting, 1)
+
+
+def cpu_devices() -> int:
+    """How many devices the CPU was made into; 0 on an accelerator."""
+    return jax.local_device_count() if jax.default_backend() == "cpu" else 0
+
+
+def _usable_cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cores
+
+
+def set_by_environment() -> bool:
+    """Whether the environment says how many devices a CPU is to be."""
+    return "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in os.environ.get(
+        "XLA_FLAGS", ""
+    )
+
+
+def count() -> int:
+    """Devices of all processes."""
+    return jax.device_count()
+
+
+def describe() -> str:
+    """The devices in words: "2 CPU devices", "8 × NVIDIA H100 in 2 processes"."""
+    device, total = jax.devices()[0], jax.device_count()
+    if device.platform == "cpu":
+        text = f"{total} CPU device{'s' if total > 1 else ''}"
+    else:
+        text = f"{total} × {device.device_kind}"
+    return text + (f" in {jax.process_count()} processes" if jax.process_count() > 1 else "")
+
+
+def index() -> Array:
+    """Inside a mapped step: this device's number among all."""
+    return jax.lax.axis_index(AXIS)
+
+
+def mean(tree: T) -> T:
+    """Inside a mapped step: the mean over all devices of a pytree of floats, as one all-reduce."""
+    return jax.lax.pmean(tree, AXIS)
+
+
+def per_device(
+    step: Callable[..., Any], *, in_axes: Any, out_axes: Any, donate_argnums: tuple[int, ...] = ()
+) -> Callable[..., Any]:
+    """`step` on every device of every process; an axis is None (alike everywhere) or 0 (cut by device)."""
+    # pmap wants at least one argument that is cut, and a plain classifier has none.
+    places = shard(np.arange(jax.device_count(), dtype=np.int32))
+    mapped = jax.pmap(
+        lambda _, *args: step(*args),
+        axis_name=AXIS,
+        in_axes=(0, *in_axes),
+        out_axes=out_axes,
+        donate_argnums=tuple(number + 1 for number in donate_argnums),
+    )
+    if cpu_devices() < 2:
+        return functools.partial(mapped, places)
+
+    def one_at_a_time(*args: Any) -> Any:
+        # With iterations queued on several CPU devices, their threads can wait for each other in the all-reduce until
+        # XLA aborts the process (jaxlib 0.10.2: within seconds at 500 a second, even without asynchronous dispatch).
+        return jax.block_until_ready(mapped(*args))
+
+    one_at_a_time.lower = mapped.lower  # type: ignore[attr-defined]
+    return functools.partial(one_at_a_time, places)
+
+
+def replicate(tree: Any) -> Any:
+    """The pytree on every device of this process, put there once so that no step has to."""
+    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
+
+
+def shard(array: np.ndarray | Array) -> Array:
+    """This process's part of a whole array [N, ...], cut by device: [local devices, N / devices, ...]."""
+    parts = array.reshape(jax.device_count(), -1, *array.shape[1:])
+    first = jax.process_index() * jax.local_device_count()
+    local = parts[first : first + jax.local_device_count()]
+    return jax.device_put(local, NamedSharding(_mesh(), PartitionSpec(AXIS)))
+
+
+def shard_buffer(buffer: np.ndarray | Array) -> Array:
+    """A whole replay buffer [S, C, H, W, channels] as a step takes it: [local devices, S / devices, C · H · W · ch.].
+
+    Among axes of one element XLA chose another layout for what a step had written than for what it was given (jaxlib
+    0.10.2, CPU), and copied the whole buffer twice in every iteration.
+    """
+    return shard(buffer.reshape(len(buffer), -1))
+
+
+def whole_buffer(rows: Array, image_shape: tuple[int, ...]) -> Array:
+    """The inverse of `shard_buffer`."""
+    return whole(rows, (-1, *image_shape))
+
+
+def shard_rows(array: np.ndarray, rows: np.ndarray) -> Array:
+    """`shard(array[rows])`, of which this process gathers its own part alone: [local devices, rows / devices, ...]."""
+    parts = rows.reshape(jax.device_count(), -1)
+    first = jax.process_index() * jax.local_device_count()
+    local = array[parts[first : first + jax.local_device_count()]]
+    return jax.device_put(local, NamedSharding(_mesh(), PartitionSpec(AXIS)))
+
+
+def memory_for_data() -> int:
+    """Bytes of a data set that a device may hold whole: a tenth of its memory; 1 GiB on a CPU."""
+    limit = device_memory()
+    return 2**30 if limit is None else limit // 10
+
+
+def device_memory() -> int | None:
+    """Bytes that a device has for itself; None on a CPU, and where the device does not say."""
+    stats = jax.local_devices()[0].memory_stats()
+    return stats["bytes_limit"] if stats and "bytes_limit" in stats else None
+
+
+def whole(array: Array, entry: tuple[int, ...] | None = None) -> Array:
+    """The inverse of `shard`, as a new array: [N, ...], spread over the devices of all processes.
+
+    Args:
+      entry: the shape of each of the N, where it is to be another than in the parts.
+    """
+    entry = array.shape[2:] if entry is None else entry
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        spread = PartitionSpec(AXIS)
+        mesh = Mesh(np.array(jax.devices()), (AXIS,))
+        array = multihost_utils.host_local_array_to_global_array(array, mesh, spread)
+        return jax.jit(_merge, static_argnames="entry", out_shardings=NamedSharding(mesh, spread))(array, entry=entry)
+    return jax.jit(_merge, static_argnames="entry")(array, entry=entry)
+
+
+def _merge(array: Array, entry: tuple[int, ...]) -> Array:
+    return array.reshape(array.shape[0] * array.shape[1], *entry)
+
+
+def over_examples(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any, int], Any]:
+    """`function` over a long axis of examples, cut into batches and over this process's devices.
+
+    Args:
+      function: (shared pytree, pytree of [b, ...]) -> pytree of [b, ...], each example on its own.
+
+    Returns:
+      (shared, examples, batch_size) -> pytree of NumPy arrays [N, ...]; `examples` is a pytree of NumPy arrays
+      [N, ...], `shared` what every batch needs alike (variables). The last batch is filled up, so that one
+      program, compiled once, serves all.
+    """
+    devices = jax.local_devices()
+    mapped = jax.pmap(function, axis_name=AXIS, in_axes=(None, 0), devices=devices)
+
+    def run(shared: Any, examples: Any, batch_size: int) -> Any:
+        total = len(jax.tree.leaves(examples)[0])
+        size = -(-min(batch_size, total) // len(devices)) * len(devices)
+        shared = replicate(shared)
+        results = []
+        for start in range(0, total, size):
+            rows = np.minimum(np.arange(start, start + size), total - 1)
+            batch = jax.tree.map(lambda leaf, rows=rows: _cut(np.asarray(leaf)[rows], len(devices)), examples)
+            result = jax.device_get(mapped(shared, batch))
+            results.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:total], *results)
+
+    return run
+
+
+def _cut(array: np.ndarray, parts: int) -> np.ndarray:
+    return array.reshape(parts, -1, *array.shape[1:])
+
+
+def _mesh() -> Mesh:
+    return Mesh(np.array(jax.local_devices()), (AXIS,))

@@ -1,0 +1,187 @@
+"""Processes: how they start, find each other, meet and fail together. The only file that knows there are several."""
+
+import atexit
+import contextlib
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jem_jax.common.errors import UserError
+from jem_jax.distributed import devices, rendezvous
+
+_START_SECONDS = 120
+_SILENT_SECONDS = 100
+"""After so long without a word from a process JAX ends all others"""
+_FAREWELL_SECONDS = 2
+_TEXT_BYTES = 1000
+_LAST_SECONDS = 24 * 3600
+"""How long processes that are done wait for the first one, which evaluates and draws"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How this process finds the others; the defaults say that there are none."""
+
+    coordinator_address: str | None = None
+    """host:port of process 0"""
+    num_processes: int | None = None
+    process_id: int | None = None
+    automatic: bool = False
+    """JAX finds the others: Cloud TPU, Slurm, Kubernetes"""
+
+
+def start(cluster: Cluster, cpu_devices: int, require_devices: int) -> None:
+    """Starts JAX: the only place where process-wide settings are made, before anything computes.
+
+    Args:
+      cluster: the other processes, if any; all start or none does.
+      cpu_devices: how many devices a CPU is to be; the environment's JAX_NUM_CPU_DEVICES or XLA_FLAGS come first.
+      require_devices: how many there must be at least, of all processes together.
+
+    Raises:
+      UserError: the other processes cannot be reached, the platform that was asked for is not there, or there are
+        too few devices.
+    """
+    _use_compilation_cache()
+    # A CPU has one program at a time. This holds back those of one device alone, `per_device` those of several.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if not devices.set_by_environment():
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
+    _join(cluster)
+    try:
+        found = jax.device_count()
+    except (RuntimeError, AssertionError) as error:  # an assertion where no JAX of that platform is installed
+        raise UserError(
+            f"no device of platform {os.environ.get('JAX_PLATFORMS')!r} (JAX_PLATFORMS) could be started "
+            f"({_first_line(error)}); install JAX for it (the extras cuda12, cuda13 and tpu), or set JAX_PLATFORMS=cpu"
+        ) from error
+    if found < require_devices:
+        raise UserError(f"--require_devices={require_devices}, but there are {devices.describe()}")
+
+
+def _join(cluster: Cluster) -> None:
+    explicit = (cluster.coordinator_address, cluster.num_processes, cluster.process_id)
+    if not cluster.automatic and all(value is None for value in explicit):
+        return
+    address, number, process = explicit
+    if not cluster.automatic or any(value is not None for value in explicit):
+        if address is None or number is None or process is None:
+            raise UserError("--coordinator_address, --num_processes and --process_id go together; give all three")
+        if number < 1:
+            raise UserError(f"--num_processes must be at least 1, not {number}")
+        if not 0 <= process < number:
+            raise UserError(f"--process_id must be from 0 to {number - 1}, not {process}")
+        rendezvous.meet(address, number, process, _START_SECONDS)
+    # SIGTERM is `interrupts`' to handle; processes tell each other of it where they meet.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            *explicit,
+            initialization_timeout=_START_SECONDS,
+            heartbeat_timeout_seconds=_SILENT_SECONDS,
+            shutdown_timeout_seconds=_LAST_SECONDS,
+        )
+    except Exception as error:
+        whom = "those of --coordinator_address" if address else "--distributed: no TPU pod, Slurm or Kubernetes found"
+        raise UserError(f"the other processes could not be reached ({whom}): {_first_line(error)}") from error
+
+
+def _use_compilation_cache() -> None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jem_jax" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def process_count() -> int:
+    """Processes of this run."""
+    return jax.process_count()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes metrics, pictures and reports."""
+    return jax.process_index() == 0
+
+
+def wait(name: str) -> None:
+    """Holds every process until all have come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def fail_together() -> Iterator[None]:
+    """What fails here on one process fails on all, so that none waits for another that is gone.
+
+    Raises:
+      UserError: of this process, or of the first that has one.
+    """
+    own: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        own = error
+    failed = next((said for said in gather_strings(str(own or "")) if said), None)
+    if own is not None:
+        raise own
+    if failed is not None:
+        raise UserError(failed)
+
+
+def gather_strings(text: str) -> list[str]:
+    """What every process has to say, in their order; the first thousand bytes of it."""
+    if jax.process_count() == 1:
+        return [text]
+    from jax.experimental import multihost_utils
+
+    own = np.zeros(_TEXT_BYTES, np.uint8)
+    encoded = np.frombuffer(text.encode(errors="backslashreplace")[:_TEXT_BYTES], np.uint8)
+    own[: len(encoded)] = encoded
+    every = np.asarray(multihost_utils.process_allgather(own))
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in every]
+
+
+def explain_runtime_error(error: BaseException) -> str | None:
+    """What an error of the runtime means for a run: no memory left, or another process gone. None for other errors."""
+    # jaxlib gives its status codes as errors of several kinds, some of them ValueError.
+    code = None if isinstance(error, UserError) else re.match(r"([A-Z_]{5,}): ", str(error))
+    if isinstance(error, MemoryError) or (code and code[1] == "RESOURCE_EXHAUSTED"):
+        return (
+            f"the memory did not suffice ({_first_line(error)[:200]}); lower config.training.batch_size or "
+            "config.model.width in training, config.evaluation.batch_size in an evaluation. The same command goes on "
+            "from the last checkpoint"
+        )
+    if jax.process_count() > 1 and (code or isinstance(error, jax.errors.JaxRuntimeError)):
+        return (
+            f"the run broke off, since another process ended or could not be reached ({_first_line(error)[:200]}); its "
+            "output says why. The same command on all goes on from the last checkpoint"
+        )
+    return None
+
+
+def exit_without_barrier() -> None:
+    """Lets a process that failed end at once; JAX would hold it back until the others end, who wait for it."""
+    if jax.process_count() > 1:
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if is_first():
+        # JAX ends the others with this process, so those that fail too first get to say why.
+        time.sleep(_FAREWELL_SECONDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)

@@ -1,0 +1,143 @@
+"""The sections about adversarial inputs: PGD, PGD through SGLD refinement, and distal adversarials (section 5.4)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jem_jax.augment import to_float
+from jem_jax.evaluation import adversarial, distal
+from jem_jax.evaluation.adversarial import Attacker, Defence
+from jem_jax.report import figures
+from jem_jax.report.inputs import TITLES, Subject
+from jem_jax.report.result import Result, percent
+from jem_jax.runs import image_grid
+from jem_jax.training import step as train_step
+
+_NORMS = {"linf": "L∞", "l2": "L2"}
+_ATTACK_STREAM, _DISTAL_STREAM = 102, 103
+REFINEMENTS = (0, 1, 10)
+"""SGLD steps before the JEM classifies"""
+CHAINS = 5
+"""of each image, whose logits are averaged, as officially"""
+_DISTAL_PER_CLASS = 5
+_MAX_DISTAL = 50
+
+
+def attack(subject: Subject) -> Result:
+    """Accuracy under PGD over ε, of both models and, on fewer images, of the JEM through its own refinement."""
+    settings, config = subject.settings, subject.facts.config
+    result = Result(how={
+        "attack": "PGD on the cross-entropy, steps of ε/4, random start, the strongest point of all visited",
+        "steps": settings.attack_steps, "restarts": settings.attack_restarts, "images": settings.attack_images,
+        "epsilon": "in [0, 1] pixels", "seed": config.seed, "refined_images": settings.refined_images,
+        "refinement": "logits averaged over 5 chains from inputs with noise 0.03, SGLD as in training",
+    })  # fmt: skip
+    panels = []
+    network = subject.jem.network
+    plain = adversarial.undefended(network.logits)
+    for norm, epsilons in (("linf", settings.attack_linf), ("l2", settings.attack_l2)):
+        lines = []
+        run = _attacker(subject, plain, norm)
+        for name in subject.models:
+            values = _robust(subject, run, name, epsilons, settings.attack_images)
+            result.models.setdefault(name, {}).setdefault("pgd", {})[norm] = values
+            style = "o-" if name == "jem" else "s--"
+            heights = list(values.values())
+            lines.append(figures.AttackLine(TITLES[name], figures.COLOURS[name], style, [0, *epsilons], heights))
+        _accuracy_table(result, norm, epsilons, settings.attack_images)
+        panels.append((f"PGD-{settings.attack_steps}, {_NORMS[norm]}", f"{_NORMS[norm]} ε, [0, 1] pixels", lines))
+    result.plot(
+        figures.curves(panels, subject.folder / "robustness.png"),
+        "Accuracy of the attacked images against the attack's size; ε 0 is no attack.",
+    )
+    if subject.jem.buffer is not None and settings.refined_linf:
+        _refined(subject, result)
+    return result
+
+
+def _attacker(subject: Subject, defence: Defence, norm: str) -> Attacker:
+    settings = subject.settings
+    return adversarial.attacker(defence, norm=norm, num_steps=settings.attack_steps, restarts=settings.attack_restarts)
+
+
+def _robust(subject: Subject, run: Attacker, name: str, epsilons: Sequence[float], count: int) -> dict[str, float]:
+    """ε -> accuracy, from ε 0."""
+    some, key = subject.some_test(count), subject.key(_ATTACK_STREAM)
+    images, variables = to_float(some.images), subject.models[name].variables
+    return {
+        f"{epsilon:g}": float(
+            run(variables, key, images, some.labels, epsilon, subject.settings.batch_size).right.mean()
+        )
+        for epsilon in (0.0, *epsilons)
+    }
+
+
+def _accuracy_table(result: Result, norm: str, epsilons: Sequence[float], count: int) -> None:
+    rows = [
+        (TITLES[name], *(percent(value) for value in values["pgd"][norm].values()))
+        for name, values in result.models.items()
+    ]
+    head = (f"{_NORMS[norm]} ε", *(f"{epsilon:g}" for epsilon in (0.0, *epsilons)))
+    result.table(head, rows, f"accuracy under attack; at most {count} test images, ε in [0, 1] pixels")
+
+
+def _refined(subject: Subject, result: Result) -> None:
+    settings, chain = subject.settings, train_step.sgld_settings(subject.facts.config)
+    rows, found = [], {}
+    for steps in REFINEMENTS:
+        for backpropagate in (False, True) if steps else (False,):
+            defence = adversarial.refined(
+                subject.jem.network.logits, num_steps=steps, chains=CHAINS, backpropagate=backpropagate, **chain
+            )
+            run = _attacker(subject, defence, "linf")
+            values = _robust(subject, run, "jem", settings.refined_linf, settings.refined_images)
+            mode = "backpropagated" if backpropagate else "straight_through"
+            found[f"jem_{steps}_{mode}"] = values
+            how = "" if not steps else ", attack through the chain" if backpropagate else ", official attack"
+            rows.append((f"JEM-{steps}{how}", *(percent(value) for value in values.values())))
+    result.models["jem"]["pgd"]["refined_linf"] = found
+    result.text(
+        "JEM-n classifies after n SGLD steps from a noisy copy of the input, averaged over 5 chains. The official "
+        "attack takes its gradient at the chain's end and passes it straight to the input; an attack through the chain "
+        "knows more. A defence is worth what the stronger of the two leaves."
+    )
+    head = ("L∞ ε", *(f"{epsilon:g}" for epsilon in (0.0, *settings.refined_linf)))
+    count = min(settings.refined_images, len(subject.test))
+    result.table(head, rows, f"accuracy of the JEM through refinement; {count} test images")
+
+
+def climb(subject: Subject) -> Result:
+    """What each classifier takes for a class with 90 % confidence when one starts from noise."""
+    names = subject.facts.class_names[: max(1, _MAX_DISTAL // _DISTAL_PER_CLASS)]
+    classes = np.repeat(np.arange(len(names), dtype=np.int32), _DISTAL_PER_CLASS)
+    ascend = distal.ascender(subject.jem.network.logits)
+    result = Result(how={"start": "U(-1, 1)", "confidence": 0.9, "step": "0.1 long (L2, [-1, 1] units)",
+                         "max_steps": 400, "images": len(classes)})  # fmt: skip
+    for name, model in subject.models.items():
+        ends = ascend(
+            model.variables,
+            subject.key(_DISTAL_STREAM),
+            classes,
+            subject.facts.image_shape,
+            subject.settings.batch_size,
+        )
+        other = next((key for key in subject.models if key != name), None)
+        values: dict[str, Any] = {
+            "reached": float(np.mean(ends.confidence >= 0.9)),
+            "median_steps": float(np.median(ends.steps)),
+        }
+        if other is not None:
+            values["taken_for_the_class_by_the_other"] = float(
+                np.mean(subject.logits(other, ends.images).argmax(axis=-1) == classes)
+            )
+        result.models[name] = {"distal": values}
+        rows = list(ends.images.reshape(len(names), _DISTAL_PER_CLASS, *subject.facts.image_shape))
+        agreed = values.get("taken_for_the_class_by_the_other")
+        result.images(
+            image_grid.save(image_grid.grid(rows, names), subject.folder / f"distal_{name}.png"),
+            f"{TITLES[name]}: from noise until it is 90 % sure of the row's class; {percent(values['reached'])} got "
+            f"there, in {values['median_steps']:.0f} steps (median)."
+            + (f" The {TITLES[other]} agrees on {percent(agreed)}." if other and agreed is not None else ""),
+        )
+    return result

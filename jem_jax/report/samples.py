@@ -1,0 +1,221 @@
+"""The sections about what the model draws: samples, their quality, and hidden pixels filled in."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jem_jax.augment import to_float
+from jem_jax.evaluation import classification, fid, inpainting, sample_quality, sampling
+from jem_jax.report.inputs import TITLES, Subject, informative_starts, start_of_chains
+from jem_jax.report.result import Result, percent
+from jem_jax.runs import image_grid
+from jem_jax.runs.workdir import RunFacts
+from jem_jax.training import step as train_step
+
+PICTURES = ("samples_by_class.png", "samples.png", "buffer_by_class.png")
+"""what a person looks at first"""
+_PER_CLASS = 10
+_SHOWN = 100
+_EXTREMES = 20
+_STRIP_CHAINS, _STRIP_PICTURES = 8, 10
+_NEIGHBOURS = 10
+_INPAINTED = 20
+_QUALITY_IMAGES = 2000
+_STRIP_STREAM, _INPAINT_STREAM = 104, 105
+
+
+def draw_fresh(folder: Path, fresh: Mapping[str, np.ndarray], facts: RunFacts) -> list[Path]:
+    """Pictures of `subject.fresh_chains`, ten of a class and a hundred of none; their files."""
+    rows = [images[:_PER_CLASS] for images in fresh["by_class"].reshape(facts.num_classes, -1, *facts.image_shape)]
+    return [
+        image_grid.save(image_grid.grid(rows, facts.class_names), folder / PICTURES[0]),
+        image_grid.save(image_grid.grid(_rows(fresh["unconditional"][:_SHOWN])), folder / PICTURES[1]),
+    ]
+
+
+def draw_buffer(folder: Path, images: np.ndarray, logits: np.ndarray, facts: RunFacts) -> Path:
+    """A picture of the replay buffer, by predicted class: the first of each, none chosen."""
+    rows = sampling.by_class(images, logits, _PER_CLASS)
+    return image_grid.save(image_grid.grid(rows, facts.class_names), folder / PICTURES[2])
+
+
+def draw(subject: Subject) -> Result:
+    """Samples of every kind: afresh, by class, from the buffer, the most and least dense, and a chain's film strip."""
+    facts, folder = subject.facts, subject.folder
+    steps = subject.settings.sample_steps
+    start = start_of_chains(facts.config)
+    files = draw_fresh(folder, subject.fresh, facts)
+    result = Result(how={"steps": steps, "start": start, "seed": facts.config.seed,
+                         "images": {name: len(images) for name, images in subject.fresh.items()}})  # fmt: skip
+    result.images(
+        files[0], f"Chains that began as {start} and followed one class's logit, ∇ f(x)[y], for {steps} steps."
+    )
+    result.images(
+        files[1], f"Chains that began as {start} and followed ∇ log p~(x) for {steps} steps, whatever the class."
+    )
+    densities = {"test image": (subject.test, _log_density(subject.test_logits["jem"]))}
+    if subject.jem.buffer is not None:
+        images = subject.jem.buffer.reshape(-1, *facts.image_shape)
+        logits = subject.logits("jem", images)
+        densities["buffer sample"] = (images, _log_density(logits))
+        result.images(
+            draw_buffer(folder, images, logits, facts),
+            f"The replay buffer, by predicted class: the first {_PER_CLASS} of {len(images)} in each, none chosen.",
+        )
+    rows: list[np.ndarray] = []
+    names: list[str] = []
+    for kind, (images, density) in densities.items():
+        order = np.argsort(density)
+        for title, chosen in (("highest", order[::-1]), ("lowest", order)):
+            rows.append(images[chosen[:_EXTREMES]])
+            names.append(f"{kind}s, {title}")
+    result.images(
+        image_grid.save(image_grid.grid(rows, names), folder / "density_extremes.png"),
+        f"The {_EXTREMES} images of the highest and the lowest log p~(x) by the JEM.",
+    )
+    result.images(_film_strip(subject), f"{_STRIP_CHAINS} chains from noise (left) to step {steps} (right).")
+    return result
+
+
+def judge(subject: Subject) -> Result:
+    """Samples measured with the features and predictions of a network that never saw one, and looked for copies."""
+    facts, judge = subject.facts, subject.judge
+    train = subject.dataset.train
+    some = np.random.default_rng(facts.config.seed).permutation(len(train))[:_QUALITY_IMAGES]
+    reference = to_float(train.images[some])
+    sources = {"test images": subject.test[:_QUALITY_IMAGES]}
+    if subject.jem.buffer is not None:
+        buffer = np.clip(subject.jem.buffer.reshape(-1, *facts.image_shape), -1, 1)
+        sources["replay buffer"] = buffer[:: max(1, len(buffer) // _QUALITY_IMAGES)][:_QUALITY_IMAGES]
+    sources["fresh chains"] = np.clip(subject.fresh["unconditional"], -1, 1)
+    noise = np.random.default_rng(facts.config.seed).uniform(-1, 1, (500, *facts.image_shape))
+    sources["uniform noise"] = noise.astype(np.float32)
+    result = Result(how={
+        "network": f"the {TITLES[judge]}'s penultimate features and predictions; neither FID nor Inception score",
+        "reference": f"{len(some)} training images", "values": "clipped to [-1, 1]",
+        "fresh_chains": f"{subject.settings.sample_steps} steps from {start_of_chains(facts.config)}",
+    })  # fmt: skip
+    reference_features = subject.features(judge, reference)
+    values = {
+        name: _quality(subject, images, reference, reference_features)
+        for name, images in sources.items()
+        if len(images) > 1
+    }
+    result.models["jem"] = {"sample_quality": values}
+    rows = [
+        (name, str(row["images"]), f"{row['frechet_distance']:.3g}", f"{row['inception_style_score']:.2f}",
+         percent(row["mean_confidence"]), f"{percent(row['rarest_class'])} to {percent(row['commonest_class'])}",
+         f"{row['median_nearest_pixels']:.2f}")
+        for name, row in values.items()
+    ]  # fmt: skip
+    result.text(
+        f"The judge is the {TITLES[judge]}, by its penultimate features and predictions: these are neither FID nor "
+        f"Inception scores and compare only within this table. Reference: {len(some)} training images. A Fréchet "
+        "distance is larger where there are fewer images."
+    )
+    if few := sources.keys() - values.keys():
+        result.text(f"Of {', '.join(sorted(few))} there is a single image, which has no spread to compare.")
+    head = ("", "images", "Fréchet distance", "Inception-style score", "mean confidence", "class shares",
+            "median distance to the nearest training image")  # fmt: skip
+    result.table(head, rows, "distance in [-1, 1] pixels, L2; values clipped to [-1, 1]")
+    _inception(subject, result)
+    result.images(
+        _neighbours(subject, sources["fresh chains"][:_NEIGHBOURS], reference, reference_features),
+        "Are samples copies? Each sample over its nearest reference image by pixels, and by the judge's features.",
+    )
+    return result
+
+
+def _inception(subject: Subject, result: Result) -> None:
+    """FID and Inception score of the whole buffer against all training images, where Inception-v3 is there."""
+    weights, buffer, train = subject.settings.inception_weights, subject.jem.buffer, subject.dataset.train
+    if not weights or buffer is None:
+        result.text("FID and Inception score were not measured: config.evaluation.inception_weights names no file.")
+        return
+    images = buffer.reshape(-1, *subject.facts.image_shape)
+    try:
+        found = fid.measure(images, train.images, Path(weights))
+    except fid.Unavailable as error:
+        result.text(f"FID and Inception score could not be measured: {error}.")
+        return
+    result.models["jem"]["inception"] = {**found._asdict(), "images": len(images), "reference": len(train)}
+    result.how["inception"] = (
+        "torch-fidelity's Inception-v3; the whole buffer, none chosen, against all training images"
+    )
+    result.text(
+        f"Inception-v3: FID {found.fid:.2f} and Inception score {found.inception_score:.2f} of the whole buffer, "
+        f"{len(images)} images, none chosen, against all {len(train)} training images without augmentation."
+    )
+
+
+def inpaint(subject: Subject) -> Result:
+    """Hidden pixels sampled given the others, and the error beside filling in the training images' mean."""
+    facts, steps = subject.facts, subject.settings.sample_steps
+    images = to_float(subject.some_test(_INPAINTED).images)
+    mean = to_float(subject.dataset.train.images).mean(axis=0)
+    fill = inpainting.inpainter(subject.jem.network.logits, num_steps=steps, **train_step.sgld_settings(facts.config))
+    result = Result(how={"images": len(images), "steps": steps, "error": "root mean square of hidden pixels, [0, 1]"})
+    pictured, names, rows, values = [images], ["original"], [], {}
+    for name, known in inpainting.masks(facts.image_shape).items():
+        filled = fill(subject.jem.variables, subject.key(_INPAINT_STREAM), images, known, subject.settings.batch_size)
+        by_mean = np.where(known, images, mean)
+        values[name] = {"sampled": inpainting.error(images, filled, known),
+                        "mean_image": inpainting.error(images, by_mean, known)}  # fmt: skip
+        rows.append((name, f"{values[name]['sampled']:.3f}", f"{values[name]['mean_image']:.3f}"))
+        pictured += [np.where(known, images, 0), filled]
+        names += [f"{name} hidden", "sampled"]
+    result.models["jem"] = {"inpainting": values}
+    result.text(
+        "One sample for each image. A sample errs even where the model is right, since it commits itself to one of "
+        "many possibilities, while the mean image is the blur that makes the squared error small."
+    )
+    result.table(("hidden", "sampled", "mean training image"), rows, "root mean squared error of hidden pixels, [0, 1]")
+    result.images(
+        image_grid.save(image_grid.grid(pictured, names), subject.folder / "inpainting.png"),
+        f"Hidden pixels (grey) filled in by {steps} SGLD steps with the known ones held fixed.",
+    )
+    return result
+
+
+def _quality(
+    subject: Subject, images: np.ndarray, reference: np.ndarray, reference_features: np.ndarray
+) -> dict[str, Any]:
+    log_posterior = classification.log_posterior(subject.logits(subject.judge, images))
+    _, distances = sample_quality.nearest(images, reference)
+    features = subject.features(subject.judge, images)
+    return {
+        **sample_quality.measures(log_posterior, features, reference_features),
+        "class_shares": sample_quality.class_shares(log_posterior).tolist(),
+        "median_nearest_pixels": float(np.median(distances)),
+    }
+
+
+def _neighbours(subject: Subject, samples: np.ndarray, reference: np.ndarray, reference_features: np.ndarray) -> Path:
+    by_pixels, _ = sample_quality.nearest(samples, reference)
+    by_features, _ = sample_quality.nearest(subject.features(subject.judge, samples), reference_features)
+    rows = [samples, reference[by_pixels], reference[by_features]]
+    names = ("sample", "nearest by pixels", "nearest by features")
+    return image_grid.save(image_grid.grid(rows, names), subject.folder / "nearest_training_images.png")
+
+
+def _film_strip(subject: Subject) -> Path:
+    steps = subject.settings.sample_steps
+    count = max(number for number in range(1, _STRIP_PICTURES) if steps % number == 0)
+    film = sampling.film(
+        subject.jem.network, num_steps=steps, every=steps // count, **train_step.sgld_settings(subject.facts.config)
+    )
+    key, facts = subject.key(_STRIP_STREAM), subject.facts
+    start = informative_starts(facts.config, subject.dataset, key, _STRIP_CHAINS, by_class=False)
+    states = film(subject.jem.variables, key, _STRIP_CHAINS, facts.image_shape, start)
+    return image_grid.save(image_grid.grid(list(states)), subject.folder / "film_strip.png")
+
+
+def _log_density(logits: np.ndarray) -> np.ndarray:
+    largest = logits.max(axis=-1)
+    return largest + np.log(np.exp(logits.astype(np.float64) - largest[:, None]).sum(axis=-1))
+
+
+def _rows(images: np.ndarray) -> list[np.ndarray]:
+    return [images[start : start + 10] for start in range(0, len(images), 10)]

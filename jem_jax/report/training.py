@@ -1,0 +1,50 @@
+"""The section about the training itself, from metrics.jsonl."""
+
+from jem_jax.report import figures
+from jem_jax.report.inputs import TITLES, Subject
+from jem_jax.report.result import Result
+from jem_jax.runs import metrics, workdir
+from jem_jax.training import recovery
+
+_CURVES = {
+    "log p~": ("log p~(x), nats", {"log_px_data": "data", "log_px_samples": "samples"}),
+    "accuracy": ("fraction", {"accuracy": "training", "validation_accuracy": "validation"}),
+    "loss": ("nats", {"loss": "joint loss", "cross_entropy": "cross-entropy"}),
+}
+
+
+def follow(subject: Subject) -> Result:
+    """Curves of the training: whether data and samples stayed together, and how accuracy and loss went."""
+    lines = metrics.read(subject.path / metrics.FILE)
+    result = Result(how={"file": "metrics.jsonl", "means": "each point is the mean since the one before"})
+    series = {}
+    for title, (label, names) in _CURVES.items():
+        found = []
+        for name, short in names.items():
+            points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+            if points:
+                found.append(figures.TrainingLine(short, *zip(*points, strict=True)))
+        if found:
+            series[title] = (label, found)
+    _tell_recoveries(result, subject)
+    if not series:
+        result.text("metrics.jsonl holds no training metrics; the model was imported.")
+        return result
+    result.plot(
+        figures.training(series, subject.folder / "training.png"),
+        "The JEM's training. Data and samples should keep to about the same log p~; a gap that widens is the beginning "
+        "of a divergence.",
+    )
+    return result
+
+
+def _tell_recoveries(result: Result, subject: Subject) -> None:
+    """What went wrong, and what was done about it."""
+    parts = {"jem": subject.path, "baseline": subject.path / workdir.BASELINE}
+    for name in subject.models:
+        for number, entry in enumerate(recovery.read(parts[name]), 1):
+            result.text(f"Recovery {number} of the {TITLES[name]}: it {recovery.in_words(entry)}.")
+        end = recovery.end(parts[name])
+        if end is not None:
+            result.models[name] = {"ended": end}
+            result.text(f"The training of the {TITLES[name]} ended there: it {recovery.end_in_words(end)}.")

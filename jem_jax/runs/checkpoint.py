@@ -1,0 +1,350 @@
+"""Checkpoints: Orbax writes them, a SHA-256 manifest says that what is read back is what was written.
+
+Orbax commits a checkpoint atomically but does not notice a byte that changed afterwards. A manifest of every file's
+hash is therefore written after the commit and checked before a restore; a checkpoint without one was never finished.
+
+The tree that is kept holds plain host arrays and the replay buffer whole [S, C, H, W, channels], so that any number of
+devices or processes can read it.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from jem_jax.common.errors import UserError
+
+_MANIFEST = "manifest.json"
+_WAY_OUT = "restore it from a copy, or start anew with --overwrite"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint that was read back."""
+
+    step: int
+    tree: Any
+    note: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run in one directory, each under its step; saved in the background.
+
+    Args:
+      directory: made if missing.
+      keep: how many of the last are kept.
+      writes: whether this process writes manifests (the first one does).
+      kept: in the place of `keep`: given the steps that there are, increasing, and which of them are regular, those
+        that stay after a save.
+      after: what was saved there before must be whole before a checkpoint of these is, since it tells of it.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        keep: int,
+        writes: bool = True,
+        kept: Callable[[Sequence[int], Set[int]], set[int]] | None = None,
+        after: "Checkpoints | None" = None,
+    ) -> None:
+        self._directory, self._writes, self._after = directory, writes, after
+        self._only: int | None = None
+        self._regular = regular(directory)
+        kept = kept or (lambda steps, _: set(steps[-keep:]))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_Kept(lambda steps: kept(steps, self._regular) if self._only is None else {self._only}),
+            create=True,
+            cleanup_tmp_directories=True,
+            # Two of them save side by side, and processes must not take a barrier of one for the other's.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=directory.name),
+        )
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._finishing: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, step: int, tree: Any, note: dict[str, Any], is_regular: bool = True) -> None:
+        """Starts to save; the arrays may be donated or overwritten afterwards.
+
+        Args:
+          step: the checkpoint's name.
+          tree: nested dicts of arrays.
+          note: JSON beside it.
+          is_regular: whether it was due, and not saved for an interruption alone. Kept with it, since the settings
+            that say what is due may change.
+
+        Raises:
+          UserError: this save, or the one before, could not be written.
+        """
+        self.finish()
+        if step in self._manager.all_steps():
+            return
+        arguments = ocp.args.Composite(tree=ocp.args.StandardSave(tree), note=ocp.args.JsonSave(note))
+        (self._regular.add if is_regular else self._regular.discard)(step)
+        try:
+            self._manager.save(step, args=arguments, force=True)
+        except (OSError, ValueError) as error:
+            raise self._failed(error) from error
+        # What is in the making now: the other may start a later one before this one is finished.
+        other = self._after._finishing if self._after else None
+        finishing = functools.partial(self._finish, step, is_regular, other)
+        self._finishing = threading.Thread(target=finishing, name="checkpoint-manifest")
+        self._finishing.start()
+
+    def replace(self, step: int, tree: Any, note: dict[str, Any]) -> None:
+        """`save`, in the place of all that are there: also of one of that number, or of a later one, of a branch that
+        a recovery left. Errors are those of `save`."""
+        self.finish()
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+        self._only = step
+        self.save(step, tree, note)
+
+    def finish(self) -> None:
+        """Waits until what was saved is whole.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        if self._finishing is not None:
+            self._finishing.join()
+            self._finishing = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        """Finishes, and frees Orbax's threads."""
+        try:
+            self.finish()
+        finally:
+            # What it could still raise is a failed save, which was said already.
+            with contextlib.suppress(Exception):
+                self._manager.close()
+
+    def _finish(self, step: int, is_regular: bool, other: threading.Thread | None) -> None:
+        try:
+            self._manager.wait_until_finished()
+            if other is not None:
+                other.join()
+            if self._writes:
+                _write_manifest(self._directory / str(step), is_regular)
+        except BaseException as error:
+            self._error = error
+
+    def _failed(self, error: BaseException) -> UserError:
+        full = "No space left" in str(error)
+        reason = "no space left on the device" if full else " ".join(str(error).split())[:200] or type(error).__name__
+        return UserError(f"no checkpoint could be written to {self._directory} ({reason}); earlier ones are kept")
+
+
+class _Kept(preservation_policy.PreservationPolicy):
+    """Tells Orbax which checkpoints stay."""
+
+    def __init__(self, kept: Callable[[Sequence[int]], set[int]]) -> None:
+        self._kept = kept
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        steps = [one.step for one in checkpoints]
+        kept = self._kept(sorted(steps))
+        return [step in kept for step in steps]
+
+
+def restore(directory: Path, template: Any, step: int | None = None) -> Restored:
+    """Reads a checkpoint back as host arrays, after its manifest was checked.
+
+    Args:
+      directory: of the run's checkpoints.
+      template: a tree of the expected structure, of arrays or `ShapeDtypeStruct`s.
+      step: which; the newest finished one by default.
+
+    Raises:
+      UserError: there is none, it is damaged, or it holds another structure (a foreign checkpoint).
+    """
+    finished = steps(directory)
+    if not finished:
+        raise UserError(f"{directory} holds no finished checkpoint")
+    step = finished[-1] if step is None else step
+    path = directory / str(step)
+    fault = damage(path)
+    if fault:
+        raise UserError(f"checkpoint {path} is damaged: {fault}; {_WAY_OUT}")
+    wanted = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+    arguments = ocp.args.Composite(tree=ocp.args.StandardRestore(wanted), note=ocp.args.JsonRestore())
+    # Named, so that what was saved can be described before it is read.
+    handlers = {"tree": ocp.StandardCheckpointHandler(), "note": ocp.JsonCheckpointHandler()}
+    options = _reading_alone()
+    with _quiet(), ocp.CheckpointManager(directory.absolute(), item_handlers=handlers, options=options) as manager:
+        difference = _difference(wanted, manager.item_metadata(step)["tree"])
+        if difference:
+            raise UserError(
+                f"checkpoint {path} is not one of this run's network and buffer: it {difference}; {_WAY_OUT}"
+            )
+        found = manager.restore(step, args=arguments)
+    return Restored(step, found["tree"], found["note"])
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps of the finished checkpoints, in order."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and (path / _MANIFEST).exists())
+
+
+def regular(directory: Path) -> set[int]:
+    """The steps of the finished checkpoints that were due."""
+    manifests = {step: _manifest(directory / str(step)) for step in steps(directory)}
+    return {step for step, manifest in manifests.items() if manifest is not None and manifest.get("regular") is True}
+
+
+def newest_whole(directory: Path) -> tuple[int | None, dict[Path, str]]:
+    """The step of the newest whole checkpoint, and what is wrong with every one that is unfinished or newer.
+
+    Returns:
+      The step, None where no checkpoint was ever finished, and {path: fault}.
+
+    Raises:
+      UserError: there are finished checkpoints, and all of them are damaged.
+    """
+    faults = dict.fromkeys(unfinished(directory), "it was never finished")
+    finished = steps(directory)
+    for step in reversed(finished):
+        path = directory / str(step)
+        fault = damage(path)
+        if fault is None:
+            return step, faults
+        faults[path] = fault
+    if finished:
+        path = directory / str(finished[-1])
+        raise UserError(f"checkpoint {path} is damaged ({faults[path]}) and no whole one is left; {_WAY_OUT}")
+    return None, faults
+
+
+def unfinished(directory: Path) -> list[Path]:
+    """Checkpoints without a manifest: a run was cut off while it wrote them."""
+    if not directory.is_dir():
+        return []
+    return [path for path in directory.iterdir() if path.name.isdigit() and not (path / _MANIFEST).exists()]
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    manifest = _manifest(path)
+    if manifest is None:
+        return f"its {_MANIFEST} cannot be read"
+    expected = manifest["sha256"]
+    try:
+        present = {str(file.relative_to(path)): file for file in _files(path)}
+        for name in sorted(expected.keys() | present.keys()):
+            if name not in present:
+                return f"{name} is missing"
+            if name not in expected:
+                return f"{name} does not belong to it"
+            if _sha256(present[name]) != expected[name]:
+                return f"{name} is not what was written"
+    except OSError as error:  # what a failing disk cannot give back is as lost as what it changed
+        return f"its files cannot be read ({error.strerror})"
+    return None
+
+
+def _manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        return manifest if isinstance(manifest["sha256"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def to_tree(state: Any) -> Any:
+    """A pytree of NamedTuples as nested dicts of host arrays, its PRNG keys as their uint32 data."""
+    return flax.serialization.to_state_dict(jax.tree.map(np.asarray, jax.device_get(_unwrapped(state))))
+
+
+def from_tree(template: Any, tree: Any) -> Any:
+    """The inverse of `to_tree`, into the structure of `template`."""
+    state = flax.serialization.from_state_dict(jax.eval_shape(_unwrapped, template), tree)
+    return jax.tree.map(
+        lambda like, leaf: jax.random.wrap_key_data(leaf) if _is_key(like) else np.asarray(leaf), template, state
+    )
+
+
+def template_of(state: Any) -> Any:
+    """The tree that `to_tree` would give, as shapes alone."""
+    shapes = jax.eval_shape(_unwrapped, state)
+    return flax.serialization.to_state_dict(shapes)
+
+
+def _unwrapped(state: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _difference(wanted: Any, metadata: Any) -> str | None:
+    """How what a checkpoint holds differs from what is wanted; dtypes too, which Orbax would cast."""
+    expected, found = (_described(tree) for tree in (wanted, metadata))
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"lacks {name}"
+        if name not in expected:
+            return f"holds {name}, which this run has not"
+        if expected[name] != found[name]:
+            return f"holds {name} as {found[name]}; this run's is {expected[name]}"
+    return None
+
+
+def _described(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    return {
+        jax.tree_util.keystr(place, simple=True, separator="/"): f"{leaf.dtype} {tuple(leaf.shape)}"
+        for place, leaf in leaves
+        if hasattr(leaf, "shape")
+    }
+
+
+def _reading_alone() -> ocp.CheckpointManagerOptions:
+    """Options of a manager that reads without waiting for other processes."""
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+    return ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=alone)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax warns of options that reading alone implies."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    return (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != _MANIFEST)
+
+
+def _write_manifest(path: Path, is_regular: bool) -> None:
+    hashes = {str(file.relative_to(path)): _sha256(file) for file in _files(path)}
+    partial = path.parent / f".{path.name}.{_MANIFEST}"
+    partial.write_text(json.dumps({"regular": is_regular, "sha256": hashes}, indent=1), encoding="utf-8")
+    partial.replace(path / _MANIFEST)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,219 @@
+"""A run's directory: whose it is, what is in it, and that only one program works in it at a time."""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jem_jax import config as configuration
+from jem_jax.common import files
+from jem_jax.runs import metrics
+from jem_jax.config import Config
+from jem_jax.common.errors import UserError
+from jem_jax.common.errors import shown
+
+RUN_FILE = "run.json"
+RECOVERIES = "recoveries.json"
+CHECKPOINTS, BEST, BASELINE, SAMPLES, REPORT, SET_ASIDE = (
+    "checkpoints", "best", "baseline", "samples", "report", "set_aside",
+)  # fmt: skip
+_LOCK = ".lock"
+_OURS = (
+    CHECKPOINTS,
+    BEST,
+    BASELINE,
+    SAMPLES,
+    REPORT,
+    SET_ASIDE,
+    RUN_FILE,
+    RECOVERIES,
+    metrics.FILE,
+    "tensorboard",
+)
+_COMPARED = ("data", "model", "sampler", "objective", "optimizer", "seed")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a later program must know of a run besides its checkpoints."""
+
+    config: Config
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    cpu_devices: int
+    """how many devices the CPU was made into; 0 on an accelerator"""
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+
+def find_facts(path: Path) -> RunFacts | None:
+    """The facts of the run in a workdir, or None where there is no run. Errors are those of `read_facts`."""
+    return read_facts(path) if (path / RUN_FILE).exists() else None
+
+
+def read_facts(path: Path) -> RunFacts:
+    """The facts of the run in a workdir.
+
+    Raises:
+      UserError: there is no run, or its run.json is damaged.
+    """
+    file = path / RUN_FILE
+    if not file.exists():
+        raise UserError(f"{path} holds no run (there is no {RUN_FILE}); train one first, or name it with --workdir")
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        return RunFacts(
+            config=configuration.validate(facts["config"]),
+            image_shape=tuple(facts["image_shape"]),
+            class_names=tuple(facts["class_names"]),
+            cpu_devices=int(facts["cpu_devices"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        raise UserError(f"{file} is damaged ({error}); restore it, or start anew with --overwrite") from error
+
+
+def write_facts(path: Path, facts: RunFacts) -> None:
+    """Writes run.json whole or not at all."""
+    text = json.dumps(
+        {
+            "config": configuration.as_dict(facts.config),
+            "image_shape": facts.image_shape,
+            "class_names": facts.class_names,
+            "cpu_devices": facts.cpu_devices,
+        },
+        indent=1,
+    )
+    write_text(path / RUN_FILE, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, and makes its folder."""
+    with files.whole(path) as partial:
+        # A file name can hold what is no Unicode.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+@contextmanager
+def held(path: Path, writes: bool = True) -> Iterator[None]:
+    """Holds the workdir, which is made if missing, for this program alone.
+
+    Args:
+      writes: whether this is the one process of its run that does; others hold nothing.
+
+    Raises:
+      UserError: it cannot be written, or another program holds it.
+    """
+    if not writes:
+        yield
+        return
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"workdir {shown(str(path))} is no Unicode text (UTF-8); name another with --workdir"
+        ) from error
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / _LOCK).open("a")
+    except OSError as error:
+        raise UserError(f"workdir {path} cannot be written: {error.strerror}; name another with --workdir") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"workdir {path} is in use by another run; wait for it, or name another with --workdir"
+            ) from error
+        yield
+
+
+def prepare(path: Path, config: Config, overwrite: bool, writes: bool = True) -> None:
+    """Makes sure that a run of these settings may work in a workdir.
+
+    Raises:
+      UserError: it holds a run of other settings, or files that are not a run's.
+    """
+    if not writes:
+        return
+    if overwrite and (path / RUN_FILE).exists():
+        _clear(path)
+        return
+    foreign = _entries(path)
+    if not foreign:
+        return
+    if RUN_FILE not in foreign:
+        raise UserError(
+            f"workdir {path} holds {foreign[0]!r} but no run ({RUN_FILE} is missing); name an empty one with --workdir"
+        )
+    differences = list(_differences(read_facts(path).config, config))
+    if differences:
+        raise UserError(
+            f"workdir {path} holds a run of other settings: {'; '.join(differences)}. "
+            "Name another with --workdir, or start anew with --overwrite"
+        )
+
+
+def prepare_empty(path: Path) -> None:
+    """Makes sure that a workdir is empty.
+
+    Raises:
+      UserError: it is not.
+    """
+    found = _entries(path)
+    if found:
+        raise UserError(f"workdir {path} is not empty ({found[0]}); name an empty or missing one with --workdir")
+
+
+def set_aside(path: Path, root: Path) -> Path:
+    """Moves something that is not whole to where it is out of the way but not lost."""
+    target = root / SET_ASIDE / f"{path.parent.name}-{path.name}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        shutil.rmtree(target)
+    path.rename(target)
+    return target
+
+
+def _entries(path: Path) -> list[str]:
+    """Names of what is in a workdir, but for the lock and what a start that was cut off left of a file."""
+    return sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK and not files.is_partial(entry))
+
+
+def _differences(there: Config, here: Config) -> Iterator[str]:
+    old, new = _compared(there), _compared(here)
+    for name in old:
+        if old[name] != new[name]:
+            yield f"{name} is {old[name]!r} there, {new[name]!r} here"
+
+
+def _compared(config: Config) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    everything = configuration.as_dict(config)
+    for group in _COMPARED:
+        settings = everything[group]
+        if isinstance(settings, dict):
+            values |= {f"{group}.{name}": value for name, value in settings.items()}
+        else:
+            values[group] = settings
+    # Where images lie changes nothing that is computed.
+    for name in ("data.place", "data.data_dir", "data.manual_dir"):
+        del values[name]
+    unlabelled, labelled = config.training.batch_sizes
+    return values | {"training.batch_size": unlabelled, "training.labelled_batch_size": labelled}
+
+
+def _clear(path: Path) -> None:
+    # run.json goes last: cut off before, the folder still is a run's, and can be overwritten again.
+    for name in (*(name for name in _OURS if name != RUN_FILE), RUN_FILE):
+        entry = path / name
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)

@@ -1,0 +1,181 @@
+"""How training images reach the devices: resident on each, or streamed batch by batch; the batches are the same."""
+
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from jem_jax import class_gaussians
+from jem_jax.config import Config
+from jem_jax.datasets import Split
+from jem_jax.datasets.batches import Stream, labelled_rows
+from jem_jax.distributed import devices
+from jem_jax.training.step import ResidentData, StreamedBatch, chains, weights
+
+Array = jax.Array
+
+_AHEAD = 2
+"""batches that a stream prepares before they are asked for"""
+_STARTS_BYTES = 2**28
+
+
+class DeviceData(Protocol):
+    """What iterations get their batches from."""
+
+    streamed: bool
+
+    def at(self, step: int) -> ResidentData | StreamedBatch:
+        """What an iteration takes."""
+        ...
+
+    def close(self) -> None:
+        """Ends what prepares batches ahead."""
+        ...
+
+
+class Order:
+    """Which rows each iteration uses: the p(x) stream over all images, the labelled stream over those with labels."""
+
+    def __init__(self, config: Config, labels: np.ndarray) -> None:
+        self.batch_sizes = config.training.batch_sizes
+        labelled = labelled_rows(labels, config.data.labels_per_class, config.data.labels_seed)
+        self._rows = (np.arange(len(labels), dtype=np.int32), labelled)
+        self._streams = [
+            Stream(config.seed, i, len(rows), size)
+            for i, (rows, size) in enumerate(zip(self._rows, self.batch_sizes, strict=True))
+        ]
+        self._epochs: dict[int, tuple[int, np.ndarray]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Iterations of an epoch: as many as the larger batch needs to pass over the training images once.
+
+        So it is in SADA-JEM's released code, whose p(x) stream takes half as many images (390 iterations on CIFAR-10).
+        """
+        return len(self._rows[0]) // max(self.batch_sizes)
+
+    def epoch(self, stream: int, step: int) -> tuple[int, np.ndarray]:
+        """The stream's epoch at an iteration, and the rows of that epoch in order, [steps · B] int32."""
+        number = step // self._streams[stream].steps_per_epoch
+        with self._lock:
+            if stream not in self._epochs or self._epochs[stream][0] != number:
+                self._epochs[stream] = (number, self._rows[stream][self._streams[stream].order(number)])
+            return self._epochs[stream]
+
+    def batch(self, stream: int, step: int) -> np.ndarray:
+        """The rows of an iteration's batch, [B] int32."""
+        _, rows = self.epoch(stream, step)
+        size = self.batch_sizes[stream]
+        start = step % self._streams[stream].steps_per_epoch * size
+        return rows[start : start + size]
+
+
+class Starts:
+    """Where chains that start afresh may do so: draws from the classes' Gaussians, new ones every epoch.
+
+    There are about as many as chains start afresh in an epoch, and each takes one at random. Every start has the
+    Gaussian's distribution; two chains of one epoch may share theirs.
+    """
+
+    def __init__(self, config: Config, split: Split, order: Order, images: Array | None = None) -> None:
+        self._order = order
+        self._key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 3)
+        self._draws = draws(config, split, images)
+        image_bytes = 4 * split.images[0].size
+        classes = int(split.labels.max()) + 1
+        wanted = config.sampler.reinit_prob * order.steps_per_epoch * chains(config)
+        self._count = max(1, min(math.ceil(wanted / classes), _STARTS_BYTES // (image_bytes * classes)))
+        self._placed: tuple[int, Array] | None = None
+
+    def at(self, step: int) -> Array:
+        """Those of an iteration's epoch [P, K, H, W, C], on every device."""
+        epoch = step // self._order.steps_per_epoch
+        if self._placed is None or self._placed[0] != epoch:
+            drawn = self._draws(jax.random.fold_in(self._key, epoch), self._count)
+            self._placed = epoch, devices.replicate(drawn)
+        return self._placed[1]
+
+
+def draws(config: Config, split: Split, images: Array | None = None) -> Callable[[Array, int], Array]:
+    """The Gaussians of the classes, from the images whose labels may be known; see `class_gaussians.of_classes`."""
+    rows = labelled_rows(split.labels, config.data.labels_per_class, config.data.labels_seed)
+    return class_gaussians.of_classes(
+        split.images if images is None else images, split.labels, rows, int(split.labels.max()) + 1
+    )
+
+
+def build(config: Config, split: Split, order: Order) -> DeviceData:
+    """The images on every device where they fit (10 % of its memory, 1 GiB on a CPU), else streamed from the host."""
+    from_gaussians = weights(config).needs_samples and config.sampler.init == "class_gaussians"
+    if not is_resident(config, split):
+        return Streamed(split, order, Starts(config, split, order) if from_gaussians else None)
+    images, labels = devices.replicate((split.images, split.labels))
+    # One device draws for all.
+    starts = Starts(config, split, order, images.addressable_data(0)) if from_gaussians else None
+    return Resident(images, labels, order, starts)
+
+
+def is_resident(config: Config, split: Split) -> bool:
+    """Whether every device holds all images."""
+    place = config.data.place
+    return split.images.nbytes <= devices.memory_for_data() if place == "auto" else place == "device"
+
+
+class Resident:
+    """Images on every device, and each epoch's order put there once."""
+
+    streamed = False
+
+    def __init__(self, images: Array, labels: Array, order: Order, starts: Starts | None = None) -> None:
+        self._images, self._labels, self._order, self._starts = images, labels, order, starts
+        self._placed: dict[int, tuple[int, Array]] = {}
+
+    def at(self, step: int) -> ResidentData:
+        """What an iteration gathers its batches from."""
+        starts = None if self._starts is None else self._starts.at(step)
+        return ResidentData(self._images, self._labels, self._rows(0, step), self._rows(1, step), starts)
+
+    def close(self) -> None:
+        """Nothing is prepared ahead."""
+
+    def _rows(self, stream: int, step: int) -> Array:
+        number, rows = self._order.epoch(stream, step)
+        if stream not in self._placed or self._placed[stream][0] != number:
+            self._placed[stream] = (number, devices.replicate(rows))
+        return self._placed[stream][1]
+
+
+class Streamed:
+    """Batches gathered on the host by a thread, and sent to the devices ahead of their iteration."""
+
+    streamed = True
+
+    def __init__(self, split: Split, order: Order, starts: Starts | None = None) -> None:
+        self._split, self._order, self._starts = split, order, starts
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._coming: dict[int, Future[StreamedBatch]] = {}
+
+    def at(self, step: int) -> StreamedBatch:
+        """An iteration's batches, cut by device."""
+        self._coming = {number: coming for number, coming in self._coming.items() if number >= step}
+        for number in range(step, step + 1 + _AHEAD):
+            if number not in self._coming:
+                self._coming[number] = self._thread.submit(self._gather, number)
+        batch = self._coming[step].result()
+        return batch._replace(starts=self._starts.at(step)) if self._starts else batch
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _gather(self, step: int) -> StreamedBatch:
+        images, labels = self._split.images, self._split.labels
+        rows, labelled = self._order.batch(0, step), self._order.batch(1, step)
+        return StreamedBatch(
+            *(devices.shard_rows(array, which) for which in (rows, labelled) for array in (images, labels))
+        )

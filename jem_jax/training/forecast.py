@@ -1,0 +1,84 @@
+"""What a training will cost, said before it starts."""
+
+import math
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+
+from jem_jax import convolution
+from jem_jax.config import Config
+from jem_jax.training import step as train_step
+from jem_jax.training.network import Network, Variables
+from jem_jax.training.step import Step, TrainingData, TrainState
+
+Array = jax.Array
+
+_TIMED_ITERATIONS = 5
+
+
+def seconds_per_iteration(
+    step: Step, state: TrainState, buffer: Array | None, data: TrainingData
+) -> tuple[float, float]:
+    """Seconds to compile the step, and the median of five warm iterations, whose results are thrown away."""
+    started = time.monotonic()
+    # The step takes its buffer over, and the run's own must stay what it is.
+    buffer = None if buffer is None else jax.jit(jnp.copy)(buffer)
+    state, buffer = jax.block_until_ready(step(state, buffer, data))
+    compiled = time.monotonic() - started
+    times = []
+    for _ in range(_TIMED_ITERATIONS):
+        started = time.monotonic()
+        state, buffer = jax.block_until_ready(step(state, buffer, data))
+        times.append(time.monotonic() - started)
+    return compiled, statistics.median(times)
+
+
+def flops_per_iteration(
+    config: Config, network: Network, variables: Variables, image_shape: tuple[int, int, int]
+) -> float:
+    """Arithmetic of an iteration's convolutions and matrix products, on all devices, in FLOP (a multiply-add is two).
+
+    Products with the padding's zeros count too, as the hardware computes them.
+    A chain step is a forward pass and an input gradient, two passes' worth; a batch in the loss has a weight gradient
+    besides, three.
+    """
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with convolution.plain():
+        forward = _flops(jax.make_jaxpr(network.logits)(variables, x).jaxpr)
+    gradients = 2 if config.optimizer.sam_rho else 1
+    chain_steps = config.sampler.num_steps * train_step.chains(config)
+    return forward * (2 * chain_steps + 3 * gradients * images_in_loss(config))
+
+
+def _flops(jaxpr: Any) -> int:
+    """Of all convolutions and matrix products of a program; XLA's own count is to be had on a CPU alone."""
+    total = 0
+    for equation in jaxpr.eqns:
+        total += sum(_flops(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params))
+        if equation.primitive.name == "conv_general_dilated":
+            kernel, numbers = equation.invars[1].aval, equation.params["dimension_numbers"].rhs_spec
+            each = math.prod(kernel.shape) // kernel.shape[numbers[0]]
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            each = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        else:
+            continue
+        total += 2 * each * math.prod(equation.outvars[0].aval.shape)
+    return total
+
+
+def images_in_loss(config: Config) -> int:
+    """How many images go through the network in an iteration's loss, all devices together."""
+    terms = train_step.weights(config)
+    unlabelled, labelled = config.training.batch_sizes
+    both = 2 - config.objective.share_batch
+    return labelled + both * unlabelled * terms.needs_negatives + labelled * terms.needs_conditional_negatives
+
+
+def parameter_count(variables: Variables) -> int:
+    """How many numbers are learned."""
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

@@ -1,0 +1,81 @@
+"""Folders import downwards only; the paper's files and `evaluation/` import no other folder."""
+
+import ast
+from pathlib import Path
+
+import jem_jax
+
+ROOT = Path(jem_jax.__file__).parent
+ORDER = ("commands", "report", "training", "runs", "datasets", "distributed", "evaluation", "paper", "common")
+TYPED = {"__init__", "main", "import_official", "torch_import"}
+"""At the top because people type them; they may import any folder."""
+NOT_YET_PURE = {
+    *(
+        (f"evaluation.{name}", "distributed.devices")
+        for name in ("adversarial", "distal", "inpainting", "ood", "sampling")
+    ),
+    ("evaluation.sampling", "training.network"),
+}
+"""Batching still sits inside these; each leaves this list as it becomes a pure function."""
+
+
+def layer(module: str) -> str:
+    """The folder of a module "a.b", or "paper" for a file at the top."""
+    return module.split(".")[0] if "." in module or (ROOT / module).is_dir() else "paper"
+
+
+def imports() -> list[tuple[str, str]]:
+    """(importing module, imported module) inside the package, relative to it."""
+    found = []
+    for file in sorted(ROOT.rglob("*.py")):
+        importer = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "jem_jax":
+                base = (node.module or "").split(".")[1:]
+                for name in node.names:
+                    parts = [*base, name.name]
+                    is_module = (ROOT.joinpath(*parts).with_suffix(".py")).exists() or ROOT.joinpath(*parts).is_dir()
+                    found.append((importer, ".".join(parts if is_module else base)))
+    return [pair for pair in found if pair[1] and pair not in NOT_YET_PURE]
+
+
+def test_folders_import_downwards_only():
+    for importer, imported in imports():
+        if importer in TYPED or (imported == "config" and layer(importer) not in ("paper", "evaluation")):
+            continue
+        if importer == "config":
+            assert layer(imported) in ("paper", "common"), f"config imports {imported}"
+            continue
+        above, below = layer(importer), layer(imported)
+        assert ORDER.index(above) <= ORDER.index(below), f"{importer} imports {imported}"
+
+
+def test_the_paper_and_evaluation_import_no_other_folder():
+    for importer, imported in imports():
+        if layer(importer) == "paper" and importer not in {*TYPED, "config"}:
+            assert layer(imported) == "paper", f"{importer} imports {imported}"
+            assert imported != "config", f"{importer} imports config"
+        if layer(importer) == "evaluation":
+            assert layer(imported) in ("evaluation", "paper"), f"{importer} imports {imported}"
+            assert imported != "config", f"{importer} imports config"
+
+
+def test_no_import_cycle():
+    edges: dict[str, set[str]] = {}
+    for importer, imported in imports():
+        edges.setdefault(importer.removesuffix(".__init__"), set()).add(imported)
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"import cycle: {' -> '.join((*path, module))}"
+        if module not in done:
+            for following in edges.get(module, ()):
+                visit(following, (*path, module))
+            done.add(module)
+
+    for module in list(edges):
+        visit(module, ())
+
+
+def test_few_files_at_the_top():
+    assert len(list(ROOT.glob("*.py"))) <= 16
