@@ -22,8 +22,9 @@ from jem_jax.datasets import Dataset
 from jem_jax.distributed import processes
 from jem_jax.runs import checkpoint, workdir
 from jem_jax.torch_import import Imported
-from jem_jax.training import loop, network, optimizer, sizes
-from jem_jax.training import step as train_step
+from jem_jax.training import loop, network, optimizer, quantities, sizes
+from jem_jax.training.state import init_state
+from jem_jax.training.statistics import COLLECTION
 
 
 class _Arguments(NamedTuple):
@@ -51,11 +52,14 @@ def write_workdir(imported: Imported, config: Config, dataset: Dataset, path: Pa
     net = network.build(config.model, dataset.num_classes)
     first = jnp.zeros((1, *dataset.image_shape))
     rule = optimizer.build(config.optimizer, 1)
-    state = train_step.init_state(config, net, rule, jax.random.key(config.seed), first)
+    state = init_state(config, net, rule, jax.random.key(config.seed), first)
     params = imported.variables["params"]
     collections = {name: value for name, value in imported.variables.items() if name != "params"}
     averaged = params if state.ema is not None else None
-    state = state._replace(params=params, model_state=collections, opt_state=rule.init(params), ema=averaged)
+    state = state._replace(
+        params=params, model_state=collections, opt_state=rule.init(params), ema=averaged,
+        evaluation_stats=collections.get(COLLECTION) if state.evaluation_stats is not None else None,
+    )  # fmt: skip
     buffer = imported.buffer if sizes.buffer_size(config, dataset.num_classes)[0] else None
     with workdir.held(path):
         workdir.prepare_empty(path)
@@ -89,7 +93,7 @@ def _run(arguments: Sequence[str]) -> int:
     given = _parse(arguments)
     processes.start(processes.Cluster(), 1, 1)
     config = config_files.read(given.config, given.overrides)
-    conditional = train_step.buffer_classes(config, 2) > 1
+    conditional = quantities.buffer_classes(config, 2) > 1
     try:
         imported = torch_import.load(given.checkpoint, given.norm, class_conditional=conditional)
     except (ValueError, ImportError) as error:

@@ -17,8 +17,7 @@ from jem_jax.distributed.processes import Cluster
 from jem_jax.runs import workdir
 from jem_jax.runs.metrics import duration
 from jem_jax.runs.workdir import RunFacts
-from jem_jax.training import loop, sizes, trained
-from jem_jax.training import step as train_step
+from jem_jax.training import loop, quantities, sizes, trained
 from jem_jax.training.loop import Trained
 
 __all__ = ["Cluster", "run"]
@@ -130,12 +129,12 @@ def _check_shared(path: Path) -> None:
 
 
 def _has_baseline(config: Config) -> bool:
-    terms = train_step.weights(config)
+    terms = quantities.weights(config)
     return config.training.baseline and terms.needs_samples
 
 
 def _train_baseline(facts: RunFacts, dataset: Dataset, path: Path, interrupts: Interrupts) -> Trained:
-    config = loop.classifier_config(facts.config)
+    config = quantities.classifier_config(facts.config)
     return loop.train(config, dataset, path / workdir.BASELINE, "classifier", interrupts)
 
 

@@ -99,6 +99,21 @@ def per_device(
     return functools.partial(one_at_a_time, places)
 
 
+def compiled(step: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    """A step of `per_device` compiled for arguments of these shapes; it takes no others.
+
+    With several processes it is the step itself, compiled at its first call: pmap compiles ahead for global arrays only.
+    """
+    if jax.process_count() > 1:
+        return step
+    assert isinstance(step, functools.partial)
+    mapped: Any = step.func
+    program = mapped.lower(*step.args, *args).compile()
+    if cpu_devices() < 2:
+        return functools.partial(program, *step.args)
+    return lambda *own: jax.block_until_ready(program(*step.args, *own))
+
+
 def replicate(tree: Any) -> Any:
     """The pytree on every device of this process, put there once so that no step has to."""
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
@@ -110,6 +125,11 @@ def shard(array: np.ndarray | Array) -> Array:
     first = jax.process_index() * jax.local_device_count()
     local = parts[first : first + jax.local_device_count()]
     return jax.device_put(local, NamedSharding(_mesh(), PartitionSpec(AXIS)))
+
+
+def shard_each(values: np.ndarray) -> Array:
+    """One value for each device [devices], as this process's part [local devices]."""
+    return shard(values)[:, 0]
 
 
 def shard_buffer(buffer: np.ndarray | Array) -> Array:

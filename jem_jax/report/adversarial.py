@@ -12,7 +12,7 @@ from jem_jax.report import figures
 from jem_jax.report.inputs import TITLES, Subject
 from jem_jax.report.result import Result, percent
 from jem_jax.runs import image_grid
-from jem_jax.training import step as train_step
+from jem_jax.training import quantities
 
 _NORMS = {"linf": "L∞", "l2": "L2"}
 _ATTACK_STREAM, _DISTAL_STREAM = 102, 103
@@ -83,7 +83,7 @@ def _accuracy_table(result: Result, norm: str, epsilons: Sequence[float], count:
 
 
 def _refined(subject: Subject, result: Result) -> None:
-    settings, chain = subject.settings, train_step.sgld_settings(subject.facts.config)
+    settings, chain = subject.settings, quantities.sgld_settings(subject.facts.config.sampler)
     rows, found = [], {}
     for steps in REFINEMENTS:
         for backpropagate in (False, True) if steps else (False,):

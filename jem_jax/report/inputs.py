@@ -15,8 +15,7 @@ from jem_jax.distributed import devices
 from jem_jax.evaluation import sampling
 from jem_jax.runs import workdir
 from jem_jax.runs.workdir import RunFacts
-from jem_jax.training import device_data, trained
-from jem_jax.training import step as train_step
+from jem_jax.training import device_data, quantities, trained
 from jem_jax.training.trained import Model
 
 TITLES = {"jem": "JEM", "baseline": "classifier"}
@@ -125,7 +124,7 @@ def fresh_chains(model: Model, facts: RunFacts, dataset: Dataset) -> dict[str, n
             model.network,
             conditional=conditional,
             num_steps=settings.sample_steps,
-            **train_step.sgld_settings(facts.config),
+            **quantities.sgld_settings(facts.config.sampler),
         )
         key = jax.random.fold_in(jax.random.key(facts.config.seed), conditional)
         start = informative_starts(facts.config, dataset, key, len(wanted), conditional)

@@ -12,7 +12,7 @@ from jem_jax.evaluation import ood
 from jem_jax.report import figures
 from jem_jax.report.inputs import TITLES, Subject
 from jem_jax.report.result import Result
-from jem_jax.training import step as train_step
+from jem_jax.training import quantities
 
 _DRAWN = ("log_density", "max_posterior", "approximate_mass")
 _STEPS = 20
@@ -31,7 +31,7 @@ def detect(subject: Subject) -> Result:
         "nan": "a score that is NaN counts as the lowest",
     })  # fmt: skip
     sets = _sets(subject, result)
-    chain = train_step.sgld_settings(subject.facts.config)
+    chain = quantities.sgld_settings(subject.facts.config.sampler)
     score = ood.scorer(subject.jem.network.logits, num_steps=_STEPS, **chain)
     scores: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for name, model in subject.models.items():

@@ -12,7 +12,7 @@ from jem_jax.report.inputs import TITLES, Subject, informative_starts, start_of_
 from jem_jax.report.result import Result, percent
 from jem_jax.runs import image_grid
 from jem_jax.runs.workdir import RunFacts
-from jem_jax.training import step as train_step
+from jem_jax.training import quantities
 
 PICTURES = ("samples_by_class.png", "samples.png", "buffer_by_class.png")
 """what a person looks at first"""
@@ -155,7 +155,9 @@ def inpaint(subject: Subject) -> Result:
     facts, steps = subject.facts, subject.settings.sample_steps
     images = to_float(subject.some_test(_INPAINTED).images)
     mean = to_float(subject.dataset.train.images).mean(axis=0)
-    fill = inpainting.inpainter(subject.jem.network.logits, num_steps=steps, **train_step.sgld_settings(facts.config))
+    fill = inpainting.inpainter(
+        subject.jem.network.logits, num_steps=steps, **quantities.sgld_settings(facts.config.sampler)
+    )
     result = Result(how={"images": len(images), "steps": steps, "error": "root mean square of hidden pixels, [0, 1]"})
     pictured, names, rows, values = [images], ["original"], [], {}
     for name, known in inpainting.masks(facts.image_shape).items():
@@ -204,7 +206,10 @@ def _film_strip(subject: Subject) -> Path:
     steps = subject.settings.sample_steps
     count = max(number for number in range(1, _STRIP_PICTURES) if steps % number == 0)
     film = sampling.film(
-        subject.jem.network, num_steps=steps, every=steps // count, **train_step.sgld_settings(subject.facts.config)
+        subject.jem.network,
+        num_steps=steps,
+        every=steps // count,
+        **quantities.sgld_settings(subject.facts.config.sampler),
     )
     key, facts = subject.key(_STRIP_STREAM), subject.facts
     start = informative_starts(facts.config, subject.dataset, key, _STRIP_CHAINS, by_class=False)

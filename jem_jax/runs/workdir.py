@@ -34,7 +34,7 @@ _OURS = (
     metrics.FILE,
     "tensorboard",
 )
-_COMPARED = ("data", "model", "sampler", "objective", "optimizer", "seed")
+_COMPARED = ("data", "model", "sampler", "objective", "optimizer", "schedule", "seed")
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,12 @@ def _differences(there: Config, here: Config) -> Iterator[str]:
     for name in old:
         if old[name] != new[name]:
             yield f"{name} is {old[name]!r} there, {new[name]!r} here"
+    setting = here.schedule.by_progress
+    if setting and there.training.epochs != here.training.epochs:
+        yield (
+            f"training.epochs is {there.training.epochs} there, {here.training.epochs} here, and schedule.{setting} "
+            "depends on it"
+        )
 
 
 def _compared(config: Config) -> dict[str, Any]:
@@ -206,7 +212,11 @@ def _compared(config: Config) -> dict[str, Any]:
     for name in ("data.place", "data.data_dir", "data.manual_dir"):
         del values[name]
     unlabelled, labelled = config.training.batch_sizes
-    return values | {"training.batch_size": unlabelled, "training.labelled_batch_size": labelled}
+    return values | {
+        "training.batch_size": unlabelled,
+        "training.labelled_batch_size": labelled,
+        "training.statistics_images": config.training.statistics_images,
+    }
 
 
 def _clear(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jem_jax import wide_resnet
 from jem_jax.common.errors import UserError, shown
@@ -103,6 +104,16 @@ class Network:
             logits.append(jnp.concatenate(parts))
         return logits, state
 
+    def frozen_logits(
+        self, variables: Variables, batches: Sequence[Array], key: Array
+    ) -> tuple[list[Array], Variables]:
+        """As `train_logits`, in evaluation mode: running statistics are used and stay as they are; no dropout."""
+        del key
+        ends = np.cumsum([len(batch) for batch in batches])
+        together = self.logits(variables, jnp.concatenate(batches))
+        state = {name: value for name, value in variables.items() if name != "params"}
+        return jnp.split(together, ends[:-1]), state
+
     def _train(self, variables: Variables, x: Array, key: Array) -> tuple[Array, Variables]:
         collections = [name for name in variables if name != "params"]
         kwargs: dict[str, Any] = {"train": True} if self._takes_train else {}
@@ -157,6 +168,7 @@ def build(model: Model, num_classes: int) -> Network:
             depth=model.depth,
             width=model.width,
             norm=model.norm,
+            norm_momentum=model.norm_momentum,
             dropout=model.dropout,
             dtype=jnp.dtype(model.dtype),
             activation=model.activation,

@@ -10,7 +10,7 @@ import numpy as np
 
 from jem_jax.config import Config
 from jem_jax.runs import checkpoint, workdir
-from jem_jax.training import loop, network
+from jem_jax.training import loop, network, quantities
 from jem_jax.training.network import Network, Variables
 
 Array = jax.Array
@@ -49,7 +49,7 @@ def read_model(path: Path, facts: workdir.RunFacts, *, baseline: bool = False, b
     Raises:
       UserError: there is no finished checkpoint, or it is damaged.
     """
-    config = loop.classifier_config(facts.config) if baseline else facts.config
+    config = quantities.classifier_config(facts.config) if baseline else facts.config
     directory = (path / workdir.BASELINE if baseline else path) / (workdir.BEST if best else workdir.CHECKPOINTS)
     state, buffer = loop.template(config, facts.image_shape, facts.num_classes)
     found = checkpoint.restore(directory, loop.tree(checkpoint.template_of(state), None if best else buffer))
