@@ -221,7 +221,8 @@ def test_evaluation_uses_the_averaged_parameters_own_statistics(tmp_path):
     state = _state(tmp_path)["state"]
     run = training_run.prepare(config, tiny.dataset())
     estimate = statistics.estimator(run.network, tiny.dataset().train, 2000, config.seed)
-    of_ema = estimate(devices.replicate({"params": state["ema"], "batch_stats": state["model_state"]["batch_stats"]}))
+    old = state["model_state"]["batch_stats"]
+    of_ema = estimate(devices.replicate({"params": state["ema"], "batch_stats": old}))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), of_ema, state["evaluation_stats"])
     of_raw = estimate(
         devices.replicate({"params": state["params"], "batch_stats": state["model_state"]["batch_stats"]})

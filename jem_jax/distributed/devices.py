@@ -102,7 +102,7 @@ def per_device(
 def compiled(step: Callable[..., Any], *args: Any) -> Callable[..., Any]:
     """A step of `per_device` compiled for arguments of these shapes; it takes no others.
 
-    With several processes it is the step itself, compiled at its first call: pmap compiles ahead for global arrays only.
+    With several processes it is the step itself, compiled at its first call: ahead, pmap takes global arrays only.
     """
     if jax.process_count() > 1:
         return step
