@@ -30,7 +30,8 @@ _TINY = (
     "model.depth=10", "model.width=1", "data.name=digits", "data.pad=1", "sampler.num_steps=1", "training.epochs=2",
     "training.batch_size=64", "training.labelled_batch_size=128", "sampler.buffer_size=640",
     "evaluation.attack_images=8", "evaluation.refined_images=4", "evaluation.num_samples=10",
-    "evaluation.ood_images=20", "model.dtype=float32", "training.statistics_images=100", "evaluation.ood_sets=", "evaluation.sections=classification",
+    "evaluation.ood_images=20", "model.dtype=float32", "training.statistics_images=100", "evaluation.ood_sets=",
+    "evaluation.sections=classification",
 )  # fmt: skip
 
 

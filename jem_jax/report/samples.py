@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from jem_jax import energy, replay_buffer
 from jem_jax.augment import to_float
 from jem_jax.evaluation import classification, fid, inpainting, sample_quality, sampling
-from jem_jax.report.inputs import TITLES, Subject, informative_starts, start_of_chains
+from jem_jax.report.inputs import TITLES, Subject, start_of_chains, starts
 from jem_jax.report.result import Result, percent
 from jem_jax.runs import image_grid
 from jem_jax.runs.workdir import RunFacts
@@ -155,13 +157,16 @@ def inpaint(subject: Subject) -> Result:
     facts, steps = subject.facts, subject.settings.sample_steps
     images = to_float(subject.some_test(_INPAINTED).images)
     mean = to_float(subject.dataset.train.images).mean(axis=0)
-    fill = inpainting.inpainter(
-        subject.jem.network.logits, num_steps=steps, **quantities.sgld_settings(facts.config.sampler)
+    chain = {"num_steps": steps, **quantities.sgld_settings(facts.config.sampler)}
+    fill = subject.over_examples(
+        lambda keys, logits_fn, x, known: inpainting.inpaint(keys, energy.marginal(logits_fn), x, known, **chain)
     )
+    start_key, chain_key = jax.random.split(subject.key(_INPAINT_STREAM))
+    noise = np.asarray(replay_buffer.uniform(start_key, len(images), facts.image_shape))
     result = Result(how={"images": len(images), "steps": steps, "error": "root mean square of hidden pixels, [0, 1]"})
     pictured, names, rows, values = [images], ["original"], [], {}
     for name, known in inpainting.masks(facts.image_shape).items():
-        filled = fill(subject.jem.variables, subject.key(_INPAINT_STREAM), images, known, subject.settings.batch_size)
+        filled = fill("jem", chain_key, np.where(known, images, noise), np.broadcast_to(known, images.shape))
         by_mean = np.where(known, images, mean)
         values[name] = {"sampled": inpainting.error(images, filled, known),
                         "mean_image": inpainting.error(images, by_mean, known)}  # fmt: skip
@@ -205,15 +210,11 @@ def _neighbours(subject: Subject, samples: np.ndarray, reference: np.ndarray, re
 def _film_strip(subject: Subject) -> Path:
     steps = subject.settings.sample_steps
     count = max(number for number in range(1, _STRIP_PICTURES) if steps % number == 0)
-    film = sampling.film(
-        subject.jem.network,
-        num_steps=steps,
-        every=steps // count,
-        **quantities.sgld_settings(subject.facts.config.sampler),
-    )
-    key, facts = subject.key(_STRIP_STREAM), subject.facts
-    start = informative_starts(facts.config, subject.dataset, key, _STRIP_CHAINS, by_class=False)
-    states = film(subject.jem.variables, key, _STRIP_CHAINS, facts.image_shape, start)
+    config, key = subject.facts.config, subject.key(_STRIP_STREAM)
+    chain = {"num_steps": steps, "every": steps // count, **quantities.sgld_settings(config.sampler)}
+    film = subject.over_examples(lambda keys, logits_fn, x: sampling.film(keys, logits_fn, x, **chain))
+    start = starts(config, subject.dataset, key, _STRIP_CHAINS, by_class=False)
+    states = film("jem", jax.random.split(key)[1], start)
     return image_grid.save(image_grid.grid(list(states)), subject.folder / "film_strip.png")
 
 
