@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jem_jax.augment import to_float
+from jem_jax.common import paths
 from jem_jax.evaluation import classification, fid, inpainting, sample_quality, sampling
 from jem_jax.report.inputs import TITLES, Subject, informative_starts, start_of_chains
 from jem_jax.report.result import Result, percent
@@ -136,7 +137,7 @@ def _inception(subject: Subject, result: Result) -> None:
         return
     images = buffer.reshape(-1, *subject.facts.image_shape)
     try:
-        found = fid.measure(images, train.images, Path(weights))
+        found = fid.measure(images, train.images, paths.local("config.evaluation.inception_weights", weights))
     except fid.Unavailable as error:
         result.text(f"FID and Inception score could not be measured: {error}.")
         return
