@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jem_jax import config as configuration
 from jem_jax.commands import command_line, config_files
+from jem_jax.common import paths
 
 _MODES = ("train", "evaluate", "sample")
 
@@ -39,7 +40,7 @@ def _run(arguments: Sequence[str]) -> int:
     from jem_jax.commands import modes
     from jem_jax.distributed import processes
 
-    path = Path(flags.workdir or f"runs/{Path(flags.config).stem}")
+    path = paths.local("--workdir", flags.workdir or f"runs/{Path(flags.config).stem}")
     cluster = processes.Cluster(flags.coordinator_address, flags.num_processes, flags.process_id, flags.distributed)
     return modes.run(flags.mode, config, path, flags.overwrite, cluster, flags.require_devices)
 

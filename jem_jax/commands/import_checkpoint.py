@@ -6,6 +6,7 @@ The workdir can then be evaluated, sampled from, or trained further by `python -
 afresh, since official checkpoints hold none.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 from jem_jax import datasets, torch_import
 from jem_jax.commands import command_line, config_files
+from jem_jax.common import paths
 from jem_jax.common.errors import UserError, printable
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
@@ -63,7 +65,7 @@ def write_workdir(imported: Imported, config: Config, dataset: Dataset, path: Pa
     buffer = imported.buffer if sizes.buffer_size(config, dataset.num_classes)[0] else None
     with workdir.held(path):
         workdir.prepare_empty(path)
-        workdir.write_facts(path, workdir.RunFacts(config, dataset.image_shape, dataset.class_names, 0))
+        workdir.write_facts(path, workdir.facts_of(config, dataset, 0))
         checkpoints = checkpoint.Checkpoints(path / workdir.CHECKPOINTS, config.training.keep_checkpoints)
         checkpoints.save(0, loop.tree(checkpoint.to_tree(state), buffer), {"best_accuracy": -1.0, "seconds": 0.0})
         checkpoints.close()
@@ -100,12 +102,11 @@ def _run(arguments: Sequence[str]) -> int:
         raise UserError(str(error)) from error
     overrides = [*given.overrides, *settings_of(imported)]
     config = config_files.read(given.config, overrides)
-    write_workdir(imported, config, datasets.load(config.data), Path(given.workdir))
-    flags = " ".join(f"--config.{name}={text}" for name, text in overrides)
+    write_workdir(imported, config, datasets.load(config.data), paths.local("--workdir", given.workdir))
+    flags = [f"--config={given.config}", f"--workdir={given.workdir}"]
+    flags += [f"--config.{name}={text}" for name, text in overrides]
     print(printable(f"wrote {given.workdir}; go on with:"))
-    print(
-        printable(f"  python -m jem_jax.main --mode=evaluate --config={given.config} --workdir={given.workdir} {flags}")
-    )
+    print(printable(f"  python -m jem_jax.main --mode=evaluate {shlex.join(flags)}"))
     return 0
 
 

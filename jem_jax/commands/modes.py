@@ -61,7 +61,9 @@ def run(mode: str, config: Config, path: Path, overwrite: bool, cluster: Cluster
 def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, overwrite: bool) -> int:
     if len(set(processes.gather_strings(_fingerprint(mode, config, overwrite)))) > 1:
         raise UserError("the processes were started with different settings; give all of them the same command")
-    facts = RunFacts(config, dataset.image_shape, dataset.class_names, devices.cpu_devices())
+    if len(set(processes.gather_strings(dataset.fingerprint))) > 1:
+        raise UserError(f"the processes read different data from {dataset.name}; all must read the same")
+    facts = workdir.facts_of(config, dataset, devices.cpu_devices())
     with contextlib.ExitStack() as stack:
         with processes.fail_together():
             if mode == "train":
@@ -69,7 +71,7 @@ def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, overwri
                 loop.check(config, dataset)
             memory.check(config, dataset, mode)
             stack.enter_context(workdir.held(path, processes.is_first()))
-            workdir.prepare(path, config, overwrite, processes.is_first())
+            workdir.prepare(path, facts, overwrite, mode == "train", processes.is_first())
         if mode == "train":
             return _train(facts, dataset, path)
         if mode == "evaluate":

@@ -9,6 +9,7 @@ import numpy as np
 
 from jem_jax import energy, replay_buffer
 from jem_jax.augment import to_float
+from jem_jax.common import paths
 from jem_jax.evaluation import classification, fid, inpainting, sample_quality, sampling
 from jem_jax.report.inputs import TITLES, Subject, start_of_chains, starts
 from jem_jax.report.result import Result, percent
@@ -138,7 +139,7 @@ def _inception(subject: Subject, result: Result) -> None:
         return
     images = buffer.reshape(-1, *subject.facts.image_shape)
     try:
-        found = fid.measure(images, train.images, Path(weights))
+        found = fid.measure(images, train.images, paths.local("config.evaluation.inception_weights", weights))
     except fid.Unavailable as error:
         result.text(f"FID and Inception score could not be measured: {error}.")
         return

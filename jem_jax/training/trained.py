@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jem_jax.common import paths
 from jem_jax.config import Config
 from jem_jax.runs import checkpoint, workdir
 from jem_jax.training import loop, network, quantities
@@ -38,8 +39,9 @@ class Model(NamedTuple):
 
 def load(path: str | os.PathLike[str], *, baseline: bool = False, best: bool = False) -> Loaded:
     """See `jem_jax.load`."""
-    facts = workdir.read_facts(Path(path))
-    model = read_model(Path(path), facts, baseline=baseline, best=best)
+    folder = paths.local("the workdir", os.fspath(path))
+    facts = workdir.read_facts(folder)
+    model = read_model(folder, facts, baseline=baseline, best=best)
     return Loaded(lambda x: model.network.logits(model.variables, x), model.buffer, facts.config)
 
 
