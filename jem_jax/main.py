@@ -36,6 +36,7 @@ def _run(arguments: Sequence[str]) -> int:
     if not flags.debug:
         _quiet_libraries()
     # JAX and all that needs it come only now, so that a wrong flag is said at once.
+    command_line.import_jax()
     from jem_jax.commands import modes
     from jem_jax.distributed import processes
 

@@ -1,6 +1,7 @@
 """Flags of a command, and its errors said in one line."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -32,6 +33,18 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
         # A file's name can hold anything.
         print(f"jem-jax: {printable(' '.join(text.split()))}", file=sys.stderr)
         return 2
+
+
+def import_jax() -> None:
+    """Imports JAX, which reads its environment variables then.
+
+    Raises:
+      UserError: one of them is not what JAX takes.
+    """
+    try:
+        importlib.import_module("jax")
+    except ValueError as error:
+        raise UserError(f"JAX cannot start: {error}; correct that environment variable, or unset it") from error
 
 
 def overrides(parser: Parser, arguments: Sequence[str]) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ from jem_jax.evaluation import classification
 from jem_jax.runs import checkpoint, image_grid, metrics, workdir
 from jem_jax.runs.checkpoint import Checkpoints
 from jem_jax.runs.metrics import Recorder
-from jem_jax.training import device_data, divergence, forecast, network, optimizer, recovery, sizes
+from jem_jax.training import device_data, divergence, forecast, network, optimizer, preflight, recovery, sizes
 from jem_jax.training import step as train_step
 from jem_jax.training.device_data import DeviceData, Order
 from jem_jax.training.network import Network
@@ -127,6 +127,9 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
         training = _set_up(config, dataset, directory, stack)
         if training.step >= training.total_steps:
             return Trained(training.step, training.seconds_before)
+        expected, _ = template(config, dataset.image_shape, dataset.num_classes)
+        data = training.data.at(training.step)
+        preflight.check_step(training.step_fn, training.state, training.buffer, data, expected)
         _announce(training, title)
         events = recovery.events(training.history)
         recorder = Recorder(directory, title, training.step, training.total_steps, events, writes=processes.is_first())
@@ -164,7 +167,7 @@ def check(config: Config, dataset: Dataset) -> None:
     """
     sizes.check(config, dataset)
     net = network.build(config.model, dataset.num_classes)
-    network.check(net, dataset.image_shape, dataset.num_classes)
+    preflight.check_network(net, dataset.image_shape, dataset.num_classes)
 
 
 def classifier_config(config: Config) -> Config:

@@ -369,7 +369,9 @@ def _updated(
     ema = optax.incremental_update(params, state.ema, 1 - decay) if decay else None
     old = (state.params, state.model_state, state.opt_state, state.ema)
     new = (params, model_state, opt_state, ema)
-    params, model_state, opt_state, ema = jax.tree.map(lambda old, new: jnp.where(undo, old, new), old, new)
+    params, model_state, opt_state, ema = jax.tree.map(
+        lambda old, new: jnp.where(undo, old, new).astype(old.dtype), old, new
+    )
     state = state._replace(
         step=state.step + 1,
         params=params,
