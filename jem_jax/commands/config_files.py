@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import ModuleType
 import ml_collections
 
 from jem_jax import config as configuration
+from jem_jax import configs
 from jem_jax.common.errors import UserError, shown
 from jem_jax.config import Config
 
@@ -51,15 +53,17 @@ def find(path: str) -> Path:
 
 def packaged() -> dict[str, Path]:
     """Names and paths of the config files that come with the package."""
-    spec = importlib.util.find_spec("jem_jax.configs")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    return {file.stem: file for folder in folders for file in Path(folder).glob("*.py") if file.stem != "__init__"}
+    folders = map(Path, configs.__path__)
+    return {file.stem: file for folder in folders for file in folder.glob("*.py") if file.stem != "__init__"}
 
 
 def _get_config(file: Path) -> ml_collections.ConfigDict:
     if file.suffix != ".py":
         raise UserError(f"config file {file} must be a Python file, *.py")
+    folder = str(file.absolute().parent)
     try:
+        # For a config file that imports its neighbour; last, so that it hides nothing.
+        sys.path.append(folder)
         module = _execute(file)
         if not callable(getattr(module, "get_config", None)):
             raise UserError(f"config file {file} must define get_config(), which returns a ConfigDict")
@@ -69,6 +73,8 @@ def _get_config(file: Path) -> ml_collections.ConfigDict:
     # A config file that exits must not end the program as if it were done.
     except (Exception, SystemExit) as error:
         raise UserError(f"config file {file}, line {_line(file, error)}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
     if not isinstance(settings, ml_collections.ConfigDict):
         raise UserError(f"config file {file}: get_config() must return a ConfigDict, not {type(settings).__name__}")
     return settings
