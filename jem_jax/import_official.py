@@ -19,4 +19,5 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    command_line.end_at_ctrl_c()
     sys.exit(command())

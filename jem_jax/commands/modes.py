@@ -105,6 +105,8 @@ def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
             seconds = {"training": trained.seconds}
             if _has_baseline(facts.config):
                 seconds["baseline"] = _train_baseline(facts, dataset, path, interrupts).seconds
+            if interrupts.signal is not None:  # it came when the last iteration was done
+                raise Interrupted(trained.steps, trained.steps)
     except Interrupted as stop:
         _say(f"{stop}; saved in {path}. The same command goes on from there")
         return 128 + (interrupts.signal or signal.SIGTERM)

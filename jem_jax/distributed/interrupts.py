@@ -41,6 +41,8 @@ class Interrupts:
         # Python hands signals to the main thread alone.
         heeded = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
         for number in heeded:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # as nohup sets it, so that a run outlives its terminal
             self._old[number] = signal.signal(number, self._request)
         return self
 
