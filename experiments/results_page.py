@@ -126,6 +126,7 @@ def picture(summary: Numbers, path: Path) -> None:
         _draw_detection(axes[1], summary)
         _draw_robustness(axes[2], summary)
         figures.save(figure, path)
+        pyplot.close(figure)
 
 
 def _draw_detection(axis: Any, summary: Numbers) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import ml_collections
 
 from jem_jax.common.errors import UserError, shown
-from jem_jax.wide_resnet import ACTIVATIONS, NORMS
 
 _MOST_NUMBERS = 100
 """in a tuple"""
@@ -66,8 +65,10 @@ class Model:
     factory: str = _setting("", "package.module:function, called with num_classes, that returns a Flax module")
     depth: int = _setting(10, "6n + 4; deeper ones take too long to compile", low=10, high=100)
     width: int = _setting(1, "widening factor", low=1, high=64)
-    norm: str = _setting("none", "norm layer", choices=NORMS)
-    activation: str = _setting("leaky_relu", "activation function; JEM's is leaky_relu", choices=ACTIVATIONS)
+    norm: str = _setting("none", "norm layer", choices=("none", "batch", "instance", "layer", "act"))
+    activation: str = _setting(
+        "leaky_relu", "activation function; JEM's is leaky_relu", choices=("leaky_relu", "swish", "softplus")
+    )
     dropout: float = _setting(0.0, "probability of dropping a unit while training", low=0, high=0.99)
     dtype: str = _setting("float32", "precision of the network's computation", choices=("float32", "bfloat16"))
     norm_momentum: float = _setting(

@@ -1,6 +1,8 @@
 """Folders import downwards only; the paper's files and `evaluation/` import no other folder."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import jem_jax
@@ -67,6 +69,28 @@ def test_no_import_cycle():
 
     for module in list(edges):
         visit(module, ())
+
+
+READS_CONFIGS = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+sys.modules.update(dict.fromkeys(["jax", "flax", "optax", "chex", "orbax", "tensorflow_datasets", "numpy"]))
+from jem_jax.commands import config_files
+import jem_jax.configs
+assert jem_jax.configs.__file__.endswith("configs.py"), jem_jax.configs.__file__
+for name, file in sorted(config_files.packaged().items()):
+    config_files.read(str(file))
+    print(name)
+"""
+
+
+def test_configs_of_a_checkout_are_read_with_ml_collections_alone():
+    """Where nothing is installed: a module that is None cannot be imported."""
+    ended = subprocess.run(
+        [sys.executable, "-c", READS_CONFIGS], cwd=ROOT.parent, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == sorted(file.stem for file in ROOT.parent.glob("configs/[!_]*.py"))
 
 
 def test_few_files_at_the_top():

@@ -12,6 +12,7 @@ from types import ModuleType
 import ml_collections
 
 from jem_jax import config as configuration
+from jem_jax import configs
 from jem_jax.common import paths
 from jem_jax.common.errors import UserError, shown
 from jem_jax.config import Config
@@ -54,9 +55,8 @@ def find(path: str) -> Path:
 
 def packaged() -> dict[str, Path]:
     """Names and paths of the config files that come with the package."""
-    spec = importlib.util.find_spec("jem_jax.configs")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    return {file.stem: file for folder in folders for file in Path(folder).glob("*.py") if file.stem != "__init__"}
+    folders = map(Path, configs.__path__)
+    return {file.stem: file for folder in folders for file in folder.glob("*.py") if file.stem != "__init__"}
 
 
 def _get_config(file: Path) -> ml_collections.ConfigDict:

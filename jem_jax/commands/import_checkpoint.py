@@ -7,7 +7,6 @@ afresh, since official checkpoints hold none.
 """
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -86,12 +85,8 @@ def settings_of(imported: Imported) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in settings]
 
 
-def command(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status, as `jem_jax.main.main` does."""
-    return command_line.guarded(_run, sys.argv[1:] if arguments is None else list(arguments))
-
-
-def _run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit status. Errors are those of its parts, `UserError`s."""
     given = _parse(arguments)
     processes.start(processes.Cluster(), 1, 1)
     config = config_files.read(given.config, given.overrides)

@@ -65,7 +65,7 @@ def check(config: Config, dataset: Dataset, mode: str) -> None:
     limit = devices.device_memory()
     for phase, parts in phases.items():
         if limit is None:
-            each = {part: part.host + jax.local_device_count() * part.device for part in parts}
+            each = {part: part.host + devices.local_count() * part.device for part in parts}
             _fits(phase, each, checks.memory(), "this machine has")
         else:
             _fits(phase, {part: part.device for part in parts}, limit, "each device has")
@@ -127,7 +127,7 @@ def _training(config: Config, dataset: Dataset, found: _Network) -> list[Part]:
 
 
 def _evaluation(config: Config, dataset: Dataset, found: _Network, mode: str) -> list[Part]:
-    settings, count = config.evaluation, jax.local_device_count()
+    settings, count = config.evaluation, devices.local_count()
     pixels = _FLOAT * int(np.prod(dataset.image_shape))
     wanted = {section.name for section in sections.wanted(settings)} if mode != "sample" else {"samples"}
     samples = settings.num_samples if wanted & {"samples", "sample_quality"} else 0

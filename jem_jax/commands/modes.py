@@ -47,15 +47,16 @@ def run(mode: str, config: Config, path: Path, overwrite: bool, cluster: Cluster
     if mode != "train" and known is None:
         raise UserError(f"{path} holds no run to {mode}; train one first, or name its folder with --workdir")
     dataset = datasets.load(config.data)
-    processes.start(cluster, _cpu_devices(config, dataset, known, cluster), require_devices)
-    try:
-        return _in_workdir(mode, config, dataset, path, overwrite)
-    except BaseException as error:
-        processes.exit_without_barrier()
-        reason = processes.explain_runtime_error(error)
-        if reason is None:
-            raise
-        raise UserError(reason) from error
+    with processes.own_settings():
+        processes.start(cluster, _cpu_devices(config, dataset, known, cluster), require_devices)
+        try:
+            return _in_workdir(mode, config, dataset, path, overwrite)
+        except BaseException as error:
+            processes.exit_without_barrier()
+            reason = processes.explain_runtime_error(error)
+            if reason is None:
+                raise
+            raise UserError(reason) from error
 
 
 def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, overwrite: bool) -> int:
@@ -105,6 +106,8 @@ def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
             seconds = {"training": trained.seconds}
             if _has_baseline(facts.config):
                 seconds["baseline"] = _train_baseline(facts, dataset, path, interrupts).seconds
+            if interrupts.signal is not None:  # it came when the last iteration was done
+                raise Interrupted(trained.steps, trained.steps)
     except Interrupted as stop:
         _say(f"{stop}; saved in {path}. The same command goes on from there")
         return 128 + (interrupts.signal or signal.SIGTERM)

@@ -148,7 +148,9 @@ def _updated(
     ema = optax.incremental_update(params, state.ema, 1 - parts.ema_decay) if parts.ema_decay else None
     old = (state.params, state.model_state, state.opt_state, state.ema)
     new = (params, model_state, opt_state, ema)
-    params, model_state, opt_state, ema = jax.tree.map(lambda old, new: jnp.where(undo, old, new), old, new)
+    params, model_state, opt_state, ema = jax.tree.map(
+        lambda old, new: jnp.where(undo, old, new).astype(old.dtype), old, new
+    )
     window = window_with(state.window, state.step, metrics, parts.log_every)
     return state._replace(
         step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema, watch=watch,
