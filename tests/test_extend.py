@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jem_jax
 from jem_jax.config import Data, Model
 from jem_jax.datasets import load
 from jem_jax.training import network
@@ -49,6 +50,11 @@ def test_data(module):
     assert [len(split.images) for split in (dataset.train, dataset.validation, dataset.test)] == [240, 30, 30]
     rows = dataset.train.images.mean(axis=(2, 3)).reshape(-1, 4, 2).mean(axis=2)
     assert np.array_equal(rows.argmax(axis=1), dataset.train.labels)
+
+
+def test_the_package_calls_the_chain_once():
+    training = Path(jem_jax.__file__).parent / "training"
+    assert sum(path.read_text(encoding="utf-8").count("sgld.chain(") for path in training.glob("*.py")) == 1
 
 
 def test_sampler_has_the_density_as_its_limit(module):

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jem_jax import config as configuration
+
 ROOT = Path(__file__).parent.parent
 README, PAGES = ROOT / "README.md", ROOT / "docs" / "pages"
 
@@ -45,6 +47,13 @@ def test_the_composition_example_climbs():
     before = names["log_density"](names["params"], names["start"].x).mean()
     after = names["log_density"](names["params"], names["x"]).mean()
     assert after > before
+
+
+def test_ones_own_config_is_one():
+    names = {}
+    exec(compile(examples(PAGES / "configs.md")[0], "configs.md", "exec"), names)
+    config = configuration.validate(names["get_config"]().to_dict())
+    assert (config.data.name, config.model.width, config.training.epochs) == ("digits", 2, 80)
 
 
 @pytest.mark.parametrize(("page", "target"), links(), ids=lambda value: getattr(value, "name", value))

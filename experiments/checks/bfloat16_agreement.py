@@ -2,10 +2,10 @@
 
     python -m experiments.checks.bfloat16_agreement --config=cifar10 --iterations=100
 
-From the same weights, for three seeds and both precisions: so many iterations, and then the gap of log p~ between data
-and samples, the training accuracy and the statistics of the samples. A quantity agrees if the two precisions' means
-differ by no more than the larger of the two spreads over seeds. float32 is as JAX computes it by default, which a GPU
-rounds to TF32 in convolutions. Writes experiments/results/bfloat16_agreement.json.
+Three seeds of each precision train from the same weights. Compared are the gap of log p~ between data and samples, the
+training accuracy and the statistics of the samples. A quantity agrees if the two means differ by no more than the
+larger spread over seeds. JAX's default float32 rounds to TF32 in a GPU's convolutions. Writes
+experiments/results/bfloat16_agreement.json.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python -m experiments.checks.cifar10_archive ARCHIVE.tar.gz
 
-For an archive whose images are CIFAR-10's but whose bytes are not the official file's: it is checked against its own
-checksum. Trains a WRN-10-1 for some hundred iterations, says what came out, and keeps a picture of the replay buffer.
-Writes experiments/results/cifar10_archive.json and docs/pages/images/cifar10_buffer.png.
+The archive holds CIFAR-10's images but need not be the official file: it is checked against its own checksum. Trains a
+WRN-10-1 for 400 iterations. Writes experiments/results/cifar10_archive.json and a picture of the replay buffer,
+docs/pages/images/cifar10_buffer.png.
 """
 
 import argparse

@@ -1,12 +1,11 @@
-"""PGD of this package beside an independent implementation, foolbox's, on the same models, images and ε.
+"""PGD of this package beside foolbox's, on the same models, images and ε.
 
     pip install foolbox
     python -m experiments.checks.foolbox_check WORKDIR
 
-For any finished run; the result says of which data and how many epochs. Both attacks take the same number of steps of
-ε/4 from one random start, in L-inf and L2. They differ in what they keep: foolbox's the last point, this package's the
-strongest of all visited, so that its robust accuracy is expected to be the same or a little lower. Writes
-experiments/results/foolbox_check.json; ends with status 1 if any two accuracies are more than two points apart.
+WORKDIR is any finished run. Both attacks take the same number of steps of ε/4 from one random start, in L∞ and L2.
+foolbox returns the last point and this package the strongest of all, so its robust accuracy may be a little lower.
+Writes experiments/results/foolbox_check.json. The exit status is 1 if two accuracies differ by over two points.
 """
 
 import argparse

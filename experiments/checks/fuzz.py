@@ -1,11 +1,10 @@
-"""The fuzz tests of settings and of files from outside, in their long form.
+"""The fuzz tests of settings and of files, with many times the examples.
 
     python -m experiments.checks.fuzz --factor=20
 
-Runs tests/test_fuzz_config.py and tests/test_fuzz_data.py with that many times the examples, drawn anew at every call,
-and with the settings of a WRN among those that are run for two iterations, which compile for up to a minute each. A
-failure prints the example, and the line that makes hypothesis draw it again. Takes some five minutes at 20 on two
-cores; the exit status is pytest's.
+Runs tests/test_fuzz_config.py and tests/test_fuzz_data.py with new examples at every call. Some train a WRN for two
+iterations, which compiles for up to a minute. A failure prints the example, and the line that repeats it. A factor of
+20 takes about five minutes on two cores. The exit status is pytest's.
 """
 
 import argparse

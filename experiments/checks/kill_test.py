@@ -1,12 +1,11 @@
-"""A run that is killed again and again ends bit for bit as one that nobody touched.
+"""Whether a run that is killed again and again ends bit for bit as an untouched one.
 
     python -m experiments.checks.kill_test
 
-Runs the digits twice with the same command. The first run is left alone. The second is killed with SIGKILL at 20
-moments drawn from a seed: while it starts, while it trains, and, for the last of every five, while it writes a
-checkpoint. The same command goes on each time. Then every array of both last checkpoints and every line of both
-metrics.jsonl (but for what the clock says) are compared; the exit status is 1 where they differ. Writes what happened
-to experiments/results/kill_test.json. Takes some three minutes on two cores.
+Trains the digits twice with the same command. The second run is killed with SIGKILL at 20 random moments of a seed:
+while it starts, while it trains, and every fifth time while it writes a checkpoint. Then every array of the last
+checkpoints and every line of both metrics.jsonl are compared, except times. The exit status is 1 if they differ.
+Writes experiments/results/kill_test.json. Takes about three minutes on two cores.
 """
 
 import argparse

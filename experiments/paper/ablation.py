@@ -3,18 +3,15 @@
     python -m experiments.paper.ablation digits
     python -m experiments.paper.ablation fashion_mnist [--data=FILE.npz]
 
-Every variant is JEM with one part more than the one before it: the clip of gradient and image (which makes the noise
-needless, as released), class Gaussians to start from, batch norm whose chains take the batch's statistics, plain images
-for p(x) beside 128 augmented ones for p(y|x), and ASAM. Iterations, learning rate and all else stay. Then JEM and the
-last variant with other numbers of chain steps. Digits are those of configs/digits.py; of Fashion-MNIST it is half of
-the training images at 16×16, for some 420 iterations with the paper's step size, so that the whole takes an hour.
+Every variant adds one part to the one before: clips of score and image without noise; class Gaussians; batch norm with
+the chains' own statistics; plain images for p(x) beside 128 augmented ones for p(y|x); ASAM. Iterations, learning rate
+and all else stay. Then JEM and the last variant train with other numbers of chain steps. Fashion-MNIST is half of the
+training images at 16×16, for about 420 iterations with the paper's step size. The whole takes an hour.
 
-The replay buffers of all runs are judged by one classifier that had no part in any: the penultimate features and the
-predictions of a plain WRN-10-1 of another seed, trained first.
+One plain WRN-10-1 of another seed, trained first, gives the features and predictions for all replay buffers.
 
-A run that diverges goes back by itself (config.recovery); how often is in the results, and one that ends without a
-model is stored as such. Results go to experiments/results/ablation_NAME.json run by run, and the command goes on where
-it was cut off; make_tables.py and make_figures.py make the tables and the figure.
+A run that diverges recovers by itself; the results count how often. A run that ends without a model is stored as such.
+Writes experiments/results/ablation_NAME.json after every run, and resumes from there.
 """
 
 import argparse

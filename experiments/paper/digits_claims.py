@@ -1,12 +1,12 @@
-"""Two of the paper's claims, tried on digits over several seeds.
+"""Two of the paper's claims on digits, over several seeds.
 
     python -m experiments.paper.digits_claims
 
-1. With few labels p(x), learned from every image, helps p(y|x): 5 and 20 labels a class, JEM against the classifier of
-   the same shape that sees the same labels.
+1. With few labels, p(x) learned from every image helps p(y|x): 5 and 20 labels a class. The classifier of the same
+   shape sees the same labels.
 2. log p(x) + log p(y|x) trains a better classifier than log p(x, y) does (section 4 of the paper).
 
-Writes what came out, one way or the other, to experiments/results/digits_claims.json.
+Writes experiments/results/digits_claims.json.
 """
 
 import argparse

@@ -1,10 +1,9 @@
-"""The digits run over several seeds: everything that its report measures, and time and memory of the whole command.
+"""The digits run over several seeds: everything in its report, and time and memory of the whole command.
 
     python -m experiments.paper.digits_seeds
 
-Runs `python -m jem_jax.main --config=configs/digits.py` once for each seed, one after another, each in a fresh process
-and workdir. Writes experiments/results/digits_seeds.json, and the first seed's replay buffer as
-docs/pages/images/digits_buffer.png.
+Runs `python -m jem_jax.main --config=configs/digits.py` for each seed, each in a fresh process and workdir. Writes
+experiments/results/digits_seeds.json, and the first seed's replay buffer as docs/pages/images/digits_buffer.png.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Short digits runs at settings that diverge: how many end with a working model, alone, with recovery, with remedies.
+"""Short digits runs at settings that diverge: how many end with a working model, with recovery and with remedies.
 
     python -m experiments.paper.divergence --seeds=10
     python -m experiments.paper.divergence --healthy
     python -m experiments.paper.divergence --healthy --data fashion_mnist=PATH.npz --data cifar10=PATH.npz
 
-The first trains what is tried in each of `SETTINGS` for every seed, all in one process on one CPU device, an hour and a
-half of it; a model works if its last validation accuracy is at least 80 % and data and samples end at most 10 nats
-apart. The others make healthy runs, of the digits and of other data, and keep their extremes and the alarms that the
-defaults raise. Writes experiments/results/divergence.json after every run, and goes on where it was cut off.
+The first trains every variant of `SETTINGS` with every seed, in one process on one CPU device, for an hour and a half.
+A model works if its last validation accuracy is at least 80 %, and data and samples end at most 10 nats apart. The
+others train healthy runs, and store their extremes and the false alarms. Writes experiments/results/divergence.json
+after every run, and resumes from there.
 """
 
 import argparse

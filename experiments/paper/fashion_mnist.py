@@ -1,10 +1,10 @@
-"""The Fashion-MNIST run with its report, stored.
+"""The Fashion-MNIST run with its report.
 
     python -m experiments.paper.fashion_mnist
 
-Runs `python -m jem_jax.main --config=configs/fashion_mnist.py` and stores what its report measures as
-experiments/results/fashion_mnist.json, with a picture of the buffer. --data=FILE.npz takes the images from there
-instead of a download. A finished run in --workdir is not run again.
+Runs `python -m jem_jax.main --config=configs/fashion_mnist.py`. Writes experiments/results/fashion_mnist.json and a
+picture of the replay buffer. --data=FILE.npz takes the images from there instead of a download. A finished run in
+--workdir is not run again.
 """
 
 import argparse
@@ -18,9 +18,7 @@ NAMES = ("accuracy", "nll", "brier", "ece", "ece_interval", "mce", "ece_scaled",
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", type=Path, help="an .npz as docs/pages/run.md describes; default: Fashion-MNIST, fetched"
-    )
+    parser.add_argument("--data", type=Path, help="an .npz (docs/pages/run.md); default: a download")
     parser.add_argument("--workdir", type=Path, default=Path("runs/fashion_mnist"))
     flags = parser.parse_args()
     settings = [f"data.name={flags.data.resolve()}"] if flags.data else []

@@ -1,15 +1,14 @@
-"""How fast jem_jax trains, beside PyTorch written as the official code does it and as an expert would.
+"""How fast jem_jax trains beside PyTorch, written as the official code does it and as an expert would.
 
     python -m experiments.speed.benchmark --preset=cpu
 
-Every program runs in a process of its own, in turn, while the others wait; all start from the same weights, and their
-logits are compared first. Medians of five rounds, each after an iteration that is not counted, with the least and the
-greatest. Prints a table and writes experiments/results/benchmark_PRESET.json after every case, which
-experiments/make_tables.py makes the tables of docs/pages/performance.md from. A program that fails is left out, says
-why, and makes the exit status 1.
+Every program runs in a process of its own, and they take turns. All start from the same weights, and their logits are
+compared first. Reports medians of five rounds, each after a warm-up iteration, with the least and the greatest. Writes
+experiments/results/benchmark_PRESET.json after every case. A program that fails is left out with its reason, and makes
+the exit status 1.
 
-Our program augments its images and writes its metrics' sums as it always does; PyTorch gets batches that are ready.
-With --forecast it also trains configs/digits.py once, and compares the start-up line with what it took.
+Our program augments its images and sums its metrics as always; PyTorch gets batches that are ready. --forecast also
+trains configs/digits.py once, and compares the start-up line with the time it took.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What experiments/speed/benchmark.py measures, and on what."""
+"""The cases and programs of experiments/speed/benchmark.py."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -3,9 +3,9 @@
     pip install "jax[cuda13]"
     python -m experiments.speed.gpu_program
 
-Compiles WRN-28-10's step and that of configs/cifar10_fast.py for a described GPU, with each kernel cast once and with a
-cast in every step of the chain, and counts what the GPU would launch. Nothing is tuned and nothing runs: no times.
-Writes experiments/results/gpu_program.json. Takes some three minutes on two cores.
+Compiles the steps of WRN-28-10 and of configs/cifar10_fast.py for a described GPU, with kernels cast once and with a
+cast in every step of the chain. Counts what the GPU would launch; nothing runs, so there are no times. Writes
+experiments/results/gpu_program.json. Takes about three minutes on two cores.
 """
 
 import os

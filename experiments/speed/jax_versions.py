@@ -1,9 +1,9 @@
-"""How fast a CPU trains with several versions of JAX: whole iterations, in turn, while the others wait.
+"""How fast a CPU trains with several versions of JAX.
 
-    python -m experiments.speed.jax_versions OTHER/bin/python ANOTHER/bin/python
+    python -m experiments.speed.jax_versions FIRST/bin/python SECOND/bin/python
 
-Each argument is the interpreter of a virtual environment with jem_jax and some version of JAX; the first is what the
-others are compared with. Medians of five rounds after a warm one. Writes experiments/results/jax_versions.json.
+Each argument is the interpreter of a virtual environment with jem_jax and some version of JAX. The first is the
+reference. They take turns; medians are of five rounds after a warm-up. Writes experiments/results/jax_versions.json.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""What each thing that makes training fast gives: the whole iteration with it and without it.
+"""What each optimisation gives: the whole iteration with it and without it.
 
     python -m experiments.speed.levers --preset=cpu
 
-One process with everything, one for each lever that is switched off and one for what a user can add, in turn, while the
-others wait; medians of five rounds after a warm one, with the least and the greatest. A lever that cannot be measured
-says why. Writes experiments/results/levers_PRESET.json after every case. Takes some five minutes on two cores.
+One process has all optimisations, and one lacks each of them; others add what a user can add. They take turns. Reports
+medians of five rounds after a warm-up, with the least and the greatest. A lever that fails is stored with its reason.
+Writes experiments/results/levers_PRESET.json after every case. Takes about five minutes on two cores.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What a device does in a training iteration: time by kind and by kernel, its idle part, and the convolutions' layouts.
+"""What a device does in a training iteration: time by kind and by kernel, its idle part, and layouts of convolutions.
 
     python -m experiments.speed.profile_step --preset=gpu
 
-Traces some iterations with JAX's profiler, after warm ones, and adds up what ran on the device; times are sums over its
-streams (on a CPU: over its threads). Writes experiments/results/profile_PRESET.json after every case.
+Traces a few iterations with JAX's profiler, after a warm-up. Times are sums over a GPU's streams, or a CPU's threads.
+Writes experiments/results/profile_PRESET.json after every case.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python -m experiments.speed.scaling --preset=cpu
 
-One size at a time is changed from a base. The law expected for all but the buffer is that time goes with arithmetic;
-the buffer should cost nothing. Writes experiments/results/scaling_PRESET.json and docs/pages/images/scaling_PRESET.png.
+Changes one size at a time from a base. Time is expected to grow with arithmetic, and not with the buffer. Writes
+experiments/results/scaling_PRESET.json and docs/pages/images/scaling_PRESET.png.
 """
 
 import argparse

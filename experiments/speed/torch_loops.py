@@ -1,7 +1,7 @@
-"""JEM's training iteration in PyTorch, written twice: as the official code goes about it, and as an expert would.
+"""JEM's training iteration in PyTorch: as the official code does it, and as an expert would.
 
-Both are written from descriptions of the algorithm, for experiments/speed/benchmark.py to compare with. Arrays keep the
-official names, so that `jem_jax.torch_import` gives them our weights.
+Both are written from descriptions of the algorithm, for experiments/speed/benchmark.py. Arrays have the official
+names, so that `jem_jax.torch_import` gives them our weights.
 """
 
 import contextlib

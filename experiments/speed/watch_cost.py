@@ -2,8 +2,8 @@
 
     python -m experiments.speed.watch_cost
 
-Writes experiments/results/watch_cost.json. Without the watch, the step neither takes moments of the images, nor looks
-for numbers that are not finite, nor counts faults; all else is the same program.
+Without the watch, the step takes no moments of the images, looks for no numbers that are not finite, and counts no
+faults. All else is the same program. Writes experiments/results/watch_cost.json.
 """
 
 import os

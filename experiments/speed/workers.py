@@ -1,6 +1,7 @@
-"""Processes that wait idle until they are asked something, so that what they measure does not disturb each other.
+"""Processes that wait idle until they are asked, so that measurements do not disturb each other.
 
-A worker is a script that calls `serve` with its functions; `Worker` starts one and asks it, one line of JSON at a time.
+A worker is a module that calls `serve` with its functions. `Worker` starts one and asks it, one line of JSON at a
+time.
 """
 
 import contextlib
