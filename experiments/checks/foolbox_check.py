@@ -26,7 +26,6 @@ from jem_jax import datasets
 from jem_jax.augment import to_float
 from jem_jax.datasets import Split
 from jem_jax.evaluation import adversarial
-from runs import store
 
 STEPS = 20
 STEP = 0.25  # of ε, as adversarial.pgd takes it
