@@ -207,7 +207,13 @@ def _classifying(summary: Numbers) -> str:
         ("ECE", "ece", "_percent"), ("ECE, scaled", "ece_scaled", "_percent"), ("NLL, scaled", "nll_scaled", ""),
     )  # fmt: skip
     rows = [
-        (title, *((_percent if how else _plain)(summary[model][name]) for _, name, how in columns))
+        (
+            title,
+            *(
+                (_percent if how else _plain)(summary[model][name]) if name in summary[model] else "–"
+                for _, name, how in columns
+            ),
+        )
         for model, title in MODELS.items()
     ]
     return table(("", *(title for title, _, _ in columns)), rows)
