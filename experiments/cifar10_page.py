@@ -61,8 +61,9 @@ def section(stored: Numbers) -> str:
             "The first ten chains of each predicted class in the replay buffer, none chosen. Their Fréchet distance to "
             f"the training images, in this network's own features, is {_distance(quality, 'replay buffer')} (test "
             f"images: {_distance(quality, 'test images')}); that of chains that start afresh and run for "
-            f"{run['evaluation']['sample_steps']:,} steps instead of 5 is {_distance(quality, 'fresh chains')}: such "
-            "long chains leave the data. FID and Inception score were not measured.",
+            f"1,000 steps by running statistics is {_distance(quality, 'fresh chains')}. Training ran 5 steps by the "
+            "statistics of each batch; the report now samples by those too (see sampler.batch_statistics). FID and "
+            "Inception score were not measured.",
         )
     )
 
