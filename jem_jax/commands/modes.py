@@ -17,8 +17,7 @@ from jem_jax.distributed.processes import Cluster
 from jem_jax.runs import workdir
 from jem_jax.runs.metrics import duration
 from jem_jax.runs.workdir import RunFacts
-from jem_jax.training import loop, sizes, trained
-from jem_jax.training import step as train_step
+from jem_jax.training import loop, quantities, sizes, trained
 from jem_jax.training.loop import Trained
 
 __all__ = ["Cluster", "run"]
@@ -48,21 +47,24 @@ def run(mode: str, config: Config, path: Path, overwrite: bool, cluster: Cluster
     if mode != "train" and known is None:
         raise UserError(f"{path} holds no run to {mode}; train one first, or name its folder with --workdir")
     dataset = datasets.load(config.data)
-    processes.start(cluster, _cpu_devices(config, dataset, known, cluster), require_devices)
-    try:
-        return _in_workdir(mode, config, dataset, path, overwrite)
-    except BaseException as error:
-        processes.exit_without_barrier()
-        reason = processes.explain_runtime_error(error)
-        if reason is None:
-            raise
-        raise UserError(reason) from error
+    with processes.own_settings():
+        processes.start(cluster, _cpu_devices(config, dataset, known, cluster), require_devices)
+        try:
+            return _in_workdir(mode, config, dataset, path, overwrite)
+        except BaseException as error:
+            processes.exit_without_barrier()
+            reason = processes.explain_runtime_error(error)
+            if reason is None:
+                raise
+            raise UserError(reason) from error
 
 
 def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, overwrite: bool) -> int:
     if len(set(processes.gather_strings(_fingerprint(mode, config, overwrite)))) > 1:
         raise UserError("the processes were started with different settings; give all of them the same command")
-    facts = RunFacts(config, dataset.image_shape, dataset.class_names, devices.cpu_devices())
+    if len(set(processes.gather_strings(dataset.fingerprint))) > 1:
+        raise UserError(f"the processes read different data from {dataset.name}; all must read the same")
+    facts = workdir.facts_of(config, dataset, devices.cpu_devices())
     with contextlib.ExitStack() as stack:
         with processes.fail_together():
             if mode == "train":
@@ -70,7 +72,7 @@ def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, overwri
                 loop.check(config, dataset)
             memory.check(config, dataset, mode)
             stack.enter_context(workdir.held(path, processes.is_first()))
-            workdir.prepare(path, config, overwrite, processes.is_first())
+            workdir.prepare(path, facts, overwrite, mode == "train", processes.is_first())
         if mode == "train":
             return _train(facts, dataset, path)
         if mode == "evaluate":
@@ -104,6 +106,8 @@ def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
             seconds = {"training": trained.seconds}
             if _has_baseline(facts.config):
                 seconds["baseline"] = _train_baseline(facts, dataset, path, interrupts).seconds
+            if interrupts.signal is not None:  # it came when the last iteration was done
+                raise Interrupted(trained.steps, trained.steps)
     except Interrupted as stop:
         _say(f"{stop}; saved in {path}. The same command goes on from there")
         return 128 + (interrupts.signal or signal.SIGTERM)
@@ -130,12 +134,12 @@ def _check_shared(path: Path) -> None:
 
 
 def _has_baseline(config: Config) -> bool:
-    terms = train_step.weights(config)
+    terms = quantities.weights(config)
     return config.training.baseline and terms.needs_samples
 
 
 def _train_baseline(facts: RunFacts, dataset: Dataset, path: Path, interrupts: Interrupts) -> Trained:
-    config = loop.classifier_config(facts.config)
+    config = quantities.classifier_config(facts.config)
     return loop.train(config, dataset, path / workdir.BASELINE, "classifier", interrupts)
 
 

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jem_jax.common import paths
+from jem_jax.common.errors import UserError
 from jem_jax.config import Config
+from jem_jax.distributed import processes
 from jem_jax.runs import checkpoint, workdir
-from jem_jax.training import loop, network
+from jem_jax.training import loop, network, quantities
 from jem_jax.training.network import Network, Variables
 
 Array = jax.Array
@@ -21,7 +25,7 @@ class Loaded(NamedTuple):
 
     logits: Callable[[Array], Array]
     """x [B, H, W, C] in [-1, 1] -> [B, K]"""
-    buffer: np.ndarray | None
+    buffer: Array | None
     """[S, classes or 1, H, W, C] float32, unclipped"""
     config: Config
 
@@ -38,9 +42,24 @@ class Model(NamedTuple):
 
 def load(path: str | os.PathLike[str], *, baseline: bool = False, best: bool = False) -> Loaded:
     """See `jem_jax.load`."""
-    facts = workdir.read_facts(Path(path))
-    model = read_model(Path(path), facts, baseline=baseline, best=best)
-    return Loaded(lambda x: model.network.logits(model.variables, x), model.buffer, facts.config)
+    folder = paths.local("the workdir", os.fspath(path))
+    with processes.own_settings():
+        facts = workdir.read_facts(folder)
+        model = read_model(folder, facts, baseline=baseline, best=best)
+        variables, buffer = jax.device_put((model.variables, model.buffer))
+
+    def logits(x: Array) -> Array:
+        images = jnp.asarray(x)
+        if images.shape[1:] != facts.image_shape or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(
+                f"logits takes floats [B, {', '.join(map(str, facts.image_shape))}] in [-1, 1], not {images.dtype} "
+                f"{list(images.shape)}; jem_jax.augment.to_float turns uint8 images into them"
+            )
+        if not len(images):
+            return jnp.zeros((0, facts.num_classes), jnp.float32)
+        return model.network.logits(variables, images)
+
+    return Loaded(logits, buffer, facts.config)
 
 
 def read_model(path: Path, facts: workdir.RunFacts, *, baseline: bool = False, best: bool = False) -> Model:
@@ -49,7 +68,7 @@ def read_model(path: Path, facts: workdir.RunFacts, *, baseline: bool = False, b
     Raises:
       UserError: there is no finished checkpoint, or it is damaged.
     """
-    config = loop.classifier_config(facts.config) if baseline else facts.config
+    config = quantities.classifier_config(facts.config) if baseline else facts.config
     directory = (path / workdir.BASELINE if baseline else path) / (workdir.BEST if best else workdir.CHECKPOINTS)
     state, buffer = loop.template(config, facts.image_shape, facts.num_classes)
     found = checkpoint.restore(directory, loop.tree(checkpoint.template_of(state), None if best else buffer))
