@@ -34,8 +34,7 @@ from jem_jax.distributed import devices
 from jem_jax.training import network, optimizer, schedule
 from jem_jax.training import step as train_step
 from jem_jax.training.run import parts_of
-from jem_jax.training.state import init_state
-from jem_jax.training.step import ResidentData
+from jem_jax.training.state import ResidentData, init_state
 
 H200 = """
 gpu_device_info {
