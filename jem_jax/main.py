@@ -39,7 +39,9 @@ def _run(arguments: Sequence[str]) -> int:
     # JAX and all that needs it come only now, so that a wrong flag is said at once.
     from jem_jax.commands import modes
     from jem_jax.distributed import processes
+    from jem_jax.training import network
 
+    network.look_in(config_files.find(flags.config).parent)
     path = paths.local("--workdir", flags.workdir or f"runs/{Path(flags.config).stem}")
     cluster = processes.Cluster(flags.coordinator_address, flags.num_processes, flags.process_id, flags.distributed)
     return modes.run(flags.mode, config, path, flags.overwrite, cluster, flags.require_devices)
@@ -74,7 +76,7 @@ def _names() -> str:
 def _quiet_libraries() -> None:
     """Keeps libraries' logs off the screen: what a person must know of them, an error of ours says in one line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for name in ("absl", "jax"):
+    for name in ("absl", "jax", "matplotlib"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

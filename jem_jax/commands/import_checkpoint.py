@@ -89,8 +89,10 @@ def command(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     given = _parse(arguments)
+    path = paths.local("--workdir", given.workdir)
     processes.start(processes.Cluster(), 1, 1)
     config = config_files.read(given.config, given.overrides)
+    network.look_in(config_files.find(given.config).parent)
     conditional = train_step.buffer_classes(config, 2) > 1
     try:
         imported = torch_import.load(given.checkpoint, given.norm, class_conditional=conditional)
@@ -98,12 +100,17 @@ def _run(arguments: Sequence[str]) -> int:
         raise UserError(str(error)) from error
     overrides = [*given.overrides, *settings_of(imported)]
     config = config_files.read(given.config, overrides)
-    write_workdir(imported, config, datasets.load(config.data), paths.local("--workdir", given.workdir))
+    write_workdir(imported, config, datasets.load(config.data), path)
+    print(printable(f"wrote {given.workdir}; go on with:"))
+    print(printable(f"  {_next_command(given, overrides)}"))
+    return 0
+
+
+def _next_command(given: _Arguments, overrides: Sequence[tuple[str, str]]) -> str:
+    """What evaluates the run, quoted for a shell."""
     flags = [f"--config={given.config}", f"--workdir={given.workdir}"]
     flags += [f"--config.{name}={text}" for name, text in overrides]
-    print(printable(f"wrote {given.workdir}; go on with:"))
-    print(printable(f"  python -m jem_jax.main --mode=evaluate {shlex.join(flags)}"))
-    return 0
+    return f"python -m jem_jax.main --mode=evaluate {shlex.join(flags)}"
 
 
 def _parse(arguments: Sequence[str]) -> _Arguments:
