@@ -42,7 +42,9 @@ def _run(arguments: Sequence[str]) -> int:
     command_line.import_jax()
     from jem_jax.commands import modes
     from jem_jax.distributed import processes
+    from jem_jax.training import network
 
+    network.look_in(config_files.find(flags.config).parent)
     path = paths.local("--workdir", flags.workdir or f"runs/{Path(flags.config).stem}")
     cluster = processes.Cluster(flags.coordinator_address, flags.num_processes, flags.process_id, flags.distributed)
     return modes.run(flags.mode, config, path, flags.overwrite, cluster, flags.require_devices)

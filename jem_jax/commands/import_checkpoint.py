@@ -88,8 +88,10 @@ def settings_of(imported: Imported) -> list[tuple[str, str]]:
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit status. Errors are those of its parts, `UserError`s."""
     given = _parse(arguments)
+    path = paths.local("--workdir", given.workdir)
     processes.start(processes.Cluster(), 1, 1)
     config = config_files.read(given.config, given.overrides)
+    network.look_in(config_files.find(given.config).parent)
     conditional = quantities.buffer_classes(config, 2) > 1
     try:
         imported = torch_import.load(given.checkpoint, given.norm, class_conditional=conditional)
@@ -97,12 +99,17 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(str(error)) from error
     overrides = [*given.overrides, *settings_of(imported)]
     config = config_files.read(given.config, overrides)
-    write_workdir(imported, config, datasets.load(config.data), paths.local("--workdir", given.workdir))
+    write_workdir(imported, config, datasets.load(config.data), path)
+    print(printable(f"wrote {given.workdir}; go on with:"))
+    print(printable(f"  {_next_command(given, overrides)}"))
+    return 0
+
+
+def _next_command(given: _Arguments, overrides: Sequence[tuple[str, str]]) -> str:
+    """What evaluates the run, quoted for a shell."""
     flags = [f"--config={given.config}", f"--workdir={given.workdir}"]
     flags += [f"--config.{name}={text}" for name, text in overrides]
-    print(printable(f"wrote {given.workdir}; go on with:"))
-    print(printable(f"  python -m jem_jax.main --mode=evaluate {shlex.join(flags)}"))
-    return 0
+    return f"python -m jem_jax.main --mode=evaluate {shlex.join(flags)}"
 
 
 def _parse(arguments: Sequence[str]) -> _Arguments:

@@ -101,6 +101,8 @@ def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
             workdir.write_facts(path, facts)
     with processes.fail_together():
         _check_shared(path)
+    for name, why in report.missing(facts).items() if processes.is_first() else ():
+        _say(f"outside set {name} cannot be had: {why}; unless it is there at the end, the report leaves it out")
     try:
         with Interrupts() as interrupts:
             trained = loop.train(facts.config, dataset, path, "JEM", interrupts)
@@ -158,6 +160,9 @@ def _write_report(facts: RunFacts, dataset: Dataset, path: Path, seconds: dict[s
 
 def _show(shown: report.Report) -> int:
     print("", *map(printable, report.table(shown).splitlines()), "", sep="\n", flush=True)
+    for section, some in shown.values["sections"].items():
+        if some.get("missing"):
+            _say(f"section {section} lacks {', '.join(some['missing'])}, which could not be had; the page says why")
     for section, failure in shown.failures.items():
         _say(f"section {section} failed: {failure}; --mode=evaluate tries it again")
     _say(f"time: {report.seconds_in_words(shown)}")

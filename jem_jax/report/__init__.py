@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jem_jax
+from jem_jax import datasets
+from jem_jax.common import paths
+from jem_jax.common.errors import UserError
 from jem_jax.config import Evaluation
-from jem_jax.datasets import Dataset
+from jem_jax.datasets import Dataset, ood_sets
 from jem_jax.distributed import devices
 from jem_jax.report import html, inputs, samples, sections, summary
 from jem_jax.report.inputs import Subject
@@ -52,12 +55,27 @@ class Report:
 
 
 def check(settings: Evaluation) -> None:
-    """Makes sure that the settings name sections that there are.
+    """Makes sure that the settings name sections and outside sets that there are, and paths of this machine.
 
     Raises:
       UserError: they do not.
     """
-    sections.wanted(settings)
+    if any("ood_sets" in section.settings for section in sections.wanted(settings)):
+        for name in settings.ood_set_names:
+            datasets.check_name("config.evaluation.ood_sets", name)
+    paths.local("config.evaluation.inception_weights", settings.inception_weights)
+
+
+def missing(facts: RunFacts) -> dict[str, str]:
+    """Outside sets that the report is to measure and that cannot be had, and why; those still to fetch are fetched."""
+    settings, found = facts.config.evaluation, {}
+    if any("ood_sets" in section.settings for section in sections.wanted(settings)):
+        for name in settings.ood_set_names:
+            try:
+                ood_sets.named(facts.config.data, name, facts.image_shape, 1, 0)
+            except UserError as error:
+                found[name] = str(error)
+    return found
 
 
 def write(

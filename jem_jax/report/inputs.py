@@ -15,7 +15,7 @@ from jem_jax.config import Config, Evaluation
 from jem_jax.datasets import Dataset, Split
 from jem_jax.distributed import devices
 from jem_jax.evaluation import sampling
-from jem_jax.runs import workdir
+from jem_jax.runs import checkpoint, workdir
 from jem_jax.runs.workdir import RunFacts
 from jem_jax.training import device_data, quantities, trained
 from jem_jax.training.network import Network
@@ -137,7 +137,7 @@ def read(path: Path, facts: RunFacts, dataset: Dataset) -> Subject:
       UserError: the run has no finished checkpoint.
     """
     models = {"jem": trained.read_model(path, facts)}
-    if (path / workdir.BASELINE).is_dir():
+    if checkpoint.steps(path / workdir.BASELINE / workdir.CHECKPOINTS):
         models["baseline"] = trained.read_model(path, facts, baseline=True)
     return Subject(path, facts, dataset, models)
 

@@ -1,10 +1,9 @@
 """A run's directory: whose it is, what is in it, and that only one program works in it at a time."""
 
+import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from jem_jax import config as configuration
 from jem_jax.common import files
-from jem_jax.runs import metrics
+from jem_jax.runs import checkpoint, image_grid, metrics
 from jem_jax.config import Config
 from jem_jax.common.errors import UserError
 from jem_jax.common.errors import shown
@@ -26,18 +25,26 @@ CHECKPOINTS, BEST, BASELINE, SAMPLES, REPORT, SET_ASIDE = (
     "checkpoints", "best", "baseline", "samples", "report", "set_aside",
 )  # fmt: skip
 _LOCK = ".lock"
-_OURS = (
-    CHECKPOINTS,
-    BEST,
-    BASELINE,
-    SAMPLES,
-    REPORT,
-    SET_ASIDE,
-    RUN_FILE,
+EXPORTS = (
+    "unconditional.npz",
+    "by_class.npz",
+    "buffer.npz",
+    "unconditional/[0-9]*.png",
+    "by_class/[0-9]*.png",
+    "buffer/[0-9]*.png",
+)
+"""what an export holds, as patterns"""
+_WRITTEN = (
     RECOVERIES,
     metrics.FILE,
-    "tensorboard",
+    "tensorboard/events.out.tfevents.*",
+    *(f"{SAMPLES}/export/{pattern}" for pattern in EXPORTS),
+    f"{REPORT}/report.*",
+    f"{REPORT}/sections/*.json",
+    ".*.partial",
+    "*/.*.partial",
 )
+"""what a training writes beside checkpoints and pictures, as patterns"""
 _COMPARED = ("data", "model", "sampler", "objective", "optimizer", "schedule", "seed")
 
 
@@ -132,17 +139,17 @@ def held(path: Path, writes: bool = True) -> Iterator[None]:
         raise UserError(
             f"workdir {shown(str(path))} is no Unicode text (UTF-8); name another with --workdir"
         ) from error
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / _LOCK).open("a")
-    except OSError as error:
-        raise UserError(f"workdir {path} cannot be written: {error.strerror}; name another with --workdir") from error
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.held(path / _LOCK))
+        except BlockingIOError as error:
             raise UserError(
                 f"workdir {path} is in use by another run; wait for it, or name another with --workdir"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"workdir {path} cannot be written: {error.strerror}; name another with --workdir"
             ) from error
         yield
 
@@ -212,19 +219,9 @@ def prepare_empty(path: Path) -> None:
         raise UserError(f"workdir {path} is not empty ({found[0]}); name an empty or missing one with --workdir")
 
 
-def set_aside(path: Path, root: Path) -> Path:
-    """Moves something that is not whole to where it is out of the way but not lost."""
-    target = root / SET_ASIDE / f"{path.parent.name}-{path.name}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        shutil.rmtree(target)
-    path.rename(target)
-    return target
-
-
 def _entries(path: Path) -> list[str]:
-    """Names of what is in a workdir, but for the lock and what a start that was cut off left of a file."""
-    return sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK and not files.is_partial(entry))
+    """Names of what somebody put into a workdir; what systems leave in every folder, and logs, are not in the way."""
+    return sorted(entry.name for entry in path.iterdir() if not files.is_litter(entry) and not files.is_log(entry))
 
 
 def _differences(there: RunFacts, here: RunFacts) -> Iterator[str]:
@@ -269,10 +266,15 @@ def _compared(config: Config) -> dict[str, Any]:
 
 
 def _clear(path: Path) -> None:
-    # run.json goes last: cut off before, the folder still is a run's, and can be overwritten again.
-    for name in (*(name for name in _OURS if name != RUN_FILE), RUN_FILE):
-        entry = path / name
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
+    """Deletes a run, and nothing that it did not write."""
+    for part in (path / BASELINE, path):
+        for folder in (CHECKPOINTS, BEST, SET_ASIDE):
+            checkpoint.clear(part / folder)
+        for picture in (file for folder in (SAMPLES, REPORT) for file in (part / folder).glob("*.png")):
+            if image_grid.is_ours(picture):
+                picture.unlink()
+        files.remove(part, _WRITTEN)
+        files.remove_empty(*(part / folder for folder in (SAMPLES, REPORT, "tensorboard")))
+    files.remove_empty(path / BASELINE)
+    # Last: cut off before, the folder still is a run's, and can be overwritten again.
+    (path / RUN_FILE).unlink()

@@ -285,13 +285,13 @@ def _restore(
         step, faults = checkpoint.newest_whole(folder)
     if processes.is_first():
         for path, fault in faults.items():
-            target = workdir.set_aside(path, directory)
+            target = checkpoint.set_aside(path, directory / workdir.SET_ASIDE)
             print(f"checkpoint {path} is not used: {fault}; moved to {target}", flush=True)
         for later in checkpoint.steps(best):
             if later > (step or 0) and later != best_before:
-                workdir.set_aside(best / str(later), directory)
+                checkpoint.set_aside(best / str(later), directory / workdir.SET_ASIDE)
         for path in checkpoint.unfinished(best):
-            workdir.set_aside(path, directory)
+            checkpoint.set_aside(path, directory / workdir.SET_ASIDE)
     processes.wait("checkpoints")
     if step is None:
         return None
