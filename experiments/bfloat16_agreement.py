@@ -24,9 +24,8 @@ from jem_jax.commands import config_files
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.distributed import devices, processes
-from jem_jax.training import device_data, divergence, network, optimizer, sizes
-from jem_jax.training import step as train_step
-from jem_jax.training.device_data import Order
+from jem_jax.training import divergence, sizes
+from jem_jax.training.run import prepare
 
 DTYPES = ("float32", "bfloat16")
 
@@ -63,17 +62,13 @@ def _with(config: Config, dtype: str, seed: int) -> Config:
 
 def _run(config: Config, dataset: Dataset, iterations: int) -> dict[str, float]:
     """What a training has come to; its first weights and chains are those of seed 0."""
-    net = network.build(config.model, dataset.num_classes)
-    order = Order(config, dataset.train.labels)
-    data = device_data.build(config, dataset.train, order)
-    rule = optimizer.build(config.optimizer, order.steps_per_epoch)
-    batch = jnp.zeros((2, *dataset.image_shape))
-    state = train_step.init_state(config, net, rule, jax.random.key(0), batch)
-    state = devices.replicate(state._replace(key=jax.random.key(config.seed)))
+    run = prepare(config, dataset)
+    data, step = run.data, run.step()
+    begin = dataclasses.replace(run, config=dataclasses.replace(config, seed=0)).begin
+    state = devices.replicate(begin()[0]._replace(key=jax.random.key(config.seed)))
     slots, classes = sizes.buffer_size(config, dataset.num_classes)
     chains = replay_buffer.init(jax.random.key(1), slots, dataset.image_shape, num_classes=classes)
     start, buffer = jnp.array(chains), devices.shard_buffer(chains)
-    step = train_step.build(config, net, rule, dataset.num_classes, data.streamed)
     state, buffer = jax.block_until_ready(step(state, buffer, data.at(0)))
     started = time.perf_counter()
     for number in range(1, iterations):

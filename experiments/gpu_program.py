@@ -31,8 +31,10 @@ from jem_jax import config as configuration
 from jem_jax.commands import config_files
 from jem_jax.config import Config
 from jem_jax.distributed import devices
-from jem_jax.training import network, optimizer
+from jem_jax.training import network, optimizer, schedule
 from jem_jax.training import step as train_step
+from jem_jax.training.run import parts_of
+from jem_jax.training.state import init_state
 from jem_jax.training.step import ResidentData
 
 H200 = """
@@ -87,7 +89,8 @@ def _compiled(config: Config) -> dict[str, Any]:
     jax.default_backend = lambda: "gpu"
     devices.per_device = per_device
     net, rule = network.build(config.model, CLASSES), optimizer.build(config.optimizer, STEPS_PER_EPOCH)
-    step: Any = train_step.build(config, net, rule, CLASSES)
+    program = schedule.phases(config, STEPS_PER_EPOCH)[-1].program
+    step: Any = train_step.per_device(parts_of(config, net, rule, CLASSES, program, STEPS_PER_EPOCH))
     arguments = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), _arguments(config, net, rule)
     )
@@ -107,7 +110,7 @@ def _arguments(config: Config, net: network.Network, rule: Any) -> tuple[Any, ..
     """Shapes of the step's arguments."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = jax.ShapeDtypeStruct((config.training.batch_size, *IMAGE), jnp.float32)
-    state = jax.eval_shape(lambda key, x: train_step.init_state(config, net, rule, key, x), key, batch)
+    state = jax.eval_shape(lambda key, x: init_state(config, net, rule, key, x), key, batch)
     orders = [jax.ShapeDtypeStruct((STEPS_PER_EPOCH * size,), jnp.int32) for size in config.training.batch_sizes]
     starts = jax.ShapeDtypeStruct((100, CLASSES, *IMAGE), jnp.float32)
     data = ResidentData(

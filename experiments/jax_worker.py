@@ -17,9 +17,8 @@ from jem_jax import convolution, energy, objective, prng, replay_buffer, sgld, t
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset, Split
 from jem_jax.distributed import devices, processes
-from jem_jax.training import device_data, forecast, network, optimizer
-from jem_jax.training import step as train_step
-from jem_jax.training.device_data import Order
+from jem_jax.training import forecast, network, quantities
+from jem_jax.training.run import prepare as prepare_run
 
 _state: dict[str, Any] = {}
 
@@ -59,19 +58,16 @@ def build(shape: dict, settings: dict, weights: str = "") -> dict:
     _state.clear()
     before = resident_bytes()
     dataset = _dataset(shape, config.training.batch_size)
-    net = network.build(config.model, shape["classes"])
-    order = Order(config, dataset.train.labels)
-    data = device_data.build(config, dataset.train, order)
-    rule = optimizer.build(config.optimizer, order.steps_per_epoch)
-    image_shape = (shape["side"], shape["side"], shape["channels"])
-    batch = jnp.zeros((config.training.batch_size, *image_shape))
-    state = jax.jit(lambda key, x: train_step.init_state(config, net, rule, key, x))(jax.random.key(0), batch)
-    state = devices.replicate(state)
+    run = prepare_run(config, dataset)
+    net, image_shape = run.network, dataset.image_shape
+    state = devices.replicate(run.begin()[0])
     buffer = replay_buffer.init(jax.random.key(1), config.sampler.buffer_size, image_shape)
     buffer = devices.shard_buffer(buffer)
     found = {
         "devices": devices.describe(),
-        "flops": forecast.flops_per_iteration(config, net, state.evaluation_variables, image_shape),
+        "flops": forecast.flops_per_iteration(
+            config, net, state.evaluation_variables, image_shape, run.phases[-1].program
+        ),
     }
     if weights:
         x = np.random.default_rng(0).uniform(-1, 1, (4, *image_shape)).astype(np.float32)
@@ -84,8 +80,8 @@ def build(shape: dict, settings: dict, weights: str = "") -> dict:
         net=net,
         state=state,
         buffer=buffer,
-        data=data,
-        step=train_step.build(config, net, rule, shape["classes"], data.streamed),
+        data=run.data,
+        step=run.step(),
         chain=_chain(config, net),
         number=0,
         before=before,
@@ -125,7 +121,7 @@ def _chain(config: Config, net: network.Network) -> Any:
         own = prng.for_examples(key, len(x), devices.index() * len(x))
         variables = net.cast(variables)
         density = energy.marginal(lambda x: net.logits(variables, x))
-        settings = {"num_steps": config.sampler.num_steps, **train_step.sgld_settings(config)}
+        settings = {"num_steps": config.sampler.num_steps, **quantities.sgld_settings(config.sampler)}
         return network.in_parts(lambda part: sgld.chain(part[0], density, part[1], **settings), (own, x), x.shape)
 
     mapped = devices.per_device(run, in_axes=(None, None, 0), out_axes=0)
@@ -159,7 +155,7 @@ def losses(count: int) -> float:
         def loss(params: Any) -> jax.Array:
             logits, _ = net.train_logits({**variables, "params": params}, [x, x + 0.1, -x], jax.random.key(0))
             named = objective.Logits(*logits)
-            return objective.joint_loss(named, labels, train_step.weights(config))[0]
+            return objective.joint_loss(named, labels, quantities.weights(config))[0]
 
         return jax.grad(loss)(variables["params"])
 

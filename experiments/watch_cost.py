@@ -19,10 +19,9 @@ from runs import ROOT, store
 
 from jem_jax import config as configuration
 from jem_jax import datasets
-from jem_jax.augment import to_float
 from jem_jax.distributed import devices, processes
-from jem_jax.training import device_data, divergence, network, optimizer, sizes
-from jem_jax.training import step as train_step
+from jem_jax.training import divergence, sizes
+from jem_jax.training.run import prepare
 
 ROUNDS, ITERATIONS = 5, 50
 UNWATCHED = {
@@ -56,16 +55,10 @@ class _Run:
 
     def __init__(self, config: configuration.Config) -> None:
         dataset = datasets.load(config.data)
-        order = device_data.Order(config, dataset.train.labels)
-        self._data = device_data.build(config, dataset.train, order)
-        net, rule = (
-            network.build(config.model, dataset.num_classes),
-            optimizer.build(config.optimizer, order.steps_per_epoch),
-        )
-        self._step = train_step.build(config, net, rule, dataset.num_classes, self._data.streamed)
-        batch = to_float(dataset.train.images[: config.training.batch_size])
+        run = prepare(config, dataset)
+        self._data, self._step = run.data, run.step()
         key = jax.random.key(config.seed)
-        state = jax.jit(lambda key, x: train_step.init_state(config, net, rule, key, x))(key, batch)
+        state, _ = run.begin()
         slots, classes = sizes.buffer_size(config, dataset.num_classes)
         chains = jax.random.uniform(key, (slots, classes, *dataset.image_shape), minval=-1, maxval=1)
         self._now: Any = (devices.replicate(state), devices.shard_buffer(chains))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jem_jax.commands import command_line
+from jem_jax.common import paths
 
 _MODES = ("train", "evaluate", "sample")
 
@@ -42,7 +43,7 @@ def _run(arguments: Sequence[str]) -> int:
     from jem_jax.commands import modes
     from jem_jax.distributed import processes
 
-    path = Path(flags.workdir or f"runs/{Path(flags.config).stem}")
+    path = paths.local("--workdir", flags.workdir or f"runs/{Path(flags.config).stem}")
     cluster = processes.Cluster(flags.coordinator_address, flags.num_processes, flags.process_id, flags.distributed)
     return modes.run(flags.mode, config, path, flags.overwrite, cluster, flags.require_devices)
 

@@ -11,14 +11,6 @@ ROOT = Path(jem_jax.__file__).parent
 ORDER = ("commands", "report", "training", "runs", "datasets", "distributed", "evaluation", "paper", "common")
 TYPED = {"__init__", "main", "import_official", "torch_import"}
 """At the top because people type them; they may import any folder."""
-NOT_YET_PURE = {
-    *(
-        (f"evaluation.{name}", "distributed.devices")
-        for name in ("adversarial", "distal", "inpainting", "ood", "sampling")
-    ),
-    ("evaluation.sampling", "training.network"),
-}
-"""Batching still sits inside these; each leaves this list as it becomes a pure function."""
 
 
 def layer(module: str) -> str:
@@ -38,7 +30,7 @@ def imports() -> list[tuple[str, str]]:
                     parts = [*base, name.name]
                     is_module = (ROOT.joinpath(*parts).with_suffix(".py")).exists() or ROOT.joinpath(*parts).is_dir()
                     found.append((importer, ".".join(parts if is_module else base)))
-    return [pair for pair in found if pair[1] and pair not in NOT_YET_PURE]
+    return [pair for pair in found if pair[1]]
 
 
 def test_folders_import_downwards_only():

@@ -1,10 +1,11 @@
 """Config files and `--config.group.key=value`: how settings reach `jem_jax.config`."""
 
 import ast
+import contextlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,7 @@ import ml_collections
 
 from jem_jax import config as configuration
 from jem_jax import configs
+from jem_jax.common import paths
 from jem_jax.common.errors import UserError, shown
 from jem_jax.config import Config
 
@@ -39,7 +41,7 @@ def find(path: str) -> Path:
     Raises:
       UserError: there is neither.
     """
-    file = Path(path)
+    file = paths.local("--config", path)
     if file.is_file():
         return file
     own = packaged()
@@ -60,21 +62,17 @@ def packaged() -> dict[str, Path]:
 def _get_config(file: Path) -> ml_collections.ConfigDict:
     if file.suffix != ".py":
         raise UserError(f"config file {file} must be a Python file, *.py")
-    folder = str(file.absolute().parent)
     try:
-        # For a config file that imports its neighbour; last, so that it hides nothing.
-        sys.path.append(folder)
-        module = _execute(file)
-        if not callable(getattr(module, "get_config", None)):
-            raise UserError(f"config file {file} must define get_config(), which returns a ConfigDict")
-        settings = module.get_config()
+        with _beside(file):
+            module = _execute(file)
+            if not callable(getattr(module, "get_config", None)):
+                raise UserError(f"config file {file} must define get_config(), which returns a ConfigDict")
+            settings = module.get_config()
     except UserError:
         raise
     # A config file that exits must not end the program as if it were done.
     except (Exception, SystemExit) as error:
         raise UserError(f"config file {file}, line {_line(file, error)}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(folder)
     if not isinstance(settings, ml_collections.ConfigDict):
         raise UserError(f"config file {file}: get_config() must return a ConfigDict, not {type(settings).__name__}")
     return settings
@@ -87,6 +85,21 @@ def _execute(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def _beside(file: Path) -> Iterator[None]:
+    """Lets a config file import its neighbours, which are forgotten afterwards: another file may have its own."""
+    folder = file.absolute().parent
+    before = set(sys.modules)
+    try:
+        with paths.importable(folder, file.resolve().parent, Path.cwd()):
+            yield
+    finally:
+        for name in set(sys.modules) - before:
+            origin = getattr(sys.modules[name], "__file__", None)
+            if origin and Path(origin).parent in (folder, file.resolve().parent):
+                del sys.modules[name]
 
 
 def _line(file: Path, error: BaseException) -> int | str:

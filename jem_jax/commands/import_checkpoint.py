@@ -6,6 +6,7 @@ The workdir can then be evaluated, sampled from, or trained further by `python -
 afresh, since official checkpoints hold none.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,14 +16,16 @@ import jax.numpy as jnp
 
 from jem_jax import datasets, torch_import
 from jem_jax.commands import command_line, config_files
+from jem_jax.common import paths
 from jem_jax.common.errors import UserError, printable
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.distributed import processes
 from jem_jax.runs import checkpoint, workdir
 from jem_jax.torch_import import Imported
-from jem_jax.training import loop, network, optimizer, sizes
-from jem_jax.training import step as train_step
+from jem_jax.training import loop, network, optimizer, quantities, sizes
+from jem_jax.training.state import init_state
+from jem_jax.training.statistics import COLLECTION
 
 
 class _Arguments(NamedTuple):
@@ -50,15 +53,18 @@ def write_workdir(imported: Imported, config: Config, dataset: Dataset, path: Pa
     net = network.build(config.model, dataset.num_classes)
     first = jnp.zeros((1, *dataset.image_shape))
     rule = optimizer.build(config.optimizer, 1)
-    state = train_step.init_state(config, net, rule, jax.random.key(config.seed), first)
+    state = init_state(config, net, rule, jax.random.key(config.seed), first)
     params = imported.variables["params"]
     collections = {name: value for name, value in imported.variables.items() if name != "params"}
     averaged = params if state.ema is not None else None
-    state = state._replace(params=params, model_state=collections, opt_state=rule.init(params), ema=averaged)
+    state = state._replace(
+        params=params, model_state=collections, opt_state=rule.init(params), ema=averaged,
+        evaluation_stats=collections.get(COLLECTION) if state.evaluation_stats is not None else None,
+    )  # fmt: skip
     buffer = imported.buffer if sizes.buffer_size(config, dataset.num_classes)[0] else None
     with workdir.held(path):
         workdir.prepare_empty(path)
-        workdir.write_facts(path, workdir.RunFacts(config, dataset.image_shape, dataset.class_names, 0))
+        workdir.write_facts(path, workdir.facts_of(config, dataset, 0))
         checkpoints = checkpoint.Checkpoints(path / workdir.CHECKPOINTS, config.training.keep_checkpoints)
         checkpoints.save(0, loop.tree(checkpoint.to_tree(state), buffer), {"best_accuracy": -1.0, "seconds": 0.0})
         checkpoints.close()
@@ -84,19 +90,18 @@ def run(arguments: Sequence[str]) -> int:
     given = _parse(arguments)
     processes.start(processes.Cluster(), 1, 1)
     config = config_files.read(given.config, given.overrides)
-    conditional = train_step.buffer_classes(config, 2) > 1
+    conditional = quantities.buffer_classes(config, 2) > 1
     try:
         imported = torch_import.load(given.checkpoint, given.norm, class_conditional=conditional)
     except (ValueError, ImportError) as error:
         raise UserError(str(error)) from error
     overrides = [*given.overrides, *settings_of(imported)]
     config = config_files.read(given.config, overrides)
-    write_workdir(imported, config, datasets.load(config.data), Path(given.workdir))
-    flags = " ".join(f"--config.{name}={text}" for name, text in overrides)
+    write_workdir(imported, config, datasets.load(config.data), paths.local("--workdir", given.workdir))
+    flags = [f"--config={given.config}", f"--workdir={given.workdir}"]
+    flags += [f"--config.{name}={text}" for name, text in overrides]
     print(printable(f"wrote {given.workdir}; go on with:"))
-    print(
-        printable(f"  python -m jem_jax.main --mode=evaluate --config={given.config} --workdir={given.workdir} {flags}")
-    )
+    print(printable(f"  python -m jem_jax.main --mode=evaluate {shlex.join(flags)}"))
     return 0
 
 

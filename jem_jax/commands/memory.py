@@ -138,7 +138,7 @@ def _evaluation(config: Config, dataset: Dataset, found: _Network, mode: str) ->
     if "adversarial" in wanted and settings.refined_linf and _buffer(config, dataset):
         refined = min(settings.refined_images, settings.batch_size, len(dataset.test))
         # Through every step of a chain go a forward pass and its gradient.
-        chains = refined / count * adversarial.CHAINS * 2 * max(adversarial.REFINEMENTS)
+        chains = refined / count * adversarial.COPIES * 2 * max(adversarial.REFINEMENTS)
     return [
         _data_set(dataset),
         Part(_PARAMETERS, "model.width", device=found.parameters, host=found.parameters),

@@ -17,8 +17,7 @@ from jem_jax.distributed.processes import Cluster
 from jem_jax.runs import workdir
 from jem_jax.runs.metrics import duration
 from jem_jax.runs.workdir import RunFacts
-from jem_jax.training import loop, sizes, trained
-from jem_jax.training import step as train_step
+from jem_jax.training import loop, quantities, sizes, trained
 from jem_jax.training.loop import Trained
 
 __all__ = ["Cluster", "run"]
@@ -63,7 +62,9 @@ def run(mode: str, config: Config, path: Path, overwrite: bool, cluster: Cluster
 def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, overwrite: bool) -> int:
     if len(set(processes.gather_strings(_fingerprint(mode, config, overwrite)))) > 1:
         raise UserError("the processes were started with different settings; give all of them the same command")
-    facts = RunFacts(config, dataset.image_shape, dataset.class_names, devices.cpu_devices())
+    if len(set(processes.gather_strings(dataset.fingerprint))) > 1:
+        raise UserError(f"the processes read different data from {dataset.name}; all must read the same")
+    facts = workdir.facts_of(config, dataset, devices.cpu_devices())
     with contextlib.ExitStack() as stack:
         with processes.fail_together():
             if mode == "train":
@@ -71,7 +72,7 @@ def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, overwri
                 loop.check(config, dataset)
             memory.check(config, dataset, mode)
             stack.enter_context(workdir.held(path, processes.is_first()))
-            workdir.prepare(path, config, overwrite, processes.is_first())
+            workdir.prepare(path, facts, overwrite, mode == "train", processes.is_first())
         if mode == "train":
             return _train(facts, dataset, path)
         if mode == "evaluate":
@@ -133,12 +134,12 @@ def _check_shared(path: Path) -> None:
 
 
 def _has_baseline(config: Config) -> bool:
-    terms = train_step.weights(config)
+    terms = quantities.weights(config)
     return config.training.baseline and terms.needs_samples
 
 
 def _train_baseline(facts: RunFacts, dataset: Dataset, path: Path, interrupts: Interrupts) -> Trained:
-    config = loop.classifier_config(facts.config)
+    config = quantities.classifier_config(facts.config)
     return loop.train(config, dataset, path / workdir.BASELINE, "classifier", interrupts)
 
 

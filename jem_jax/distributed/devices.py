@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -126,6 +127,21 @@ def per_device(
     return functools.partial(one_at_a_time, places)
 
 
+def compiled(step: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    """A step of `per_device` compiled for arguments of these shapes; it takes no others.
+
+    With several processes it is the step itself, compiled at its first call: ahead, pmap takes global arrays only.
+    """
+    if jax.process_count() > 1:
+        return step
+    assert isinstance(step, functools.partial)
+    mapped: Any = step.func
+    program = mapped.lower(*step.args, *args).compile()
+    if cpu_devices() < 2:
+        return functools.partial(program, *step.args)
+    return lambda *own: jax.block_until_ready(program(*step.args, *own))
+
+
 def replicate(tree: Any) -> Any:
     """The pytree on every device of this process, put there once so that no step has to."""
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
@@ -136,6 +152,11 @@ def shard(array: np.ndarray | Array) -> Array:
     parts = array.reshape(count(), -1, *array.shape[1:])
     local = parts[jax.process_index() * local_count() :][: local_count()]
     return jax.device_put(local, NamedSharding(_mesh(), PartitionSpec(AXIS)))
+
+
+def shard_each(values: np.ndarray) -> Array:
+    """One value for each device [devices], as this process's part [local devices]."""
+    return shard(values)[:, 0]
 
 
 def shard_buffer(buffer: np.ndarray | Array) -> Array:
@@ -199,7 +220,7 @@ def over_examples(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any, in
       function: (shared pytree, pytree of [b, ...]) -> pytree of [b, ...], each example on its own.
 
     Returns:
-      (shared, examples, batch_size) -> pytree of NumPy arrays [N, ...]; `examples` is a pytree of NumPy arrays
+      (shared, examples, batch_size) -> pytree of NumPy arrays [N, ...]; `examples` is a pytree of arrays or PRNG keys
       [N, ...], `shared` what every batch needs alike (variables). The last batch is filled up, so that one
       program, compiled once, serves all.
     """
@@ -209,16 +230,25 @@ def over_examples(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any, in
     def run(shared: Any, examples: Any, batch_size: int) -> Any:
         total = len(jax.tree.leaves(examples)[0])
         size = -(-min(batch_size, total) // len(devices)) * len(devices)
-        shared = replicate(shared)
+        shared, examples = replicate(shared), jax.tree.map(_on_host, examples)
         results = []
         for start in range(0, total, size):
-            rows = np.minimum(np.arange(start, start + size), total - 1)
-            batch = jax.tree.map(lambda leaf, rows=rows: _cut(np.asarray(leaf)[rows], len(devices)), examples)
+            rows = np.arange(start, start + size) % total
+            batch = jax.tree.map(lambda leaf, rows=rows: leaf(rows, len(devices)), examples)
             result = jax.device_get(mapped(shared, batch))
             results.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:total], *results)
 
     return run
+
+
+def _on_host(leaf: Any) -> Callable[[np.ndarray, int], Any]:
+    """(rows, parts) -> those rows of a whole array, or array of keys, cut into parts."""
+    if isinstance(leaf, Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data, impl = np.asarray(jax.random.key_data(leaf)), jax.random.key_impl(leaf)
+        return lambda rows, parts: jax.random.wrap_key_data(jnp.asarray(_cut(data[rows], parts)), impl=impl)
+    array = np.asarray(leaf)
+    return lambda rows, parts: _cut(array[rows], parts)
 
 
 def _cut(array: np.ndarray, parts: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jem_jax import datasets
+from jem_jax.common import files, paths
 from jem_jax.common.errors import UserError
 from jem_jax.config import Evaluation
 from jem_jax.report import adversarial, classification, ood, samples, training
@@ -147,6 +148,15 @@ def run(subject: Subject, say: Callable[[str], None]) -> Iterator[Outcome]:
         yield outcome
 
 
+def versions(settings: Evaluation) -> dict[str, list[Any]]:
+    """Name, size and time of change of the files that settings name, by setting; plain values."""
+    setting, weights = "config.evaluation.inception_weights", settings.inception_weights
+    return {
+        "ood_sets": [datasets.version(name) for name in settings.ood_set_names],
+        "inception_weights": files.version(paths.local(setting, weights)) if weights else [],
+    }
+
+
 def _measure(subject: Subject, section: Section) -> Outcome:
     started = time.monotonic()
     try:
@@ -182,11 +192,11 @@ def _file(subject: Subject, section: Section) -> Path:
 
 
 def _identity(subject: Subject, section: Section) -> str:
-    """What a section's outcome depends on: the checkpoints, byte for byte, its settings, and files that they name."""
+    """What a section's outcome depends on: checkpoints and data, byte for byte, settings, and files that they name."""
     settings = dataclasses.asdict(subject.settings)
     parts: list[Any] = [_FORMAT, section.name, subject.settings.batch_size, {n: settings[n] for n in section.settings}]
-    if "ood_sets" in section.settings:
-        parts.append([datasets.version(name) for name in subject.settings.ood_set_names])
+    parts.append(subject.dataset.fingerprint)
+    parts += [state for name, state in versions(subject.settings).items() if name in section.settings]
     for name, model in subject.models.items():
         part = subject.path / workdir.BASELINE if name == "baseline" else subject.path
         parts.append((part / workdir.CHECKPOINTS / str(model.step) / "manifest.json").read_text(encoding="utf-8"))

@@ -1,7 +1,9 @@
 """A run's directory: whose it is, what is in it, and that only one program works in it at a time."""
 
+import dataclasses
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from jem_jax.runs import metrics
 from jem_jax.config import Config
 from jem_jax.common.errors import UserError
 from jem_jax.common.errors import shown
+from jem_jax.datasets.dataset import Dataset
+from jem_jax.datasets.notices import say
 
 RUN_FILE = "run.json"
 RECOVERIES = "recoveries.json"
@@ -34,7 +38,7 @@ _OURS = (
     metrics.FILE,
     "tensorboard",
 )
-_COMPARED = ("data", "model", "sampler", "objective", "optimizer", "seed")
+_COMPARED = ("data", "model", "sampler", "objective", "optimizer", "schedule", "seed")
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,18 @@ class RunFacts:
     class_names: tuple[str, ...]
     cpu_devices: int
     """how many devices the CPU was made into; 0 on an accelerator"""
+    fingerprint: str = ""
+    """`Dataset.fingerprint` of the data; empty in runs that were started before it was noted"""
 
     @property
     def num_classes(self) -> int:
         """K."""
         return len(self.class_names)
+
+
+def facts_of(config: Config, dataset: Dataset, cpu_devices: int) -> RunFacts:
+    """The facts of a run of these settings on this data."""
+    return RunFacts(config, dataset.image_shape, dataset.class_names, cpu_devices, dataset.fingerprint)
 
 
 def find_facts(path: Path) -> RunFacts | None:
@@ -74,8 +85,9 @@ def read_facts(path: Path) -> RunFacts:
             image_shape=tuple(facts["image_shape"]),
             class_names=tuple(facts["class_names"]),
             cpu_devices=int(facts["cpu_devices"]),
+            fingerprint=str(facts.get("data", {}).get("fingerprint", "")),
         )
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{file} is damaged ({error}); restore it, or start anew with --overwrite") from error
 
 
@@ -87,6 +99,7 @@ def write_facts(path: Path, facts: RunFacts) -> None:
             "image_shape": facts.image_shape,
             "class_names": facts.class_names,
             "cpu_devices": facts.cpu_devices,
+            "data": {"fingerprint": facts.fingerprint},
         },
         indent=1,
     )
@@ -134,11 +147,13 @@ def held(path: Path, writes: bool = True) -> Iterator[None]:
         yield
 
 
-def prepare(path: Path, config: Config, overwrite: bool, writes: bool = True) -> None:
-    """Makes sure that a run of these settings may work in a workdir.
+def prepare(path: Path, facts: RunFacts, overwrite: bool, trains: bool = True, writes: bool = True) -> None:
+    """Makes sure that a run of these settings and this data may work in a workdir.
+
+    The data are compared by their content: their name may change. What does not train may take other data of that name.
 
     Raises:
-      UserError: it holds a run of other settings, or files that are not a run's.
+      UserError: it holds a run of other settings or on other data, or files that are not a run's.
     """
     if not writes:
         return
@@ -152,12 +167,38 @@ def prepare(path: Path, config: Config, overwrite: bool, writes: bool = True) ->
         raise UserError(
             f"workdir {path} holds {foreign[0]!r} but no run ({RUN_FILE} is missing); name an empty one with --workdir"
         )
-    differences = list(_differences(read_facts(path).config, config))
+    there = read_facts(path)
+    differences = list(_differences(there, facts))
     if differences:
         raise UserError(
             f"workdir {path} holds a run of other settings: {'; '.join(differences)}. "
             "Name another with --workdir, or start anew with --overwrite"
         )
+    changed = _changed_data(there, facts)
+    shapes_fit = (there.image_shape, there.num_classes) == (facts.image_shape, facts.num_classes)
+    if changed and (trains or not shapes_fit):
+        raise UserError(
+            f"workdir {path} holds a run on other data: {changed}. Name the data that it was started with, another "
+            "workdir with --workdir, or start anew with --overwrite"
+        )
+    if changed:
+        say(f"{path} was trained on other data: {changed}; what follows is of the data as they are now")
+    elif not there.fingerprint:
+        say(f"{path / RUN_FILE} does not say which data it is of; noted: {shown(facts.config.data.name)} as it is now")
+        write_facts(path, dataclasses.replace(there, fingerprint=facts.fingerprint))
+
+
+def _changed_data(there: RunFacts, here: RunFacts) -> str:
+    """How the data differ from those that a run was started with, in words; empty where they are the same."""
+    name = shown(here.config.data.name)
+    if there.image_shape != here.image_shape:
+        return f"images of {name} are {list(here.image_shape)}, those of the run {list(there.image_shape)}"
+    if there.class_names != here.class_names:
+        ours, theirs = (shown(", ".join(facts.class_names))[1:-1] for facts in (here, there))
+        return f"classes of {name} are {ours}; those of the run {theirs}"
+    if there.fingerprint and there.fingerprint != here.fingerprint:
+        return f"images or labels of {name} have changed since"
+    return ""
 
 
 def prepare_empty(path: Path) -> None:
@@ -186,11 +227,27 @@ def _entries(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK and not files.is_partial(entry))
 
 
-def _differences(there: Config, here: Config) -> Iterator[str]:
-    old, new = _compared(there), _compared(here)
+def _differences(there: RunFacts, here: RunFacts) -> Iterator[str]:
+    old, new = _compared(there.config), _compared(here.config)
+    # The same content can lie in several places, and a place can be spelled in many ways.
+    if there.fingerprint and there.fingerprint == here.fingerprint:
+        del old["data.name"], old["data.image_size"]
+    elif _place(there.config.data.name) == _place(here.config.data.name):
+        del old["data.name"]
     for name in old:
         if old[name] != new[name]:
             yield f"{name} is {old[name]!r} there, {new[name]!r} here"
+    setting = here.schedule.by_progress
+    if setting and there.training.epochs != here.training.epochs:
+        yield (
+            f"training.epochs is {there.training.epochs} there, {here.training.epochs} here, and schedule.{setting} "
+            "depends on it"
+        )
+
+
+def _place(name: str) -> str:
+    path = os.path.expanduser(name)
+    return os.path.realpath(path) if os.path.exists(path) else name
 
 
 def _compared(config: Config) -> dict[str, Any]:
@@ -206,7 +263,11 @@ def _compared(config: Config) -> dict[str, Any]:
     for name in ("data.place", "data.data_dir", "data.manual_dir"):
         del values[name]
     unlabelled, labelled = config.training.batch_sizes
-    return values | {"training.batch_size": unlabelled, "training.labelled_batch_size": labelled}
+    return values | {
+        "training.batch_size": unlabelled,
+        "training.labelled_batch_size": labelled,
+        "training.statistics_images": config.training.statistics_images,
+    }
 
 
 def _clear(path: Path) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import inspect
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jem_jax import wide_resnet
 from jem_jax.common.errors import UserError, in_a_line, shown
@@ -21,6 +23,7 @@ from jem_jax.wide_resnet import WideResNet
 
 Array = jax.Array
 Variables = dict[str, Any]
+_ASKING = threading.Lock()
 _CPU_PIXELS = 2**13
 """of images that pass a network together on a CPU: feature maps of more leave a core's cache between layers"""
 _TRAINING = {
@@ -123,6 +126,16 @@ class Network:
             logits.append(jnp.concatenate(parts))
         return logits, state
 
+    def frozen_logits(
+        self, variables: Variables, batches: Sequence[Array], key: Array
+    ) -> tuple[list[Array], Variables]:
+        """As `train_logits`, in evaluation mode: running statistics are used and stay as they are; no dropout."""
+        del key
+        ends = np.cumsum([len(batch) for batch in batches])
+        together = self.logits(variables, jnp.concatenate(batches))
+        state = {name: value for name, value in variables.items() if name != "params"}
+        return jnp.split(together, ends[:-1]), state
+
     def _mode(self, trains: bool) -> tuple[nn.Module, list[bool], dict[str, Any]]:
         """The module in that mode, and what its `__call__` takes after x: by place, and by name."""
         values = {name: value is trains for name, value in _TRAINING.items()}
@@ -172,17 +185,18 @@ def _at_least_float32(logits: Any) -> Array:
 def _streams_asked_for(found: set[str]) -> Iterator[None]:
     """Adds the name of every PRNG stream that a module asks for, or asks whether it is there."""
     scope: Any = flax.core.Scope
-    has_rng = scope.has_rng
 
     def noted(self: flax.core.Scope, name: str) -> bool:
         found.add(name)
         return has_rng(self, name)
 
-    scope.has_rng = noted  # Flax has no hook for it
-    try:
-        yield
-    finally:
-        scope.has_rng = has_rng
+    # Flax has no hook for it. Programs are traced side by side, and each must find what it is to put back.
+    with _ASKING:
+        has_rng, scope.has_rng = scope.has_rng, noted
+        try:
+            yield
+        finally:
+            scope.has_rng = has_rng
 
 
 def _over_devices(
@@ -241,6 +255,7 @@ def build(model: Model, num_classes: int) -> Network:
             depth=model.depth,
             width=model.width,
             norm=model.norm,
+            norm_momentum=model.norm_momentum,
             dropout=model.dropout,
             dtype=jnp.dtype(model.dtype),
             activation=model.activation,

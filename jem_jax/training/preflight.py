@@ -14,7 +14,8 @@ from jem_jax.common.errors import UserError
 from jem_jax.distributed.devices import AXIS
 from jem_jax.runs import checkpoint
 from jem_jax.training.network import Network, Variables
-from jem_jax.training.step import Step, TrainingData, TrainState
+from jem_jax.training.state import TrainingData, TrainState
+from jem_jax.training.step import Step
 
 Array = jax.Array
 

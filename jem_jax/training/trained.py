@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jem_jax.common import paths
 from jem_jax.common.errors import UserError
 from jem_jax.config import Config
 from jem_jax.distributed import processes
 from jem_jax.runs import checkpoint, workdir
-from jem_jax.training import loop, network
+from jem_jax.training import loop, network, quantities
 from jem_jax.training.network import Network, Variables
 
 Array = jax.Array
@@ -41,9 +42,10 @@ class Model(NamedTuple):
 
 def load(path: str | os.PathLike[str], *, baseline: bool = False, best: bool = False) -> Loaded:
     """See `jem_jax.load`."""
+    folder = paths.local("the workdir", os.fspath(path))
     with processes.own_settings():
-        facts = workdir.read_facts(Path(path))
-        model = read_model(Path(path), facts, baseline=baseline, best=best)
+        facts = workdir.read_facts(folder)
+        model = read_model(folder, facts, baseline=baseline, best=best)
         variables, buffer = jax.device_put((model.variables, model.buffer))
 
     def logits(x: Array) -> Array:
@@ -66,7 +68,7 @@ def read_model(path: Path, facts: workdir.RunFacts, *, baseline: bool = False, b
     Raises:
       UserError: there is no finished checkpoint, or it is damaged.
     """
-    config = loop.classifier_config(facts.config) if baseline else facts.config
+    config = quantities.classifier_config(facts.config) if baseline else facts.config
     directory = (path / workdir.BASELINE if baseline else path) / (workdir.BEST if best else workdir.CHECKPOINTS)
     state, buffer = loop.template(config, facts.image_shape, facts.num_classes)
     found = checkpoint.restore(directory, loop.tree(checkpoint.template_of(state), None if best else buffer))
