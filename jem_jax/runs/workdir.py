@@ -237,12 +237,10 @@ def _differences(there: RunFacts, here: RunFacts) -> Iterator[str]:
     for name in old:
         if old[name] != new[name]:
             yield f"{name} is {old[name]!r} there, {new[name]!r} here"
-    setting = here.schedule.by_progress
-    if setting and there.training.epochs != here.training.epochs:
-        yield (
-            f"training.epochs is {there.training.epochs} there, {here.training.epochs} here, and schedule.{setting} "
-            "depends on it"
-        )
+    setting = here.config.schedule.by_progress
+    epochs = there.config.training.epochs, here.config.training.epochs
+    if setting and epochs[0] != epochs[1]:
+        yield f"training.epochs is {epochs[0]} there, {epochs[1]} here, and schedule.{setting} depends on it"
 
 
 def _place(name: str) -> str:

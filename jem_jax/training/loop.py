@@ -84,6 +84,12 @@ class _Training:
         return program._replace(num_steps=recovery.chain_steps(program.num_steps, self.history, self.step))
 
     @property
+    def programs_to_come(self) -> list[Program]:
+        """The next iteration's, and those of later phases."""
+        later = {phase.program: None for phase in self.run.phases if phase.first > self.step}
+        return list({self.program: None} | later)
+
+    @property
     def step_fn(self) -> Step:
         """The compiled step of the next iteration."""
         if self.program not in self.compiled:
@@ -136,9 +142,7 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
         training = _set_up(config, dataset, directory, stack)
         if training.step >= training.total_steps:
             return Trained(training.step, training.seconds_before)
-        expected, _ = template(config, dataset.image_shape, dataset.num_classes)
-        data = training.run.data.at(training.step)
-        preflight.check_step(training.run.step(training.program), training.state, training.buffer, data, expected)
+        _check_programs(training)
         _announce(training, title)
         events = recovery.events(training.history)
         recorder = Recorder(directory, title, training.step, training.total_steps, events, writes=processes.is_first())
@@ -296,19 +300,27 @@ def _restore(
     return checkpoint.from_tree(state, found.tree["state"]), found.tree.get("buffer"), found.note
 
 
+def _check_programs(training: _Training) -> None:
+    """Traces every program to come: what it returns must be what a checkpoint can hold."""
+    expected, _ = template(training.config, training.dataset.image_shape, training.dataset.num_classes)
+    data = training.run.data.at(training.step)
+    for program in training.programs_to_come:
+        preflight.check_step(training.run.step(program), training.state, training.buffer, data, expected)
+
+
 def _announce(training: _Training, title: str) -> None:
     """Compiles all programs to come, and says what is about to run and how long it will take."""
     step, run, data = training.step, training.run, training.run.data.at(training.step)
     if step and processes.is_first():
         print(f"{title}: going on from iteration {step} of {training.total_steps}", flush=True)
     started = time.monotonic()
-    phases = [phase for phase in run.phases if phase.first > step]
-    training.compile(list({training.program: None} | {phase.program: None for phase in phases}))
+    training.compile(training.programs_to_come)
     compiled = time.monotonic() - started
     seconds = {
         program: forecast.seconds_per_iteration(step_fn, training.state, training.buffer, data)
         for program, step_fn in training.compiled.items()
     }
+    phases = [phase for phase in run.phases if phase.first > step]
     # The program of each stretch of iterations, and where it ends.
     programs = [training.program, *(phase.program for phase in phases)]
     edges = [step, *(phase.first for phase in phases), training.total_steps]

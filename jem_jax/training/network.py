@@ -212,7 +212,7 @@ def examples_a_pass(batch: int, image_shape: tuple[int, ...]) -> int:
     """How many examples of a batch pass the network together, where none influences another: a divisor of `batch`.
 
     All of them on an accelerator. On a CPU what fills a core's cache, such as 8 images of 32×32; what it gives is
-    measured by experiments/levers.py.
+    measured by experiments/speed/levers.py.
     """
     most = max(1, _CPU_PIXELS // math.prod(image_shape[:2]))
     if jax.default_backend() != "cpu" or batch <= most:
