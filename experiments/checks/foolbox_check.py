@@ -19,7 +19,6 @@ import foolbox
 import jax
 import jax.numpy as jnp
 import numpy as np
-from runs import store
 
 import jem_jax
 from experiments.runs import store
