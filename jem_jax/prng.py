@@ -22,12 +22,18 @@ def stream(key: Array, name: str) -> Array:
     Raises:
       ValueError: `name` is not one of `STREAMS`.
     """
-    return jax.random.fold_in(key, np.uint32(_FIRST_STREAM + STREAMS.index(name)))
+    return jax.random.fold_in(key, np.uint32(_FIRST_STREAM + _number(name)))
 
 
 def host_generator(seed: int, name: str) -> np.random.Generator:
     """NumPy's generator of a named stream, for what is drawn on the host."""
-    return np.random.default_rng((seed, STREAMS.index(name)))
+    return np.random.default_rng((seed, _number(name)))
+
+
+def _number(name: str) -> int:
+    if name not in STREAMS:
+        raise ValueError(f"there is no stream {name!r}; streams are {', '.join(STREAMS)}")
+    return STREAMS.index(name)
 
 
 def for_examples(key: Array, count: int, first: int | Array = 0) -> Array:

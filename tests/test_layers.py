@@ -95,3 +95,24 @@ def test_configs_of_a_checkout_are_read_with_ml_collections_alone():
 
 def test_few_files_at_the_top():
     assert len(list(ROOT.glob("*.py"))) <= 16
+
+
+def test_the_step_reads_as_algorithm_1():
+    """Flat functions at module level, none of which takes the whole config."""
+    text = (ROOT / "training" / "step.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 250
+    step = next(node for node in ast.parse(text).body if getattr(node, "name", "") == "train_step")
+    assert len(step.body) <= 30
+    for path in ("step.py", "negatives.py"):
+        tree = ast.parse((ROOT / "training" / path).read_text(encoding="utf-8"))
+        for function in ast.walk(tree):
+            if isinstance(function, ast.FunctionDef):
+                annotations = [ast.unparse(one.annotation) for one in function.args.args if one.annotation]
+                assert "Config" not in annotations, f"{function.name} takes the whole config"
+        assert _depth(tree) <= 2, path
+
+
+def _depth(node: ast.AST) -> int:
+    """How many functions lie within each other at most."""
+    inner = max((_depth(child) for child in ast.iter_child_nodes(node)), default=0)
+    return inner + isinstance(node, ast.FunctionDef)

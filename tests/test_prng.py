@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jem_jax import prng
+from jem_jax.training import recovery
 
 
 def _data(key):
@@ -52,3 +53,17 @@ def test_legacy_keys_are_the_same_keys():
 def test_another_number_of_keys_is_an_error(shape):
     with pytest.raises(ValueError, match="one PRNG key or one per example"):
         prng.of_batch(jax.random.split(jax.random.key(0), shape), 5)
+
+
+def test_streams_differ_from_each_other_from_iterations_and_from_recoveries():
+    run = jax.random.key(0)
+    streams = [prng.stream(run, name) for name in prng.STREAMS]
+    iterations = [jax.random.fold_in(run, step) for step in (0, 1, 2, 101, 2**31 - 3, 2**31 - 1)]
+    recoveries = [recovery.key(run, number) for number in (1, 2, 3)]
+    data = np.stack([_data(key) for key in (*streams, *iterations, *recoveries)])
+    assert len(np.unique(data, axis=0)) == len(data)
+
+
+def test_an_unknown_stream_is_an_error():
+    with pytest.raises(ValueError, match="nowhere"):
+        prng.stream(jax.random.key(0), "nowhere")
