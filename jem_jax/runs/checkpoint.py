@@ -358,7 +358,9 @@ def difference(expected: Any, found: Any, with_dtypes: bool = True) -> str | Non
 def _described(tree: Any, with_dtypes: bool) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
     return {
-        jax.tree_util.keystr(place, simple=True, separator="/"): f"{leaf.dtype if with_dtypes else ''} {tuple(leaf.shape)}"
+        jax.tree_util.keystr(
+            place, simple=True, separator="/"
+        ): f"{leaf.dtype if with_dtypes else ''} {tuple(leaf.shape)}"
         for place, leaf in leaves
         if hasattr(leaf, "shape")
     }

@@ -12,12 +12,11 @@ from typing import Any
 
 from jem_jax import config as configuration
 from jem_jax.common import files
-from jem_jax.runs import checkpoint, image_grid, metrics
+from jem_jax.common.errors import UserError, shown
 from jem_jax.config import Config
-from jem_jax.common.errors import UserError
-from jem_jax.common.errors import shown
 from jem_jax.datasets.dataset import Dataset
 from jem_jax.datasets.notices import say
+from jem_jax.runs import checkpoint, image_grid, metrics
 
 RUN_FILE = "run.json"
 RECOVERIES = "recoveries.json"

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import inspect
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -26,6 +27,7 @@ from jem_jax.wide_resnet import WideResNet
 Array = jax.Array
 Variables = dict[str, Any]
 _FOLDERS: ContextVar[tuple[Path, ...]] = ContextVar("folders", default=())
+_ASKING = threading.Lock()
 _CPU_PIXELS = 2**13
 """of images that pass a network together on a CPU: feature maps of more leave a core's cache between layers"""
 _TRAINING = {
@@ -187,17 +189,18 @@ def _at_least_float32(logits: Any) -> Array:
 def _streams_asked_for(found: set[str]) -> Iterator[None]:
     """Adds the name of every PRNG stream that a module asks for, or asks whether it is there."""
     scope: Any = flax.core.Scope
-    has_rng = scope.has_rng
 
     def noted(self: flax.core.Scope, name: str) -> bool:
         found.add(name)
         return has_rng(self, name)
 
-    scope.has_rng = noted  # Flax has no hook for it
-    try:
-        yield
-    finally:
-        scope.has_rng = has_rng
+    # Flax has no hook for it. Programs are traced side by side, and each must find what it is to put back.
+    with _ASKING:
+        has_rng, scope.has_rng = scope.has_rng, noted
+        try:
+            yield
+        finally:
+            scope.has_rng = has_rng
 
 
 def _over_devices(
