@@ -22,7 +22,7 @@ from jem_jax.datasets import Dataset
 from jem_jax.distributed import processes
 from jem_jax.runs import checkpoint, workdir
 from jem_jax.torch_import import Imported
-from jem_jax.training import loop, network, optimizer, sizes
+from jem_jax.training import network, optimizer, sizes, trained
 from jem_jax.training import step as train_step
 
 
@@ -52,16 +52,13 @@ def write_workdir(imported: Imported, config: Config, dataset: Dataset, path: Pa
     first = jnp.zeros((1, *dataset.image_shape))
     rule = optimizer.build(config.optimizer, 1)
     state = train_step.init_state(config, net, rule, jax.random.key(config.seed), first)
-    params = imported.variables["params"]
-    collections = {name: value for name, value in imported.variables.items() if name != "params"}
-    averaged = params if state.ema is not None else None
-    state = state._replace(params=params, model_state=collections, opt_state=rule.init(params), ema=averaged)
+    state = trained.with_variables(state, imported.variables)
     buffer = imported.buffer if sizes.buffer_size(config, dataset.num_classes)[0] else None
     with workdir.held(path):
         workdir.prepare_empty(path)
         workdir.write_facts(path, workdir.RunFacts(config, dataset.image_shape, dataset.class_names, 0))
         checkpoints = checkpoint.Checkpoints(path / workdir.CHECKPOINTS, config.training.keep_checkpoints)
-        checkpoints.save(0, loop.tree(checkpoint.to_tree(state), buffer), {"best_accuracy": -1.0, "seconds": 0.0})
+        checkpoints.save(0, trained.tree(checkpoint.to_tree(state), buffer), {"best_accuracy": -1.0, "seconds": 0.0})
         checkpoints.close()
 
 

@@ -1,6 +1,7 @@
 """What a report is about: a trained JEM, the plain classifier beside it, and the data."""
 
 import functools
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,8 @@ class Subject:
     dataset: Dataset
     models: dict[str, Model]
     """"jem" and, where one was trained, "baseline"; of the same shape, so that one program serves both"""
+    report_dir: Path | None = None
+    """gets the report where `path` is only read"""
 
     @property
     def jem(self) -> Model:
@@ -45,7 +48,7 @@ class Subject:
     @property
     def folder(self) -> Path:
         """Where figures go."""
-        return self.path / workdir.REPORT
+        return (self.report_dir or self.path) / workdir.REPORT
 
     @property
     def settings(self) -> Evaluation:
@@ -77,6 +80,12 @@ class Subject:
         return {name: self.logits(name, self.test) for name in self.models}
 
     @functools.cached_property
+    def test_hash(self) -> str:
+        """SHA-256 of the test images and their labels: a model folder can be judged by several data sets."""
+        test = self.dataset.test
+        return hashlib.sha256(test.images.tobytes() + test.labels.tobytes()).hexdigest()
+
+    @functools.cached_property
     def fresh(self) -> dict[str, np.ndarray]:
         """The JEM's `fresh_chains`."""
         return fresh_chains(self.jem, self.facts, self.dataset)
@@ -90,8 +99,8 @@ class Subject:
 _over_examples = functools.lru_cache(maxsize=8)(devices.over_examples)
 
 
-def read(path: Path, facts: RunFacts, dataset: Dataset) -> Subject:
-    """The last checkpoints of a run and of its baseline.
+def read(path: Path, facts: RunFacts, dataset: Dataset, report_dir: Path | None = None) -> Subject:
+    """The last checkpoints of a run and of its baseline, or the model of a model folder.
 
     Raises:
       UserError: the run has no finished checkpoint.
@@ -99,7 +108,7 @@ def read(path: Path, facts: RunFacts, dataset: Dataset) -> Subject:
     models = {"jem": trained.read_model(path, facts)}
     if (path / workdir.BASELINE).is_dir():
         models["baseline"] = trained.read_model(path, facts, baseline=True)
-    return Subject(path, facts, dataset, models)
+    return Subject(path, facts, dataset, models, report_dir)
 
 
 def start_of_chains(config: Config) -> str:

@@ -17,6 +17,7 @@ from jem_jax.report import adversarial, classification, ood, samples, training
 from jem_jax.report.inputs import Subject
 from jem_jax.report.result import Result
 from jem_jax.runs import workdir
+from jem_jax.training import trained
 
 _FORMAT = 1
 """raised where what a section measures, or how, changes"""
@@ -182,12 +183,12 @@ def _file(subject: Subject, section: Section) -> Path:
 
 
 def _identity(subject: Subject, section: Section) -> str:
-    """What a section's outcome depends on: the checkpoints, byte for byte, its settings, and files that they name."""
+    """What a section's outcome depends on: models, test images, its settings, and files that they name."""
     settings = dataclasses.asdict(subject.settings)
     parts: list[Any] = [_FORMAT, section.name, subject.settings.batch_size, {n: settings[n] for n in section.settings}]
     if "ood_sets" in section.settings:
         parts.append([datasets.version(name) for name in subject.settings.ood_set_names])
+    parts.append(subject.test_hash)
     for name, model in subject.models.items():
-        part = subject.path / workdir.BASELINE if name == "baseline" else subject.path
-        parts.append((part / workdir.CHECKPOINTS / str(model.step) / "manifest.json").read_text(encoding="utf-8"))
+        parts.append(trained.identity(subject.path, model.step, baseline=name == "baseline"))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

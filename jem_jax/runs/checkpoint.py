@@ -186,10 +186,10 @@ def restore(directory: Path, template: Any, step: int | None = None) -> Restored
     handlers = {"tree": ocp.StandardCheckpointHandler(), "note": ocp.JsonCheckpointHandler()}
     options = _reading_alone()
     with _quiet(), ocp.CheckpointManager(directory.absolute(), item_handlers=handlers, options=options) as manager:
-        difference = _difference(wanted, manager.item_metadata(step)["tree"])
-        if difference:
+        described = difference(wanted, manager.item_metadata(step)["tree"])
+        if described:
             raise UserError(
-                f"checkpoint {path} is not one of this run's network and buffer: it {difference}; {_WAY_OUT}"
+                f"checkpoint {path} is not one of this run's network and buffer: it {described}; {_WAY_OUT}"
             )
         found = manager.restore(step, args=arguments)
     return Restored(step, found["tree"], found["note"])
@@ -293,9 +293,13 @@ def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _difference(wanted: Any, metadata: Any) -> str | None:
-    """How what a checkpoint holds differs from what is wanted; dtypes too, which Orbax would cast."""
-    expected, found = (_described(tree) for tree in (wanted, metadata))
+def difference(wanted: Any, there: Any) -> str | None:
+    """How what a checkpoint holds differs from what is wanted, by the first array; None where it does not.
+
+    Args:
+      wanted, there: nested dicts of arrays or of what describes them. Dtypes count too, which Orbax would cast.
+    """
+    expected, found = (_described(tree) for tree in (wanted, there))
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             return f"lacks {name}"

@@ -11,10 +11,9 @@ from typing import Any
 
 from jem_jax import config as configuration
 from jem_jax.common import files
-from jem_jax.runs import metrics
+from jem_jax.common.errors import UserError, shown
 from jem_jax.config import Config
-from jem_jax.common.errors import UserError
-from jem_jax.common.errors import shown
+from jem_jax.runs import metrics
 
 RUN_FILE = "run.json"
 RECOVERIES = "recoveries.json"
@@ -152,12 +151,22 @@ def prepare(path: Path, config: Config, overwrite: bool, writes: bool = True) ->
         raise UserError(
             f"workdir {path} holds {foreign[0]!r} but no run ({RUN_FILE} is missing); name an empty one with --workdir"
         )
-    differences = list(_differences(read_facts(path).config, config))
+    check_settings(path, read_facts(path).config, config, "Name another with --workdir, or start anew with --overwrite")
+
+
+def check_settings(path: Path, there: Config, here: Config, way_out: str, but: tuple[str, ...] = ()) -> None:
+    """Makes sure that what a folder holds is of these settings.
+
+    Args:
+      way_out: a sentence that says what to do.
+      but: settings that may differ: "data.name".
+
+    Raises:
+      UserError: it is not, with all that differ.
+    """
+    differences = [text for name, text in _differences(there, here) if name not in but]
     if differences:
-        raise UserError(
-            f"workdir {path} holds a run of other settings: {'; '.join(differences)}. "
-            "Name another with --workdir, or start anew with --overwrite"
-        )
+        raise UserError(f"workdir {path} holds a run of other settings: {'; '.join(differences)}. {way_out}")
 
 
 def prepare_empty(path: Path) -> None:
@@ -169,6 +178,17 @@ def prepare_empty(path: Path) -> None:
     found = _entries(path)
     if found:
         raise UserError(f"workdir {path} is not empty ({found[0]}); name an empty or missing one with --workdir")
+
+
+def prepare_reports(path: Path, writes: bool = True) -> None:
+    """Makes sure that a folder for another folder's reports and samples holds nothing else.
+
+    Raises:
+      UserError: it holds a run, whose report would be lost, or other files.
+    """
+    other = [name for name in _entries(path) if name not in (REPORT, SAMPLES)] if writes else []
+    if other:
+        raise UserError(f"folder {path} holds {other[0]!r}; name an empty or missing one with --report_dir")
 
 
 def set_aside(path: Path, root: Path) -> Path:
@@ -186,11 +206,11 @@ def _entries(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK and not files.is_partial(entry))
 
 
-def _differences(there: Config, here: Config) -> Iterator[str]:
+def _differences(there: Config, here: Config) -> Iterator[tuple[str, str]]:
     old, new = _compared(there), _compared(here)
     for name in old:
         if old[name] != new[name]:
-            yield f"{name} is {old[name]!r} there, {new[name]!r} here"
+            yield name, f"{name} is {old[name]!r} there, {new[name]!r} here"
 
 
 def _compared(config: Config) -> dict[str, Any]:
@@ -206,7 +226,11 @@ def _compared(config: Config) -> dict[str, Any]:
     for name in ("data.place", "data.data_dir", "data.manual_dir"):
         del values[name]
     unlabelled, labelled = config.training.batch_sizes
-    return values | {"training.batch_size": unlabelled, "training.labelled_batch_size": labelled}
+    return values | {
+        "training.batch_size": unlabelled,
+        "training.labelled_batch_size": labelled,
+        "training.init_from": config.training.init_from,
+    }
 
 
 def _clear(path: Path) -> None:

@@ -23,12 +23,15 @@ from jem_jax.evaluation import classification
 from jem_jax.runs import checkpoint, image_grid, metrics, workdir
 from jem_jax.runs.checkpoint import Checkpoints
 from jem_jax.runs.metrics import Recorder
-from jem_jax.training import device_data, divergence, forecast, network, optimizer, recovery, sizes
+from jem_jax.training import device_data, divergence, forecast, network, optimizer, recovery, sizes, trained
 from jem_jax.training import step as train_step
 from jem_jax.training.device_data import DeviceData, Order
 from jem_jax.training.network import Network
 from jem_jax.training.recovery import History, Recovery
 from jem_jax.training.step import Step, TrainState
+from jem_jax.training.trained import classifier_config, template, tree
+
+__all__ = ["Trained", "check", "classifier_config", "template", "train", "tree"]
 
 Array = jax.Array
 
@@ -167,28 +170,6 @@ def check(config: Config, dataset: Dataset) -> None:
     network.check(net, dataset.image_shape, dataset.num_classes)
 
 
-def classifier_config(config: Config) -> Config:
-    """The same settings for a plain classifier: cross-entropy alone."""
-    weights = dataclasses.replace(config.objective, p_x=0.0, p_y_given_x=1.0, p_xy=0.0, energy_l2=0.0)
-    return dataclasses.replace(config, objective=weights)
-
-
-def template(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> tuple[TrainState, Any]:
-    """Shapes of a run's state and whole buffer (None where there is none), without computing anything."""
-    net = network.build(config.model, num_classes)
-    rule = optimizer.build(config.optimizer, 1)
-    image = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(lambda key, x: train_step.init_state(config, net, rule, key, x), key, image)
-    slots, classes = sizes.buffer_size(config, num_classes)
-    return state, jax.ShapeDtypeStruct((slots, classes, *image_shape), jnp.float32) if slots else None
-
-
-def tree(state: Any, buffer: Any) -> dict[str, Any]:
-    """What a checkpoint holds."""
-    return {"state": state} if buffer is None else {"state": state, "buffer": buffer}
-
-
 def _set_up(config: Config, dataset: Dataset, directory: Path, stack: contextlib.ExitStack) -> _Training:
     """Everything before the first iteration: begun anew, or from the last checkpoint if there is one.
 
@@ -273,7 +254,12 @@ def _begin(training: _Training) -> tuple[TrainState, Any, dict[str, float]]:
     key = jax.random.key(config.seed)
     begin = jax.jit(lambda key, x: train_step.init_state(config, training.network, training.rule, key, x))
     state = begin(key, first_batch)
-    return state, _fresh_buffer(config, dataset, key), {"best_accuracy": -1.0, "seconds": 0.0}
+    buffer: Array | np.ndarray | None = None
+    if config.training.init_from:
+        with processes.fail_together():
+            state, buffer = trained.begin_from(config, dataset, state)
+    buffer = _fresh_buffer(config, dataset, key) if buffer is None else buffer
+    return state, buffer, {"best_accuracy": -1.0, "seconds": 0.0}
 
 
 def _fresh_buffer(config: Config, dataset: Dataset, key: Array) -> Array | None:
