@@ -142,7 +142,7 @@ def write(
         partial.mkdir(parents=True)
         flat = flatten_dict(variables, sep="/")
         weights: dict[str, Any] = {name: _stored(name, np.asarray(array)) for name, array in flat.items()}
-        np.savez(partial / _WEIGHTS, **weights)
+        np.savez_compressed(partial / _WEIGHTS, **weights)
         if chains is not None:
             np.savez_compressed(partial / _BUFFER, chains=to_uint8(chains))
         (partial / _CARD).write_text(card, encoding="utf-8")
