@@ -3,7 +3,7 @@
     python -m jem_jax.main --config=configs/cifar100_sada.py
 
 Cost: that of cifar10_sada.py, 38 minutes as its floor on an H200, not measured.
-Expect: no published figure that could be confirmed.
+Expect: no figure is published for these settings.
 """
 
 import ml_collections

@@ -10,7 +10,7 @@ Expect: blurred, coloured samples and a classifier far from the state of the art
 The paper's step size and buffer do not suit so small a network: the energy is a mean over the last feature map's 64
 positions, so the score at a pixel is weak at first, chains stay noise, and log p~ of the samples runs away from that of
 the data. With ten times the step and a tenth of the buffer the two stayed together: at 2.47 and 2.42 after the 400
-iterations of experiments/cifar10_archive.py (WRN-10-1).
+iterations of experiments/checks/cifar10_archive.py (WRN-10-1).
 """
 
 import ml_collections

@@ -5,7 +5,7 @@
 Cost: 720 iterations of 7.56 GFLOP; on 2 cores 29 to 32 s of training and 79 to 82 s for the whole command, with the
 report of both models.
 Expect: 98.3 % test accuracy (98.0 to 98.6 over 3 seeds), and digits drawn from noise. All of it was measured by
-experiments/digits_seeds.py; docs/results.md has the rest.
+experiments/paper/digits_seeds.py; docs/pages/results.md has the rest.
 """
 
 import ml_collections

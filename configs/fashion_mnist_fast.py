@@ -1,8 +1,6 @@
-"""SADA-JEM on Fashion-MNIST for a CPU: configs/fashion_mnist_sada.py without ASAM, three epochs.
+"""SADA-JEM on Fashion-MNIST for a CPU: configs/fashion_mnist_sada.py without ASAM, and p(x) learned late.
 
     python -m jem_jax.main --config=configs/fashion_mnist_fast.py
-
-Without ASAM an iteration takes one gradient of the loss rather than two.
 """
 
 import ml_collections
@@ -16,8 +14,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.sampler.step_size = 1.0
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 100
-    config.optimizer.decay_epochs = (1.8, 2.4, 2.8)
-    config.training.epochs = 3
+    config.optimizer.decay_epochs = ()
+    config.schedule.learning_rate = "linear"
+    config.schedule.p_x_start = 0.4
+    config.schedule.p_x_ramp = 0.1
+    config.training.epochs = 4
     config.training.baseline = False
     config.evaluation.sample_steps = 50
     return config

@@ -9,7 +9,7 @@ as much other work.
 Expect: 75.9 % test accuracy where fashion_mnist.py has 70.3 % after twice the iterations, and no divergence; ECE 13 %,
 2.4 % after temperature scaling. The classifier beside it, with batch norm and ASAM too, has 83.3 %. Its log density
 tells midpoints of two images from test images (AUROC 0.83) but not photographs or noise (0.35, 0.40): these parts cost
-detection, as in the ablation of docs/results.md. One run, with the images in an .npz
+detection, as in the ablation of docs/pages/results.md. One run, with the images in an .npz
 (experiments/results/fashion_mnist_sada.json).
 """
 

@@ -3,7 +3,7 @@
     python -m jem_jax.main --config=configs/svhn.py
 
 Cost: 159,900 iterations, 6,000 PFLOP: 4 h 9 min on an H200 in bfloat16, by what one of cifar10.py takes there.
-Expect: a classifier that also draws house numbers; the paper gives no accuracy that could be confirmed.
+Expect: a classifier that also draws house numbers; the paper gives no accuracy.
 """
 
 import ml_collections

@@ -12,6 +12,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
+IMAGES = ROOT / "docs" / "pages" / "images"
 
 _LONG = ("confusion", "recall", "precision")
 

@@ -20,17 +20,19 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import jem_jax
-from jem_jax import energy, sgld
+from jem_jax import class_gaussians, energy, sgld
 from jem_jax.augment import to_float, to_uint8
 from jem_jax.config import Data
 from jem_jax.datasets import Split, ood_sets
 from jem_jax.runs import image_grid
-from jem_jax.training.step import sgld_settings
+from jem_jax.training.quantities import sgld_settings
 from jem_jax.training.trained import Loaded
 
 MODELS = Path(__file__).parent / "models"
 STEPS = 20
 PER_CLASS, INPAINTED, JUDGED = 2, 8, 16
+CONSIDERED = 200
+"""chains of the buffer, of which the best of each class go on"""
 OUTSIDE = ("inverted", "photographs", "uniform_noise", "constant")
 
 
@@ -49,37 +51,37 @@ def main() -> None:
 
 def show(model: Loaded, pictures: list[Path], path: Path) -> Path:
     """Draws one model's picture, and prints what it makes of images inside and outside."""
-    logits, buffer, _ = model
-    chains = buffer.reshape(-1, *buffer.shape[2:])
-    predicted = np.asarray(jax.jit(logits)(chains[:: -(-len(chains) // 200)]))
-    chains = chains[:: -(-len(chains) // 200)]
-    inside_title, inside = _inside(model, chains, pictures)
-    starts, labels = _starts(chains, predicted)
-    ends, filled = sample(model, starts, labels, inside[:INPAINTED], buffer.mean(axis=(0, 1)))
-    hidden = np.where(_known(inside[:INPAINTED]), inside[:INPAINTED], 0)
-    judged = {inside_title: inside, **_outside(inside)}
-    rows = [ends[i::PER_CLASS] for i in range(PER_CLASS)] + [inside[:INPAINTED], hidden, filled]
-    names = ["20 steps from the buffer, by class"] + ["the same again"] * (PER_CLASS - 1)
-    names += ["images", "lower half hidden", "filled in by 20 steps"]
-    everything = np.asarray(jax.jit(logits)(np.concatenate(list(judged.values()))))
-    for title, part in zip(judged, np.split(everything, np.cumsum([len(x) for x in judged.values()])[:-1]), strict=True):
+    chains = np.asarray(model.buffer).reshape(-1, *model.buffer.shape[2:])
+    chains = chains[:: -(-len(chains) // CONSIDERED)]
+    title, inside = _inside(model, chains, pictures)
+    judged = {title: inside, **_outside(inside)}
+    # One program gives all logits, and another all chains: compiling takes a third of the time.
+    logits = np.asarray(jax.jit(model.logits)(np.concatenate([chains, *judged.values()])))
+    starts, labels = _starts(chains, logits[: len(chains)])
+    shown = inside[:INPAINTED]
+    ends, filled = sample(model, starts, labels, shown, chains)
+    rows = [*(ends[i::PER_CLASS] for i in range(PER_CLASS)), shown, np.where(_known(shown), shown, 0), filled]
+    names = [f"{STEPS} steps from the buffer, by class"] * PER_CLASS
+    names += [title, "lower half hidden", f"filled in by {STEPS} steps"]
+    ends_of_parts = np.cumsum([len(chains), *map(len, judged.values())])
+    for (title, images), part in zip(judged.items(), np.split(logits, ends_of_parts)[1:-1], strict=True):
         density = float(energy.log_density(part).mean())
         confidence = float(jnp.exp(energy.log_posterior(part)).max(axis=-1).mean())
-        print(f"  {title:<40} log p~ {density:6.2f}   confidence {confidence:6.1%}", flush=True)
-        rows.append(judged[title][:INPAINTED])
+        print(f"  {title:<30} log p~ {density:6.2f}   confidence {confidence:6.1%}", flush=True)
+        rows.append(images[:INPAINTED])
         names.append(f"{title}: log p~ {density:.2f}, confidence {confidence:.0%}")
     return image_grid.save(image_grid.grid(rows, names), path)
 
 
 def sample(
-    model: Loaded, starts: np.ndarray, labels: np.ndarray, images: np.ndarray, mean: np.ndarray
+    model: Loaded, starts: np.ndarray, labels: np.ndarray, images: np.ndarray, chains: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Chains of classes, and images whose hidden half follows ∇ log p~(x): all in one batch, compiled once.
 
     Args:
       starts: [N, H, W, C], labels: [N].
       images: [M, H, W, C].
-      mean: [H, W, C], where hidden pixels begin.
+      chains: [B, H, W, C]; hidden pixels begin as a draw from their Gaussian.
 
     Returns:
       The chains' ends [N, H, W, C], and the images filled in [M, H, W, C].
@@ -94,9 +96,14 @@ def sample(
         logits = model.logits.in_chains(whole(x))
         return jnp.where(of_class, energy.joint_log_density(logits, labels), energy.log_density(logits))
 
-    chain = jax.jit(lambda key, x: whole(sgld.chain(key, log_density, x, num_steps=STEPS, **sgld_settings(model.config))))
-    begin = jnp.concatenate([starts, jnp.broadcast_to(mean, images.shape)])
-    ends = np.asarray(chain(jax.random.key(0), begin))
+    @jax.jit
+    def run(key: jax.Array, x: jax.Array) -> jax.Array:
+        settings = sgld_settings(model.config.sampler)
+        return whole(sgld.chain(key, log_density, x, num_steps=STEPS, **settings))
+
+    start_key, chain_key = jax.random.split(jax.random.key(0))
+    hidden = class_gaussians.draw(start_key, jnp.asarray(chains), np.ones(len(chains), bool), len(images))
+    ends = np.asarray(run(chain_key, jnp.concatenate([starts, hidden])))
     return ends[: len(starts)], ends[len(starts) :]
 
 
@@ -111,12 +118,17 @@ def _inside(model: Loaded, chains: np.ndarray, pictures: list[Path]) -> tuple[st
     """Images such as the model was trained on, and what they are."""
     height, width, channels = chains.shape[1:]
     if pictures:
-        fitted = [ImageOps.fit(Image.open(path).convert("L" if channels == 1 else "RGB"), (width, height)) for path in pictures]
-        return "your images", to_float(np.stack([np.asarray(image).reshape(height, width, channels) for image in fitted]))
+        fitted = [
+            ImageOps.fit(Image.open(path).convert("L" if channels == 1 else "RGB"), (width, height))
+            for path in pictures
+        ]
+        return "your images", to_float(
+            np.stack([np.asarray(image).reshape(height, width, channels) for image in fitted])
+        )
     shipped = MODELS / f"{model.config.data.name}_test.npz"
     if shipped.exists():
         return "test images", to_float(np.load(shipped, allow_pickle=False)["images"])
-    return "other chains of the buffer", chains[-JUDGED:]
+    return "chains of the buffer", chains[-JUDGED:]
 
 
 def _outside(inside: np.ndarray) -> dict[str, np.ndarray]:

@@ -24,7 +24,8 @@ def load(workdir: str | os.PathLike[str], *, baseline: bool = False, best: bool 
       `buffer` [S, classes or 1, H, W, C] float32 or None; `config`, the frozen settings.
 
     Raises:
-      jem_jax.common.errors.UserError: there is no run, no finished checkpoint, or it is damaged.
+      jem_jax.common.errors.UserError: there is no run, no finished checkpoint, or it is damaged; of `logits`: images of
+        another shape, or integers.
     """
     from jem_jax.training import trained
 

@@ -15,7 +15,6 @@ from typing import Any
 import ml_collections
 
 from jem_jax.common.errors import UserError, shown
-from jem_jax.wide_resnet import ACTIVATIONS, NORMS
 
 _MOST_NUMBERS = 100
 """in a tuple"""
@@ -66,10 +65,15 @@ class Model:
     factory: str = _setting("", "package.module:function, called with num_classes, that returns a Flax module")
     depth: int = _setting(10, "6n + 4; deeper ones take too long to compile", low=10, high=100)
     width: int = _setting(1, "widening factor", low=1, high=64)
-    norm: str = _setting("none", "norm layer", choices=NORMS)
-    activation: str = _setting("leaky_relu", "activation function; JEM's is leaky_relu", choices=ACTIVATIONS)
+    norm: str = _setting("none", "norm layer", choices=("none", "batch", "instance", "layer", "act"))
+    activation: str = _setting(
+        "leaky_relu", "activation function; JEM's is leaky_relu", choices=("leaky_relu", "swish", "softplus")
+    )
     dropout: float = _setting(0.0, "probability of dropping a unit while training", low=0, high=0.99)
     dtype: str = _setting("float32", "precision of the network's computation", choices=("float32", "bfloat16"))
+    norm_momentum: float = _setting(
+        0.9, "weight of the newest batch in batch norm's running statistics, as PyTorch's momentum", above=0, high=1
+    )
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,51 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """Settings that change while a run goes on. A share is a fraction of all its iterations."""
+
+    learning_rate: str = _setting(
+        "steps",
+        "after warm-up: steps, at optimizer.decay_epochs; linear or cosine, to 0 at the end; one_cycle, up over the "
+        "first three tenths and then down to 0",
+        choices=("steps", "linear", "cosine", "one_cycle"),
+    )
+    p_x_start: float = _setting(
+        0.0, "share of iterations before p(x) is learned: cross-entropy alone", low=0, high=0.99
+    )
+    p_x_ramp: float = _setting(0.0, "share over which the weight of p(x) then rises from 0", low=0, high=1)
+    num_steps: tuple[float, ...] = _setting(
+        (),
+        "share, K, share, K …: SGLD steps from each share on, such as (0.1, 1, 0.3, 5); sampler.num_steps before the "
+        "first",
+        low=0,
+        high=100_000,
+    )
+    sam_start: float = _setting(0.0, "share from which on optimizer.sam_rho is used", low=0, high=0.99)
+    freeze_norm: float = _setting(
+        1.0,
+        "share from which on batch norm's statistics stay as they are, re-estimated there; 1: never",
+        above=0,
+        high=1,
+    )
+
+    @property
+    def chain_steps(self) -> tuple[tuple[float, int], ...]:
+        """(share, K) pairs of `num_steps`."""
+        return tuple(
+            (share, int(steps)) for share, steps in zip(self.num_steps[::2], self.num_steps[1::2], strict=True)
+        )
+
+    @property
+    def by_progress(self) -> str | None:
+        """A setting here whose effect depends on the run's length; None where there is none."""
+        if self.learning_rate != "steps":
+            return "learning_rate"
+        changed = [name for name in ("p_x_start", "p_x_ramp", "num_steps", "sam_start") if getattr(self, name)]
+        return next(iter(changed), "freeze_norm" if self.freeze_norm < 1 else None)
+
+
+@dataclass(frozen=True)
 class Training:
     """How long, on what, and what is kept."""
 
@@ -143,6 +192,13 @@ class Training:
         "where that has this run's shape; the classifier beside it starts from scratch",
     )
     baseline: bool = _setting(True, "train a plain classifier of the same shape beside it")
+    statistics_images: int = _setting(
+        2000,
+        "plain training images from which batch norm's statistics are re-estimated before each validation and "
+        "checkpoint; 0: evaluate with the running ones",
+        low=0,
+        high=10**9,
+    )
     log_every: int = _setting(20, "iterations between two lines of metrics.jsonl", low=1, high=10**9)
     validate_every: int = _setting(2, "epochs between two validations", low=1, high=10**6)
     sample_every: int = _setting(10, "epochs between two pictures of the buffer", low=1, high=10**6)
@@ -272,6 +328,7 @@ class Config:
     sampler: Sampler = dataclasses.field(default_factory=Sampler)
     objective: Objective = dataclasses.field(default_factory=Objective)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    schedule: Schedule = dataclasses.field(default_factory=Schedule)
     training: Training = dataclasses.field(default_factory=Training)
     recovery: Recovery = dataclasses.field(default_factory=Recovery)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
@@ -312,6 +369,7 @@ def validate(settings: Mapping[str, Any]) -> Config:
             f"config.sampler.buffer_size {config.sampler.buffer_size} is smaller than config.training.batch_size "
             f"{config.training.batch_size}; it must be at least as large"
         )
+    _check_schedule(config)
     if not all(config.evaluation.ood_set_names):
         more = config.evaluation.ood_sets
         raise UserError(f"config.evaluation.ood_sets must be names separated by commas, not {shown(more)}")
@@ -328,6 +386,32 @@ def _check_shared_batch(config: Config) -> None:
     ):
         if wrong:
             raise UserError(f"config.objective.share_batch must be false where {right}")
+
+
+def _check_schedule(config: Config) -> None:
+    """What the schedule's settings need of each other and of the rest."""
+    schedule, name = config.schedule, "config.schedule"
+    pairs = schedule.num_steps
+    if len(pairs) % 2 or any(steps < 1 or steps != int(steps) for steps in pairs[1::2]):
+        raise UserError(f"{name}.num_steps must be shares, each with a whole K of at least 1, not {pairs}")
+    shares = pairs[::2]
+    if any(share >= 1 for share in shares) or list(shares) != sorted(set(shares)):
+        raise UserError(f"{name}.num_steps must have increasing shares below 1, not {shares}")
+    if schedule.learning_rate != "steps" and config.optimizer.decay_epochs:
+        raise UserError(
+            f"config.optimizer.decay_epochs goes with {name}.learning_rate=steps, not {schedule.learning_rate}; set it "
+            "to ()"
+        )
+    if schedule.p_x_start + schedule.p_x_ramp > 1:
+        raise UserError(f"{name}.p_x_start and p_x_ramp must be at most 1 together")
+    if schedule.p_x_start and not config.objective.p_y_given_x:
+        raise UserError(f"{name}.p_x_start leaves nothing to learn at first, since config.objective.p_y_given_x is 0")
+    if schedule.sam_start and not config.optimizer.sam_rho:
+        raise UserError(f"{name}.sam_start needs config.optimizer.sam_rho above 0")
+    if schedule.freeze_norm < 1 and not config.model.factory and config.model.norm != "batch":
+        raise UserError(f"{name}.freeze_norm needs config.model.norm=batch, not {config.model.norm}")
+    if schedule.freeze_norm < 1 and config.model.dropout:
+        raise UserError(f"{name}.freeze_norm needs config.model.dropout=0: frozen batch norm means evaluation mode")
 
 
 def describe() -> Iterator[str]:

@@ -72,7 +72,7 @@ def marginal(logits_fn: LogitsFunction) -> LogDensity:
 
 
 def conditional(logits_fn: LogitsFunction, labels: Array) -> LogDensity:
-    """The log density x [B, ...] -> f(x)[y] [B] with one fixed label for each example.
+    """The log density `x [B, ...] -> f(x)[y] [B]` with one fixed label for each example.
 
     Its gradient is that of log p(x | y): the normaliser of the class does not depend on x.
 

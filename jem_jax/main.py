@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jem_jax import config as configuration
-from jem_jax.commands import command_line, config_files
+from jem_jax.commands import command_line
+from jem_jax.common import paths
 
 _MODES = ("train", "evaluate", "sample", "export_model")
 _MODES_IN_WORDS = (
@@ -29,10 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry_point() -> None:
     """The console script `jem-jax`."""
+    command_line.end_at_ctrl_c()
     sys.exit(main())
 
 
 def _run(arguments: Sequence[str]) -> int:
+    from jem_jax.commands import config_files
+
     parser = _parser()
     flags, rest = parser.parse_known_args(arguments)
     overrides = command_line.overrides(parser, rest)
@@ -48,20 +51,23 @@ def _run(arguments: Sequence[str]) -> int:
     if not flags.debug:
         _quiet_libraries()
     # JAX and all that needs it come only now, so that a wrong flag is said at once.
+    command_line.import_jax()
     from jem_jax.commands import export_model, modes
     from jem_jax.distributed import processes
 
-    path = Path(flags.workdir or f"runs/{Path(flags.config).stem}")
+    path = paths.local("--workdir", flags.workdir or f"runs/{Path(flags.config).stem}")
     if config is None:
         config = modes.settings_of(path, overrides)
     if flags.mode == "export_model":
-        return export_model.run(config, path, Path(flags.model_dir), flags.data_set)
+        return export_model.run(config, path, paths.local("--model_dir", flags.model_dir), flags.data_set)
     cluster = processes.Cluster(flags.coordinator_address, flags.num_processes, flags.process_id, flags.distributed)
-    report_dir = Path(flags.report_dir) if flags.report_dir else None
+    report_dir = paths.local("--report_dir", flags.report_dir) if flags.report_dir else None
     return modes.run(flags.mode, config, path, flags.overwrite, cluster, flags.require_devices, report_dir)
 
 
 def _parser() -> command_line.Parser:
+    from jem_jax import config as configuration
+
     parser = command_line.Parser(
         prog="jem-jax",
         description="Trains a joint energy-based model, evaluates it, or samples from it.",
@@ -97,13 +103,15 @@ def _parser() -> command_line.Parser:
 
 
 def _names() -> str:
+    from jem_jax.commands import config_files
+
     return ", ".join(sorted(config_files.packaged()))
 
 
 def _quiet_libraries() -> None:
     """Keeps libraries' logs off the screen: what a person must know of them, an error of ours says in one line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for name in ("absl", "jax"):
+    for name in ("absl", "jax", "matplotlib"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

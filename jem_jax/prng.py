@@ -6,8 +6,34 @@ example's global index. The same example therefore sees the same random numbers 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
+
+STREAMS = ("initialisation", "buffer", "class Gaussians", "recovery", "statistics")
+"""What a run draws random numbers for, besides its iterations; the order is part of every run's identity"""
+_FIRST_STREAM = 2**31
+"""Iterations fold in their number, which is smaller"""
+
+
+def stream(key: Array, name: str) -> Array:
+    """The key of a named stream, distinct from every other stream's and from every iteration's.
+
+    Raises:
+      ValueError: `name` is not one of `STREAMS`.
+    """
+    return jax.random.fold_in(key, np.uint32(_FIRST_STREAM + _number(name)))
+
+
+def host_generator(seed: int, name: str) -> np.random.Generator:
+    """NumPy's generator of a named stream, for what is drawn on the host."""
+    return np.random.default_rng((seed, _number(name)))
+
+
+def _number(name: str) -> int:
+    if name not in STREAMS:
+        raise ValueError(f"there is no stream {name!r}; streams are {', '.join(STREAMS)}")
+    return STREAMS.index(name)
 
 
 def for_examples(key: Array, count: int, first: int | Array = 0) -> Array:

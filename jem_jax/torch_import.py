@@ -28,7 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jem_jax.common import files
+from jem_jax.common import files, paths
+from jem_jax.common.errors import UserError
 from jem_jax.datasets import checks
 from jem_jax.wide_resnet import NORMS, WideResNet
 
@@ -506,7 +507,8 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], np.
         the older format have no checksums: a changed number goes unnoticed there.
       ImportError: torch is not installed, or too old to read a foreign file safely.
     """
-    content = _read(Path(path))
+    path = _local(path)
+    content = _read(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}: expected a state dict or one in model_state_dict")
     images = content.get("replay_buffer")
@@ -516,7 +518,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], np.
             raise ValueError(f"{path}: model_state_dict is a {type(content).__name__}: expected a dict of tensors")
     if not content:
         raise ValueError(f"{path} holds an empty state dict: expected the arrays of a network")
-    _check_total(Path(path), [*content.values(), images])
+    _check_total(path, [*content.values(), images])
     state_dict = {str(name): _as_numpy(path, name, value) for name, value in content.items() if name != "replay_buffer"}
     buffer = None if images is None else _as_numpy(path, "replay_buffer", images)
     return state_dict, buffer if buffer is not None and buffer.size else None
@@ -540,7 +542,7 @@ def write_checkpoint(
       ImportError: torch is not installed.
     """
     torch = _torch()
-    path = Path(path)
+    path = _local(path)
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is not a folder: expected one to write {path.name} to")
     images = np.zeros(0, np.float32) if buffer is None else _checked_buffer(buffer)
@@ -553,6 +555,13 @@ def write_checkpoint(
     }
     with files.whole(path) as partial:
         torch.save(content, partial)
+
+
+def _local(path: str | os.PathLike) -> Path:
+    try:
+        return paths.local("the checkpoint", os.fspath(path))
+    except UserError as error:
+        raise ValueError(str(error)) from error
 
 
 def _torch() -> Any:

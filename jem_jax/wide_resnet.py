@@ -115,6 +115,7 @@ class Norm(nn.Module):
     """The chosen norm layer; "none" is the identity, as in JEM."""
 
     kind: str
+    momentum: float = 0.9
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -123,7 +124,7 @@ class Norm(nn.Module):
             case "none":
                 return x
             case "batch":
-                return BatchNorm(name="norm")(x, train)
+                return BatchNorm(self.momentum, name="norm")(x, train)
             case "act":
                 return ActNorm(name="norm")(x)
             case "instance":
@@ -144,6 +145,7 @@ class Block(nn.Module):
     features: int
     stride: int
     norm: str
+    norm_momentum: float
     dropout: float
     dtype: Any
     activation: str
@@ -152,10 +154,10 @@ class Block(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         """[B, H, W, C] -> [B, ⌈H/stride⌉, ⌈W/stride⌉, features]."""
         conv = functools.partial(Conv, self.features, dtype=self.dtype)
-        y = _activate(self.activation, Norm(self.norm, name="norm1")(x, train))
+        y = _activate(self.activation, Norm(self.norm, self.norm_momentum, name="norm1")(x, train))
         y = conv(name="conv1")(y)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        y = _activate(self.activation, Norm(self.norm, name="norm2")(y, train))
+        y = _activate(self.activation, Norm(self.norm, self.norm_momentum, name="norm2")(y, train))
         y = conv(stride=self.stride, name="conv2")(y)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = conv(size=1, stride=self.stride, name="shortcut")(x)
@@ -181,6 +183,7 @@ class WideResNet(nn.Module):
       depth: 6n + 4 with n >= 1; n blocks in each of three stages.
       width: k; the stages have 16k, 32k and 64k channels, the last two halve the sides.
       norm: one of `NORMS`.
+      norm_momentum: weight of the newest batch in batch norm's running statistics.
       dropout: probability of dropping a unit between a block's convolutions, while training.
       activation: one of `ACTIVATIONS`; JEM's is leaky ReLU with slope 0.2.
       dtype: of the computation (float32 or bfloat16); parameters are float32, logits at least float32.
@@ -193,6 +196,7 @@ class WideResNet(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     activation: str = "leaky_relu"
+    norm_momentum: float = 0.9
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, features: bool = False) -> Array:
@@ -217,12 +221,13 @@ class WideResNet(nn.Module):
                     features=16 * 2**stage * self.width,
                     stride=2 if stage > 0 and block == 0 else 1,
                     norm=self.norm,
+                    norm_momentum=self.norm_momentum,
                     dropout=self.dropout,
                     dtype=self.dtype,
                     activation=self.activation,
                     name=f"stage{stage + 1}_block{block}",
                 )(x, train)
-        x = _activate(self.activation, Norm(self.norm, name="norm")(x, train))
+        x = _activate(self.activation, Norm(self.norm, self.norm_momentum, name="norm")(x, train))
         x = jnp.mean(x, axis=(1, 2), dtype=_statistics_dtype(x))
         if features:
             return x

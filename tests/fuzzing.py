@@ -1,5 +1,5 @@
 """How long the fuzz tests look: always at the same few examples, or, by FUZZ_FACTOR, at that many times more and new
-ones (`python experiments/fuzz.py`)."""
+ones (`python -m experiments.checks.fuzz`)."""
 
 import os
 

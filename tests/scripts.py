@@ -1,17 +1,16 @@
-"""Scripts of experiments/, which is no package, as modules."""
+"""Scripts of experiments/ as modules."""
 
 import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
 
-EXPERIMENTS = str(Path(__file__).parent.parent / "experiments")
+ROOT = Path(__file__).parent.parent
 
 
 def load(name: str) -> ModuleType:
-    """experiments/NAME.py."""
-    sys.path.insert(0, EXPERIMENTS)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(EXPERIMENTS)
+    """experiments/NAME.py or experiments/FOLDER/NAME.py."""
+    [path] = (ROOT / "experiments").rglob(f"{name}.py")
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    return importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))

@@ -1,10 +1,14 @@
 """Adversarial attacks against closed forms, and what must hold of any attack and defence."""
 
+import functools
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jem_jax import replay_buffer
 from jem_jax.evaluation import adversarial, distal
 
 SHAPE = (3, 3, 1)
@@ -44,16 +48,29 @@ def curved():
     return weights, images, labels
 
 
-def _attack(defence, case, epsilon, norm="linf", num_steps=10, restarts=1):
+def _attack(classifier, case, epsilon, norm="linf", num_steps=10, restarts=1):
+    """The strongest points, and whether each is still classified as its label under fresh noise."""
     weights, images, labels = case
-    run = adversarial.attacker(defence, norm=norm, num_steps=num_steps, restarts=restarts)
-    return run(weights, jax.random.key(0), images, labels, epsilon, 16)
+    run = jax.jit(functools.partial(adversarial.pgd, norm=norm, num_steps=num_steps, restarts=restarts),
+                  static_argnums=1)  # fmt: skip
+    attack_key, judge_key = jax.random.split(jax.random.key(0))
+    points, _ = run(attack_key, functools.partial(classifier, weights), images, labels, epsilon)
+    logits = classifier(weights, jax.random.split(judge_key, COUNT), points)
+    return types.SimpleNamespace(images=np.asarray(points), right=np.asarray(adversarial.margin(logits, labels) < 0))
+
+
+def _plain(logits_fn):
+    return lambda weights, keys, x: logits_fn(weights, x)
+
+
+def _refined(**how):
+    return lambda weights, keys, x: adversarial.refined(keys, lambda x: _mlp(weights, x), x, **how)
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
 def test_a_plane_is_attacked_as_strongly_as_can_be(plane, norm, dual):
     weights, images, labels = plane
-    defence = adversarial.undefended(_linear)
+    defence = _plain(_linear)
     epsilon = 0.05
     found = _attack(defence, plane, epsilon, norm, num_steps=60)
     sign = 2 * labels - 1
@@ -69,7 +86,7 @@ def test_a_plane_is_attacked_as_strongly_as_can_be(plane, norm, dual):
 @pytest.mark.parametrize("epsilon", [0.02, 0.3])
 def test_attacked_images_stay_in_the_ball_and_among_the_pixels(curved, norm, epsilon):
     _, images, _ = curved
-    found = _attack(adversarial.undefended(_mlp), curved, epsilon, norm)
+    found = _attack(_plain(_mlp), curved, epsilon, norm)
     change = (found.images - images).reshape(COUNT, -1)
     size = np.abs(change).max(axis=1) if norm == "linf" else np.linalg.norm(change, axis=1)
     assert size.max() <= 2 * epsilon * (1 + 1e-5)
@@ -78,7 +95,7 @@ def test_attacked_images_stay_in_the_ball_and_among_the_pixels(curved, norm, eps
 
 @pytest.mark.parametrize("norm", adversarial.NORMS)
 def test_accuracy_falls_with_the_size_of_the_attack_to_about_nothing(curved, norm):
-    defence = adversarial.undefended(_mlp)
+    defence = _plain(_mlp)
     accuracies = [_attack(defence, curved, epsilon, norm).right.mean() for epsilon in (0, 0.02, 0.1, 1.0)]
     assert accuracies[0] == 0.75
     assert accuracies == sorted(accuracies, reverse=True)
@@ -87,7 +104,7 @@ def test_accuracy_falls_with_the_size_of_the_attack_to_about_nothing(curved, nor
 
 def test_no_attack_leaves_the_images_and_what_was_wrong(curved):
     _, images, _ = curved
-    found = _attack(adversarial.undefended(_mlp), curved, 0.0)
+    found = _attack(_plain(_mlp), curved, 0.0)
     np.testing.assert_array_equal(found.images, images)
     np.testing.assert_array_equal(found.right, np.arange(COUNT) % 4 != 0)
 
@@ -96,7 +113,7 @@ def test_more_steps_or_restarts_are_never_weaker(curved):
     weights, _, labels = curved
 
     def margins(**how) -> np.ndarray:
-        found = _attack(adversarial.undefended(_mlp), curved, 0.05, **how)
+        found = _attack(_plain(_mlp), curved, 0.05, **how)
         return np.asarray(adversarial.margin(_mlp(weights, found.images), labels))
 
     few, more, restarted = margins(num_steps=1), margins(num_steps=8), margins(num_steps=1, restarts=6)
@@ -109,7 +126,7 @@ def test_more_steps_or_restarts_are_never_weaker(curved):
 def test_nan_is_a_mistake(curved):
     weights, images, labels = curved
     broken = {**weights, "second": weights["second"] * np.nan}
-    found = _attack(adversarial.undefended(_mlp), (broken, images, labels), 0.1)
+    found = _attack(_plain(_mlp), (broken, images, labels), 0.1)
     assert not found.right.any()
     assert np.isposinf(adversarial.margin(jnp.array([[1.0, jnp.nan], [jnp.nan, 1.0]]), jnp.array([0, 0]))).all()
 
@@ -121,19 +138,34 @@ def test_the_margin_is_that_of_the_best_wrong_class():
 
 def test_an_unknown_norm_is_an_error(curved):
     with pytest.raises(ValueError, match="linf, l2"):
-        _attack(adversarial.undefended(_mlp), curved, 0.1, norm="l1")
+        _attack(_plain(_mlp), curved, 0.1, norm="l1")
+
+
+def test_one_vmapped_attack_of_several_sizes_is_those_attacks(curved):
+    weights, images, labels = curved
+    attack = functools.partial(adversarial.pgd, norm="l2", num_steps=3)
+    one = lambda epsilon: attack(  # noqa: E731
+        jax.random.key(0), lambda _, x: _mlp(weights, x), jnp.asarray(images), labels, epsilon
+    )
+    several = jax.jit(jax.vmap(one))(jnp.array([0.05, 0.2]))
+    for i, epsilon in enumerate((0.05, 0.2)):
+        np.testing.assert_allclose(several[0][i], one(epsilon)[0], atol=1e-5)
+    # Or one size for each example.
+    mixed = one(jnp.where(jnp.arange(COUNT) < 5, 0.05, 0.2))
+    np.testing.assert_allclose(mixed[0][:5], several[0][0, :5], atol=1e-5)
+    np.testing.assert_allclose(mixed[0][5:], several[0][1, 5:], atol=1e-5)
 
 
 def test_refinement_of_no_steps_and_no_noise_is_the_classifier(curved):
     weights, images, _ = curved
-    plain = adversarial.refined(_mlp, num_steps=0, input_noise=0.0)
+    plain = _refined(num_steps=0, input_noise=0.0)
     keys = jax.random.split(jax.random.key(0), COUNT)
     np.testing.assert_allclose(plain(weights, keys, images), _mlp(weights, images), rtol=1e-5, atol=1e-5)
 
 
 def test_refinement_averages_logits_over_its_noisy_copies(curved):
     weights, images, _ = curved
-    many = adversarial.refined(_mlp, num_steps=0, input_noise=0.2, chains=4000)
+    many = _refined(num_steps=0, input_noise=0.2, copies=4000)
     keys = jax.random.split(jax.random.key(0), 2)
     noise = np.random.default_rng(0).normal(0, 0.2, (20_000, *SHAPE)).astype(np.float32)
     expected = np.stack([np.asarray(_mlp(weights, image + noise)).mean(axis=0) for image in images[:2]])
@@ -144,7 +176,7 @@ def test_refinement_averages_logits_over_its_noisy_copies(curved):
 def test_refinement_follows_the_gradient_of_the_log_density(curved):
     weights, images, _ = curved
     clips = {"grad_clip": 0.1, "bounds": (-0.9, 0.9)}
-    defence = adversarial.refined(_mlp, num_steps=2, step_size=0.1, noise_std=0.0, input_noise=0.0, chains=2, **clips)
+    defence = _refined(num_steps=2, step_size=0.1, noise_std=0.0, input_noise=0.0, copies=2, **clips)
     x = jnp.asarray(images)
     for _ in range(2):
         gradient = jax.grad(lambda x: jax.scipy.special.logsumexp(_mlp(weights, x), axis=-1).sum())(x)
@@ -155,7 +187,7 @@ def test_refinement_follows_the_gradient_of_the_log_density(curved):
 
 def test_the_official_gradient_is_that_at_the_chains_end_and_the_stronger_one_goes_through_it(curved):
     weights, images, labels = curved
-    settings = {"num_steps": 2, "step_size": 0.1, "noise_std": 0.0, "input_noise": 0.0, "chains": 1}
+    settings = {"num_steps": 2, "step_size": 0.1, "noise_std": 0.0, "input_noise": 0.0, "copies": 1}
     keys = jax.random.split(jax.random.key(0), COUNT)
     target = jax.nn.one_hot(labels, 4)
 
@@ -167,21 +199,21 @@ def test_the_official_gradient_is_that_at_the_chains_end_and_the_stronger_one_go
     at_end = jax.grad(lambda x: (target * _mlp(weights, x)).sum())(through(jnp.asarray(images)))
     whole = jax.grad(lambda x: (target * _mlp(weights, through(x))).sum())(jnp.asarray(images))
     for backpropagate, expected in ((False, at_end), (True, whole)):
-        defence = adversarial.refined(_mlp, **settings, backpropagate=backpropagate)
+        defence = _refined(**settings, backpropagate=backpropagate)
         found = jax.grad(lambda x, defence=defence: (target * defence(weights, keys, x)).sum())(jnp.asarray(images))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert np.abs(at_end - whole).max() > 0.1
 
 
 def test_a_defence_with_noise_is_judged_under_noise_that_the_attack_did_not_see(curved):
-    noisy = adversarial.refined(_mlp, num_steps=1, step_size=0.1, input_noise=0.3, chains=1)
+    noisy = _refined(num_steps=1, step_size=0.1, input_noise=0.3, copies=1)
     one, other = (_attack(noisy, curved, 0.05), _attack(noisy, curved, 0.05))
     np.testing.assert_array_equal(one.images, other.images)
     np.testing.assert_array_equal(one.right, other.right)
     # It kept what was worst under the noise that it saw, and some of that is right under other noise.
     weights, images, labels = curved
-    key_data = jax.random.split(jax.random.key(0))[0]
-    seen = adversarial.pgd(noisy, weights, jax.random.split(key_data, COUNT), images, labels, 0.05,
+    attack_key = jax.random.split(jax.random.key(0))[0]
+    seen = adversarial.pgd(attack_key, functools.partial(noisy, weights), images, labels, 0.05,
                            norm="linf", num_steps=10)[1]  # fmt: skip
     assert one.right.mean() > (seen < 0).mean()
 
@@ -189,8 +221,8 @@ def test_a_defence_with_noise_is_judged_under_noise_that_the_attack_did_not_see(
 def test_noise_climbs_to_the_wanted_class():
     weights = {"w": np.random.default_rng(0).normal(size=9).astype(np.float32), "b": np.float32(0)}
     classes = np.repeat(np.array([0, 1], np.int32), 6)
-    ascend = distal.ascender(_linear, confidence=0.9, max_steps=50, step_length=0.1)
-    found = ascend(weights, jax.random.key(0), classes, SHAPE, 8)
+    start = replay_buffer.uniform(jax.random.key(0), 12, SHAPE)
+    found = distal.ascend(lambda x: _linear(weights, x), start, classes, confidence=0.9, max_steps=50, step_length=0.1)
     logits = np.asarray(_linear(weights, found.images))
     posterior = np.exp(logits)[np.arange(12), classes] / np.exp(logits).sum(axis=1)
     np.testing.assert_allclose(found.confidence, posterior, rtol=1e-5)
@@ -201,7 +233,7 @@ def test_noise_climbs_to_the_wanted_class():
 
 
 def test_a_climb_that_does_not_get_there_has_taken_all_steps():
-    flat = distal.ascender(lambda _, x: jnp.zeros((len(x), 3)) + 0 * x.sum(), max_steps=7)
-    found = flat({}, jax.random.key(0), np.zeros(4, np.int32), SHAPE, 4)
+    start = jnp.zeros((4, *SHAPE))
+    found = distal.ascend(lambda x: jnp.zeros((len(x), 3)) + 0 * x.sum(), start, jnp.zeros(4, int), max_steps=7)
     assert (found.steps == 7).all()
     np.testing.assert_allclose(found.confidence, 1 / 3, rtol=1e-6)

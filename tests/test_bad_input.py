@@ -355,7 +355,7 @@ def test_a_workdir_with_a_run_of_other_settings(refused, run):
 
 def test_a_start_that_was_cut_off_is_not_in_the_way(tmp_path):
     (tmp_path / ".run.json.partial").write_text("{")
-    workdir.prepare(tmp_path, tiny.config(), overwrite=False)
+    workdir.prepare(tmp_path, workdir.facts_of(tiny.config(), tiny.dataset(), 4), overwrite=False)
     workdir.prepare_empty(tmp_path)
 
 

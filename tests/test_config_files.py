@@ -1,5 +1,7 @@
 """Config files and overrides on the command line."""
 
+import sys
+
 import pytest
 
 from jem_jax.commands import config_files
@@ -32,6 +34,14 @@ GOOD = "from jem_jax.config import default\n\ndef get_config():\n    config = de
 def test_a_file_of_ones_own_is_read(write):
     name = write(GOOD.replace("    return", "    config.seed = 5\n    return"))
     assert config_files.read(name).seed == 5
+
+
+def test_a_file_may_import_its_neighbour(write, tmp_path, monkeypatch):
+    write("SEED = 7\n", "my_neighbour.py")
+    name = write("from my_neighbour import SEED\n" + GOOD.replace("    return", "    config.seed = SEED\n    return"))
+    monkeypatch.chdir("/")
+    assert config_files.read(str(tmp_path / name)).seed == 7
+    assert str(tmp_path) not in sys.path
 
 
 @pytest.mark.parametrize("name", ["digits", "digits.py", "configs/digits.py", "configs/digits"])

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from jem_jax.commands import config_files
-from jem_jax.main import _parser, overrides
+from jem_jax.commands.command_line import overrides
+from jem_jax.main import _parser
 
 LAUNCH = Path(__file__).parent.parent / "docs" / "launch"
 RECIPES = ("tpu_pod.sh", "slurm.sbatch", "kubernetes_jobset.yaml")

@@ -218,7 +218,7 @@ def test_a_run_that_is_only_read_is_reported_elsewhere(tmp_path, monkeypatch):
         (["--mode=evaluate", "--workdir=mine", "--report_dir=other"], "folder other holds 'notes.txt'; name an empty"),
         ([*TINY, "--report_dir=out"], "--report_dir goes with --mode=evaluate and sample"),
         (["--mode=evaluate", "--workdir=mine", "--config.sampler.num_steps=9"], "sampler.num_steps is 2 there, 9 here"),
-        (["--mode=evaluate", "--workdir=mine", "--config.data.name=wide.npz"], "is a model of images (8, 8, 1) in 10"),
+        (["--mode=evaluate", "--workdir=mine", "--config.data.name=wide.npz"], "mine is of other data: images of 'wide.npz' are [8, 12, 1]"),
         (["--mode=evaluate"], "required: --config"),
         (["--mode=evaluate", "--workdir=other"], "other holds no run"),
         (["--mode=export_model", "--workdir=other"], "--mode=export_model and --model_dir go together"),

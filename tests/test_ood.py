@@ -1,5 +1,7 @@
 """Detection of outside images: the measures against scikit-learn, the scores against closed forms, the sets."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from jem_jax.common.errors import UserError
 from jem_jax.config import Data
 from jem_jax.datasets import Split, ood_sets
 from jem_jax.evaluation import ood
+from jem_jax.report import inputs
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -67,7 +70,7 @@ def linear():
 
 def test_scores_of_a_linear_classifier_are_their_closed_forms(linear):
     weights, images, logits_fn = linear
-    scores = ood.scorer(logits_fn, num_steps=0)(weights, jax.random.key(0), images, 4)
+    scores = ood.scores(jax.random.key(0), lambda x: logits_fn(weights, x), images, num_steps=0)
     logits = images.reshape(10, -1).astype(np.float64) @ weights
     posterior = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert scores.keys() == ood.SCORES.keys()
@@ -86,8 +89,8 @@ def test_scores_of_a_linear_classifier_are_their_closed_forms(linear):
 
 def test_refinement_scores_compare_with_the_end_of_a_chain(linear):
     weights, images, logits_fn = linear
-    score = ood.scorer(logits_fn, num_steps=1, step_size=0.1, noise_std=0.0)
-    scores = score(weights, jax.random.key(0), images, 16)
+    how = {"num_steps": 1, "step_size": 0.1, "noise_std": 0.0}
+    scores = ood.scores(jax.random.key(0), lambda x: logits_fn(weights, x), jnp.asarray(images), **how)
     density = lambda x: jax.scipy.special.logsumexp(logits_fn(weights, x), axis=-1)  # noqa: E731
     moved = images + 0.1 * jax.grad(lambda x: density(x).sum())(jnp.asarray(images))
     np.testing.assert_allclose(scores["refine"], density(images) - density(moved), atol=1e-5)
@@ -98,9 +101,10 @@ def test_refinement_scores_compare_with_the_end_of_a_chain(linear):
 
 def test_refinement_clips_as_it_is_told(linear):
     weights, images, logits_fn = linear
-    score = ood.scorer(logits_fn, num_steps=1, step_size=1e4, noise_std=0.0, grad_clip=1e-5, bounds=(-1.0, 1.0))
+    how = {"num_steps": 1, "step_size": 1e4, "noise_std": 0.0, "grad_clip": 1e-5, "bounds": (-1.0, 1.0)}
     images = np.clip(images, -1, 1)
-    found = score(weights, jax.random.key(0), images, 16)["refine_distance"]
+    scores = ood.scores(jax.random.key(0), lambda x: logits_fn(weights, x), jnp.asarray(images), **how)
+    found = scores["refine_distance"]
     density = lambda x: jax.scipy.special.logsumexp(logits_fn(weights, x), axis=-1)  # noqa: E731
     gradient = np.asarray(jax.grad(lambda x: density(x).sum())(jnp.asarray(images)))
     moved = np.clip(images + 1e4 * np.clip(gradient, -1e-5, 1e-5), -1, 1)
@@ -112,8 +116,9 @@ def test_refinement_clips_as_it_is_told(linear):
 
 def test_scores_do_not_depend_on_how_images_are_put_into_batches(linear):
     weights, images, logits_fn = linear
-    score = ood.scorer(logits_fn, num_steps=3)
-    one, other = (score(weights, jax.random.key(1), images, size) for size in (4, 12))
+    net = types.SimpleNamespace(logits=logits_fn)
+    score = lambda keys, logits_fn, x: ood.scores(keys, logits_fn, x, num_steps=3)  # noqa: E731
+    one, other = (inputs.over_examples(net, score, size)(weights, jax.random.key(1), images) for size in (4, 12))
     for name in ood.SCORES:
         np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5)
 

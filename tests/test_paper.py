@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def paper():
-    return scripts.load("paper")
+    return scripts.load("figures")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def run(tmp_path, paper):
 
 def test_tables_hold_both_models_numbers(run, paper, tmp_path, monkeypatch, capsys):
     for what in ("hybrid", "ood"):
-        monkeypatch.setattr(sys, "argv", ["paper.py", what, str(run), "--out", str(tmp_path / "out")])
+        monkeypatch.setattr(sys, "argv", ["figures.py", what, str(run), "--out", str(tmp_path / "out")])
         paper.main()
         assert (tmp_path / "out" / f"{what}.md").read_text() in capsys.readouterr().out
     hybrid = (tmp_path / "out" / "hybrid.md").read_text()
@@ -68,8 +68,8 @@ def test_what_a_report_lacks_is_said(run, tmp_path):
         (["ood", str(tmp_path / "none")], "none holds no report; make it with --mode=evaluate"),
     ):
         ended = subprocess.run(
-            [sys.executable, str(ROOT / "experiments" / "paper.py"), *arguments, "--out", str(tmp_path)],
-            capture_output=True, text=True,
+            [sys.executable, "-m", "experiments.paper.figures", *arguments, "--out", str(tmp_path)],
+            cwd=ROOT, capture_output=True, text=True,
         )  # fmt: skip
         assert ended.returncode == 1
         assert said in ended.stderr

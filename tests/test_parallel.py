@@ -12,7 +12,7 @@ import pytest
 
 from jem_jax.commands import modes
 from jem_jax.common.errors import UserError
-from jem_jax.distributed import devices
+from jem_jax.distributed import devices, processes
 from jem_jax.distributed.processes import Cluster
 from jem_jax.main import main
 from jem_jax.runs.workdir import RunFacts
@@ -141,7 +141,7 @@ def test_several_cpu_devices_have_one_program_at_a_time():
 
 
 @pytest.mark.parametrize(
-    ("processes", "error", "said"),
+    ("count", "error", "said"),
     [
         (1, MemoryError(), r"the memory did not suffice \(MemoryError\); lower config\.training\.batch_size or "),
         (
@@ -156,8 +156,8 @@ def test_several_cpu_devices_have_one_program_at_a_time():
         (2, UserError("DATA_LOSS: as somebody named a file"), None),
     ],
 )
-def test_what_an_error_of_the_runtime_means_for_a_run(monkeypatch, processes, error, said):
-    monkeypatch.setattr(jax, "process_count", lambda: processes)
+def test_what_an_error_of_the_runtime_means_for_a_run(monkeypatch, count, error, said):
+    monkeypatch.setattr(jax, "process_count", lambda: count)
     found = processes.explain_runtime_error(error)
     if said is None:
         assert found is None

@@ -1,6 +1,7 @@
 """The scripts that measure speed: what they measure is our step, and what fails is left out and says why."""
 
 import json
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -54,22 +55,19 @@ class FakeWorker:
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
     """A function that runs a script's main with fake workers, and gives its status and what it stored."""
-    monkeypatch.setattr(scripts.load("runs"), "RESULTS", tmp_path)
+    for module in ("runs", "make_tables"):
+        monkeypatch.setattr(scripts.load(module), "RESULTS", tmp_path)
 
     def run(script, *arguments, broken=None, worker=FakeWorker):
         module = scripts.load(script)
         monkeypatch.setattr(module, "Worker", worker)
         monkeypatch.setattr(module, "ROOT", tmp_path, raising=False)
-        (tmp_path / "docs" / "images").mkdir(parents=True, exist_ok=True)
+        monkeypatch.setattr(module, "IMAGES", tmp_path, raising=False)
         monkeypatch.setattr(FakeWorker, "broken", broken or {})
         monkeypatch.setattr("sys.argv", [script, *arguments])
         return module.main(), {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
 
     return run
-
-
-def test_the_page_is_that_of_the_stored_results():
-    assert (ROOT / "docs" / "performance.md").read_text() == scripts.load("performance_page").page()
 
 
 def test_a_benchmark_keeps_every_case_and_compares_with_each_official_style(measured):
@@ -83,9 +81,8 @@ def test_a_benchmark_keeps_every_case_and_compares_with_each_official_style(meas
     assert first["programs"][0]["iteration_seconds"] == {"median": 0.5, "low": 0.5, "high": 0.5}
     assert first["programs"][0]["chain_steps_per_second"]["median"] == 20 / 0.25
     assert first["programs"][0]["compile_seconds"] == first["programs"][0]["cached_compile_seconds"] == 2
-    text = scripts.load("performance_page")._case(first)
-    assert "| times official style, TF32 off | times official style, PyTorch's defaults |" in text
-    assert "jem_jax bfloat16 | 2 (2 to 2) | 1.00 | 1.00 | 80 |" in text
+    text = scripts.load("make_tables").benchmark("gpu")
+    assert "| jem_jax bfloat16 | 2 (2 to 2) | 1.00 / 1.00 |" in text
 
 
 def test_programs_that_fail_or_compute_something_else_are_left_out_and_named(measured, capsys):
@@ -96,8 +93,8 @@ def test_programs_that_fail_or_compute_something_else_are_left_out_and_named(mea
     assert [program["program"] for program in case["programs"]] == ["jem_jax", "PyTorch, official style"]
     assert case["failed"]["PyTorch, tuned, compiled"].startswith("its logits differ by")
     assert "PyTorch, tuned failed: Traceback" in capsys.readouterr().out
-    text = scripts.load("performance_page")._case(case)
-    assert "\nPyTorch, tuned failed: MemoryError: out of memory / all of it\n" in text
+    text = scripts.load("make_tables").benchmark("cpu")
+    assert "| PyTorch, tuned | failed: MemoryError: out of memory / all of it |" in text
 
 
 def test_a_benchmark_that_is_cut_off_keeps_the_cases_before(measured, tmp_path):
@@ -150,22 +147,16 @@ def test_a_worker_that_takes_too_long_is_ended(tmp_path):
 
 @pytest.mark.parametrize("cores", [2, 16])
 @pytest.mark.parametrize("preset", ["cpu", "gpu", "gpu_rest"])
-def test_levers_and_what_fails_of_them_are_on_the_page(measured, monkeypatch, preset, cores):
+def test_levers_and_their_failures_are_in_the_table(measured, monkeypatch, preset, cores):
     monkeypatch.setattr("os.cpu_count", lambda: cores)
-    broken = {"--xla_gpu_autotune_level=0": "prepare"}
-    _, stored = measured("levers", f"--preset={preset}", broken=broken)
-    found = stored[f"levers_{preset}"]
-    page = scripts.load("performance_page")
-    group = preset.removesuffix("_rest")
-    trainings = {dtype: [{"iteration_seconds": 0.5}] for dtype in ("float32", "bfloat16")}
-    text = page._levers({"cpu": None, "gpu": None, group: found}, {"runs": trainings})
-    effect = page._effect({"cpu": "huge pages", "gpu": "cast once", "gpu_rest": "unrolled"}[preset], found)
-    assert effect.count("1.00 times with") == (1 if preset == "gpu_rest" else 2)
-    assert ("(MemoryError: out of memory / all of it)" in text) == (preset == "gpu_rest")
-    # The names on the page are those that are measured.
-    names = {lever.name for subject in scripts.load("levers")._subjects(preset) for lever in subject.levers}
-    assert names <= set(page.MEASURED_LEVERS[group])
-    assert text.count("not measured yet") == sum(map(len, page.MEASURED_LEVERS.values())) - len(names)
+    measured("levers", f"--preset={preset}", broken={"--xla_gpu_autotune_level=0": "prepare"})
+    text = scripts.load("make_tables").levers(preset)
+    subjects = scripts.load("levers")._subjects(preset)
+    assert len(text.splitlines()) == 2 + sum(len(subject.levers) for subject in subjects) + 2
+    for name, default in (("huge pages", "no"), ("cast once", "yes"), ("unrolled", "no")):
+        count = sum(lever.name == name for subject in subjects for lever in subject.levers)
+        assert len(re.findall(rf"\| {name} \| {default} \| .* \| 500 \| 500 \| 1.00 \|", text)) == count
+    assert ("failed: MemoryError: out of memory / all of it" in text) == (preset == "gpu_rest")
 
 
 @pytest.mark.parametrize("preset", ["tiny", "cpu", "gpu"])
@@ -173,7 +164,7 @@ def test_scaling_is_stored_and_drawn(measured, tmp_path, preset):
     _, stored = measured("scaling", f"--preset={preset}")
     points = stored[f"scaling_{preset}"]["summary"]["points"]
     assert points["steps"][0]["expected_seconds"] == points["steps"][0]["seconds"] == 0.5
-    assert (tmp_path / "docs" / "images" / f"scaling_{preset}.png").stat().st_size > 10_000
+    assert (tmp_path / f"scaling_{preset}.png").stat().st_size > 10_000
 
 
 def test_a_worker_measures_the_step_of_the_command(tmp_path, monkeypatch):
@@ -242,7 +233,7 @@ def test_bfloat16_is_compared_with_float32(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="a bash script")
 def test_the_gpu_script_names_its_steps_before_it_takes_any(tmp_path):
-    command = ["bash", ROOT / "experiments" / "h200.sh", "--dry-run", "profile", "nonsense"]
+    command = ["bash", ROOT / "experiments" / "speed" / "h200.sh", "--dry-run", "profile", "nonsense"]
     ended = subprocess.run(command, env={"OUT": str(tmp_path), "PATH": "/bin:/usr/bin"}, capture_output=True, text=True)
     assert ended.returncode == 2
     assert "there is no step nonsense; steps are benchmark profile fast" in ended.stderr

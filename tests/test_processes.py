@@ -16,8 +16,9 @@ from programs import side_by_side
 
 from jem_jax import datasets
 from jem_jax.commands import config_files
+from jem_jax.commands.command_line import overrides
 from jem_jax.distributed.interrupts import Interrupted
-from jem_jax.main import main, overrides
+from jem_jax.main import main
 from jem_jax.runs import checkpoint, workdir
 from jem_jax.training import loop, recovery
 

@@ -14,8 +14,8 @@ from jem_jax.report.result import Result
 from jem_jax.runs import checkpoint, workdir
 from jem_jax.runs.metrics import TIME_FIELDS
 from jem_jax.training import divergence, loop, recovery
-from jem_jax.training import step as train_step
 from jem_jax.training.recovery import Recovery
+from jem_jax.training.run import Run
 
 LAST = 20
 SETTINGS = {
@@ -185,11 +185,11 @@ def test_a_divergence_later_goes_back_to_a_checkpoint_and_takes_more_chain_steps
     looks = iter([None, None, divergence.Alarm("log_density", step=22)])
     monkeypatch.setattr(divergence, "alarm", lambda _: next(looks, None))
     built, fresh = [], []
-    build, fresh_buffer = train_step.build, loop._fresh_buffer
-    monkeypatch.setattr(train_step, "build", lambda config, *args: built.append(config) or build(config, *args))
-    monkeypatch.setattr(loop, "_fresh_buffer", lambda *args: fresh.append(fresh_buffer(*args)) or fresh[-1])
+    step, fresh_buffer = Run.step, Run.fresh_buffer
+    monkeypatch.setattr(Run, "step", lambda run, program: built.append(program) or step(run, program))
+    monkeypatch.setattr(Run, "fresh_buffer", lambda *args: fresh.append(fresh_buffer(*args)) or fresh[-1])
     _train(directory, wanted)
-    assert [config.sampler.num_steps for config in built] == [3, 6]
+    assert [program.num_steps for program in built] == [3, 6]
     assert len(fresh) == 1
     last = recovery.read(directory)[-1]
     assert (last.step, last.back_to, last.chain_steps_factor, last.settled) == (23, 20, 2.0, True)

@@ -1,14 +1,16 @@
 """The report: sections that are measured, kept and fail on their own, and the page that a person reads."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
-import types
 from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from command import TINY, contents, finished_run
@@ -154,34 +156,45 @@ def seen(whole, tmp_path) -> inputs.Subject:
 
 
 def test_both_models_are_attacked_as_the_settings_say(seen, monkeypatch):
-    attacks = []
+    attacks, how, over_examples, pgd = [], [], inputs.Subject.over_examples, adversarial.pgd
 
-    def attacker(defence, **how):
-        def run(variables, key, images, labels, epsilon, batch_size):
-            (name,) = (name for name, model in seen.models.items() if model.variables is variables)
-            attacks.append((name, *how.values(), epsilon))
-            return types.SimpleNamespace(right=np.arange(len(images)) < 10 * epsilon)
+    def watched(subject, function):
+        run = over_examples(subject, function)
+        # An attack is given images, labels and ε; what judges its points, images and labels.
+        return lambda name, key, *arrays: (
+            (attacks.append((name, *np.unique(arrays[2]).tolist())) if len(arrays) == 3 else None)
+            or run(name, key, *arrays)
+        )
 
-        return run
-
-    monkeypatch.setattr(adversarial, "attacker", attacker)
+    monkeypatch.setattr(inputs.Subject, "over_examples", watched)
+    monkeypatch.setattr(adversarial, "pgd", lambda *args, **settings: how.append(settings) or pgd(*args, **settings))
     (seen.path / "report").mkdir()
     found = adversarial_section.attack(seen).models
-    assert set(attacks) == {
-        (name, norm, 2, 3, epsilon)
-        for name in ("jem", "baseline")
-        for norm, epsilons in (("linf", (0.0, 0.1, 0.3)), ("l2", (0.0, 0.5)))
-        for epsilon in epsilons
-    }
-    assert found["jem"]["pgd"]["linf"] == pytest.approx({"0": 0, "0.1": 1 / 9, "0.3": 3 / 9})
+    linf, l2 = (0.1, 0.3), (0.5,)
+    expected = [(name, epsilon) for epsilons in (linf, l2) for name in ("jem", "baseline") for epsilon in epsilons]
+    assert attacks == [(name, pytest.approx(epsilon)) for name, epsilon in expected]
+    # Traced once for all ε and both models.
+    assert how == [{"norm": norm, "num_steps": 2, "restarts": 3} for norm in ("linf", "l2")]
+    some = seen.some_test(9)
+    key = jax.random.fold_in(jax.random.split(seen.key(102))[0], 0)
+    classifier = lambda _, x: seen.jem.network.logits(seen.jem.variables, x)  # noqa: E731
+    attack = functools.partial(pgd, norm="linf", num_steps=2, restarts=3)
+    margins = attack(key, classifier, to_float(some.images), jnp.asarray(some.labels), 0.1)[1]
+    assert found["jem"]["pgd"]["linf"]["0.1"] == pytest.approx((margins < 0).mean())
+    assert found["jem"]["pgd"]["linf"].keys() == {"0", "0.1", "0.3"}
 
 
 def test_samples_are_chains_of_so_many_steps_with_and_without_a_class(seen, monkeypatch):
-    made, sampler = [], sampling.sampler
-    monkeypatch.setattr(sampling, "sampler", lambda *args, **how: made.append(how) or sampler(*args, **how))
+    made, chains = [], sampling.chains
+
+    def watched(keys, logits_fn, x, classes=None, **how):
+        made.append((classes is not None, how))
+        return chains(keys, logits_fn, x, classes, **how)
+
+    monkeypatch.setattr(sampling, "chains", watched)
     drawn = inputs.fresh_chains(seen.jem, seen.facts, seen.dataset)
-    assert [(how["conditional"], how["num_steps"]) for how in made] == [(True, 7), (False, 7)]
-    assert made[0]["noise_std"] == 0.01
+    assert [(by_class, how["num_steps"]) for by_class, how in made] == [(True, 7), (False, 7)]
+    assert made[0][1]["noise_std"] == 0.01
     assert {name: images.shape for name, images in drawn.items()} == {
         "by_class": (20, 8, 8, 1),
         "unconditional": (20, 8, 8, 1),

@@ -1,5 +1,7 @@
 """What the model draws: chains, film strips, hidden pixels, and the measures of their quality."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 import tiny
 from scipy import linalg
 
+from jem_jax import energy, replay_buffer
 from jem_jax.evaluation import inpainting, sample_quality, sampling
+from jem_jax.report import inputs
 from jem_jax.training import network
 
 SHAPE = (8, 8, 1)
@@ -23,35 +27,33 @@ def net():
 
 def test_conditional_chains_raise_the_logit_of_their_class(net):
     model, variables = net
-    classes = np.arange(12, dtype=np.int32) % tiny.CLASSES
-    sample = sampling.sampler(model, conditional=True, num_steps=40, **SETTINGS)
-    drawn = sample(variables, jax.random.key(0), classes, SHAPE, 8)
-    start = sampling.sampler(model, conditional=True, num_steps=0, **SETTINGS)
-    before = model.logits(variables, start(variables, jax.random.key(0), classes, SHAPE, 8))
-    after = model.logits(variables, drawn)
+    classes = jnp.arange(12) % tiny.CLASSES
+    logits_fn = functools.partial(model.logits, variables)
+    start = replay_buffer.uniform(jax.random.key(0), 12, SHAPE)
+    drawn = sampling.chains(jax.random.key(1), logits_fn, start, classes, num_steps=40, **SETTINGS)
+    before, after = logits_fn(start), logits_fn(drawn)
     rows = np.arange(12)
     assert (np.asarray(after)[rows, classes] > np.asarray(before)[rows, classes]).all()
 
 
 def test_a_chain_depends_on_its_place_alone(net):
     model, variables = net
-    sample = sampling.sampler(model, conditional=False, num_steps=5, **SETTINGS)
-    classes = np.zeros(12, np.int32)
-    one, other = (sample(variables, jax.random.key(3), classes, SHAPE, size) for size in (4, 12))
+    chains = lambda keys, logits_fn, x: sampling.chains(keys, logits_fn, x, num_steps=5, **SETTINGS)  # noqa: E731
+    start = np.zeros((12, *SHAPE), np.float32)
+    one, other = (inputs.over_examples(model, chains, size)(variables, jax.random.key(3), start) for size in (4, 12))
     np.testing.assert_allclose(one, other, atol=1e-5)
     assert len(np.unique(one[:, 0, 0, 0])) == 12
 
 
 def test_a_film_strip_begins_at_the_start_and_ends_at_the_sample(net):
     model, variables = net
-    film = sampling.film(model, num_steps=6, every=2, **SETTINGS)
-    strip = film(variables, jax.random.key(3), 4, SHAPE)
+    logits_fn, key = functools.partial(model.logits, variables), jax.random.key(3)
+    start = replay_buffer.uniform(jax.random.key(0), 4, SHAPE)
+    strip = sampling.film(key, logits_fn, start, num_steps=6, every=2, **SETTINGS)
     assert strip.shape == (4, 4, *SHAPE)
-    sample = sampling.sampler(model, conditional=False, num_steps=6, **SETTINGS)
-    np.testing.assert_allclose(
-        strip[:, -1], sample(variables, jax.random.key(3), np.zeros(4, np.int32), SHAPE, 4), atol=1e-5
-    )
-    assert np.abs(strip[:, 0]).max() <= 1
+    ends = sampling.chains(key, logits_fn, start, num_steps=6, **SETTINGS)
+    np.testing.assert_allclose(strip[:, -1], ends, atol=1e-5)
+    np.testing.assert_array_equal(strip[:, 0], start)
     assert (np.diff(model.logits(variables, strip.reshape(-1, *SHAPE)).max(axis=-1).reshape(4, 4)) > -0.1).all()
 
 
@@ -64,9 +66,9 @@ def test_images_are_put_to_the_class_that_wins():
 def test_known_pixels_stay_to_the_last_bit_and_hidden_ones_do_not(net):
     model, variables = net
     images = np.random.default_rng(0).uniform(-1, 1, (6, *SHAPE)).astype(np.float32)
-    fill = inpainting.inpainter(model.logits, num_steps=5, **SETTINGS)
+    density = energy.marginal(functools.partial(model.logits, variables))
     for name, known in inpainting.masks(SHAPE).items():
-        filled = fill(variables, jax.random.key(0), images, known, 4)
+        filled = inpainting.inpaint(jax.random.key(0), density, images, known, num_steps=5, **SETTINGS)
         np.testing.assert_array_equal(filled[:, known], images[:, known], err_msg=name)
         assert (filled[:, ~known] != images[:, ~known]).all()
 
@@ -74,14 +76,13 @@ def test_known_pixels_stay_to_the_last_bit_and_hidden_ones_do_not(net):
 def test_hidden_pixels_follow_the_density_given_the_known_ones():
     """log p~ = -Σ (right - left)² / 2 has its peak where the hidden half is the known one."""
 
-    def logits_fn(_, x):
-        density = -0.5 * ((x[:, :, 2:] - x[:, :, :2]) ** 2).sum(axis=(1, 2, 3))
-        return jnp.stack([density, density], axis=-1)
+    def density(x):
+        return -0.5 * ((x[:, :, 2:] - x[:, :, :2]) ** 2).sum(axis=(1, 2, 3))
 
     images = np.random.default_rng(0).uniform(-1, 1, (6, 4, 4, 1)).astype(np.float32)
     known = inpainting.masks((4, 4, 1))["right half"]
-    fill = inpainting.inpainter(logits_fn, num_steps=100, step_size=0.2, noise_std=0.0)
-    filled = fill({}, jax.random.key(0), images, known, 6)
+    how = {"num_steps": 100, "step_size": 0.2, "noise_std": 0.0}
+    filled = inpainting.inpaint(jax.random.key(0), density, jnp.asarray(images), known, **how)
     np.testing.assert_allclose(filled[:, :, 2:], images[:, :, :2], atol=1e-4)
 
 

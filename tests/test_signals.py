@@ -15,7 +15,7 @@ STEPS = 216
 
 HANGS = """
 import time
-from jem_jax import checkpoint
+from jem_jax.runs import checkpoint
 write = checkpoint._write_manifest
 def hang_at_the_second(path, is_regular):
     if path.parent.name == "checkpoints" and path.name != "36":

@@ -19,9 +19,8 @@ from jem_jax.config import Config
 from jem_jax.datasets.batches import Stream
 from jem_jax.distributed import devices
 from jem_jax.runs.checkpoint import Checkpoints, to_tree
-from jem_jax.training import divergence, loop
-from jem_jax.training import step as train_step
-from jem_jax.training.step import weights
+from jem_jax.training import divergence, loop, quantities
+from jem_jax.training.quantities import weights
 
 DEVICES = 4
 CLASSIFIER = {**tiny.FULL, "data.pad": 0, "data.input_noise": 0.0, "objective.p_x": 0.0}
@@ -490,8 +489,8 @@ def test_chains_of_p_x_given_y_follow_the_logit_of_their_label():
 def test_the_watch_holds_to_the_limits_that_are_set():
     limits = {"max_gap": 7.0, "min_spread": 0.2, "max_rms": 5.0, "max_clipped_rms": 0.9, "patience": 3}
     settings = {f"recovery.{name}": value for name, value in limits.items()}
-    assert train_step.limits(tiny.config(**settings)) == divergence.Limits(7.0, 0.2, 5.0, 3)
-    assert train_step.limits(tiny.config(**settings, **{"sampler.clip_x": True})) == divergence.Limits(7.0, 0.2, 0.9, 3)
+    assert quantities.limits(tiny.config(**settings)) == divergence.Limits(7.0, 0.2, 5.0, 3)
+    assert quantities.limits(tiny.config(**settings, **{"sampler.clip_x": True})) == divergence.Limits(7.0, 0.2, 0.9, 3)
 
 
 VARIANTS = {

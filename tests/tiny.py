@@ -7,15 +7,14 @@ import jax
 import numpy as np
 
 from jem_jax import config as configuration
-from jem_jax.augment import to_float
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset, Split
 from jem_jax.distributed import devices
-from jem_jax.training import device_data, network, optimizer, sizes
-from jem_jax.training import step as train_step
-from jem_jax.training.device_data import DeviceData, Order
+from jem_jax.training import run as training_run
+from jem_jax.training.device_data import DeviceData
 from jem_jax.training.network import Network
-from jem_jax.training.step import Step, TrainState
+from jem_jax.training.state import TrainState
+from jem_jax.training.step import Step
 from jem_jax.wide_resnet import BatchNorm
 
 CLASSES, SIDE = 3, 8
@@ -124,25 +123,17 @@ def whole(buffer: jax.Array) -> np.ndarray:
 
 def program(config: Config) -> tuple[Step, DeviceData, Network]:
     """A run's step, the data that it takes, and its network."""
-    images = dataset()
-    order = Order(config, images.train.labels)
-    data = device_data.build(config, images.train, order)
-    net = network.build(config.model, CLASSES)
-    rule = optimizer.build(config.optimizer, order.steps_per_epoch)
-    return train_step.build(config, net, rule, CLASSES, data.streamed), data, net
+    run = training_run.prepare(config, dataset())
+    return run.step(), run.data, run.network
 
 
 def start(config: Config) -> Start:
     """All that a run's first iteration takes, on the devices."""
-    step, data, net = program(config)
-    rule = optimizer.build(config.optimizer, 1)
-    batch = to_float(dataset().train.images[: config.training.batch_size])
-    begin = jax.jit(lambda key, x: train_step.init_state(config, net, rule, key, x))
-    state = begin(jax.random.key(config.seed), batch)
-    slots, classes = sizes.buffer_size(config, CLASSES)
-    shape = (slots, classes, SIDE, SIDE, 1)
-    chains = np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32) if slots else None
-    return Start(step, devices.replicate(state), chains, data, net)
+    run = training_run.prepare(config, dataset())
+    state, buffer = run.begin()
+    shape = () if buffer is None else buffer.shape
+    chains = None if buffer is None else np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32)
+    return Start(run.step(), devices.replicate(state), chains, run.data, run.network)
 
 
 def leaves(tree: Any) -> dict[str, np.ndarray]:

@@ -1,11 +1,20 @@
 """Flags of a command, and its errors said in one line."""
 
 import argparse
+import importlib
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import NoReturn
 
+from jem_jax.common import streams
 from jem_jax.common.errors import UserError, printable, shown
+
+_LAST_SECONDS = 3
+"""that a command has to end by itself after Ctrl-C"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,20 +27,51 @@ class Parser(argparse.ArgumentParser):
 
 def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """A command's exit status, its errors said in one line unless --debug is among the arguments."""
+    with streams.unfailing():
+        try:
+            return command(arguments)
+        except KeyboardInterrupt:
+            print("jem-jax: stopped; the same command goes on", file=sys.stderr)
+            return 130
+        except (UserError, OSError) as error:
+            if "--debug" in arguments:
+                raise
+            text = str(error)
+            if isinstance(error, OSError) and error.filename is not None:
+                text = f"{error.strerror}: {shown(error.filename)}"
+            # A file's name can hold anything.
+            print(f"jem-jax: {printable(' '.join(text.split()))}", file=sys.stderr)
+            return 2
+
+
+def end_at_ctrl_c() -> None:
+    """Makes Ctrl-C end this process, where it is one of its own, even if the exception gets lost.
+
+    Python drops an exception that is raised in a callback of the garbage collector, and some libraries catch it while
+    they are imported.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends it at once
+        timer = threading.Timer(_LAST_SECONDS, os._exit, (130,))
+        timer.daemon = True
+        timer.start()
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def import_jax() -> None:
+    """Imports JAX, which reads its environment variables then.
+
+    Raises:
+      UserError: one of them is not what JAX takes.
+    """
     try:
-        return command(arguments)
-    except KeyboardInterrupt:
-        print("jem-jax: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    except (UserError, OSError) as error:
-        if "--debug" in arguments:
-            raise
-        text = str(error)
-        if isinstance(error, OSError) and error.filename is not None:
-            text = f"{error.strerror}: {shown(error.filename)}"
-        # A file's name can hold anything.
-        print(f"jem-jax: {printable(' '.join(text.split()))}", file=sys.stderr)
-        return 2
+        importlib.import_module("jax")
+    except ValueError as error:
+        raise UserError(f"JAX cannot start: {error}; correct that environment variable, or unset it") from error
 
 
 def overrides(parser: Parser, arguments: Sequence[str]) -> list[tuple[str, str]]:

@@ -1,15 +1,19 @@
 """Config files and `--config.group.key=value`: how settings reach `jem_jax.config`."""
 
 import ast
+import contextlib
 import importlib.util
+import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import ml_collections
 
 from jem_jax import config as configuration
+from jem_jax import configs
+from jem_jax.common import paths
 from jem_jax.common.errors import UserError, shown
 from jem_jax.config import Config
 
@@ -41,7 +45,7 @@ def find(path: str) -> Path:
     Raises:
       UserError: there is neither.
     """
-    file = Path(path)
+    file = paths.local("--config", path)
     if file.is_file():
         return file
     own = packaged()
@@ -55,19 +59,19 @@ def find(path: str) -> Path:
 
 def packaged() -> dict[str, Path]:
     """Names and paths of the config files that come with the package."""
-    spec = importlib.util.find_spec("jem_jax.configs")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    return {file.stem: file for folder in folders for file in Path(folder).glob("*.py") if file.stem != "__init__"}
+    folders = map(Path, configs.__path__)
+    return {file.stem: file for folder in folders for file in folder.glob("*.py") if file.stem != "__init__"}
 
 
 def _get_config(file: Path) -> ml_collections.ConfigDict:
     if file.suffix != ".py":
         raise UserError(f"config file {file} must be a Python file, *.py")
     try:
-        module = _execute(file)
-        if not callable(getattr(module, "get_config", None)):
-            raise UserError(f"config file {file} must define get_config(), which returns a ConfigDict")
-        settings = module.get_config()
+        with _beside(file):
+            module = _execute(file)
+            if not callable(getattr(module, "get_config", None)):
+                raise UserError(f"config file {file} must define get_config(), which returns a ConfigDict")
+            settings = module.get_config()
     except UserError:
         raise
     # A config file that exits must not end the program as if it were done.
@@ -85,6 +89,21 @@ def _execute(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def _beside(file: Path) -> Iterator[None]:
+    """Lets a config file import its neighbours, which are forgotten afterwards: another file may have its own."""
+    folder = file.absolute().parent
+    before = set(sys.modules)
+    try:
+        with paths.importable(folder, file.resolve().parent, Path.cwd()):
+            yield
+    finally:
+        for name in set(sys.modules) - before:
+            origin = getattr(sys.modules[name], "__file__", None)
+            if origin and Path(origin).parent in (folder, file.resolve().parent):
+                del sys.modules[name]
 
 
 def _line(file: Path, error: BaseException) -> int | str:

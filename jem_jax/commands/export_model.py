@@ -78,8 +78,8 @@ def run(config: Config, path: Path, model_dir: Path, data_set: str | None) -> in
     if data_set is not None and data_set not in _LICENCES and data_set not in SOURCES:
         raise UserError(f"--data_set {shown(data_set)} is no data set; there are {', '.join(_LICENCES)}")
     known = workdir.read_facts(path)
-    workdir.check_settings(path, known.config, config, "Leave --config out: it has its own", but=("data.name",))
     dataset = datasets.load(config.data)
+    workdir.check_reading(path, known, workdir.facts_of(config, dataset, 0), but=("data.name",))
     processes.start(processes.Cluster(), devices.choose_cpu_devices(()), 1)
     found = trained.read_arrays(path, known)
     values = _report(path, found.step)

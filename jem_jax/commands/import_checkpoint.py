@@ -6,7 +6,7 @@ The workdir can then be evaluated, sampled from, or trained further by `python -
 afresh, since official checkpoints hold none.
 """
 
-import sys
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,14 +16,15 @@ import jax.numpy as jnp
 
 from jem_jax import datasets, torch_import
 from jem_jax.commands import command_line, config_files
+from jem_jax.common import paths
 from jem_jax.common.errors import UserError, printable
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.distributed import processes
 from jem_jax.runs import checkpoint, workdir
 from jem_jax.torch_import import Imported
-from jem_jax.training import network, optimizer, sizes, trained
-from jem_jax.training import step as train_step
+from jem_jax.training import network, optimizer, quantities, sizes, trained
+from jem_jax.training.state import init_state
 
 
 class _Arguments(NamedTuple):
@@ -51,12 +52,12 @@ def write_workdir(imported: Imported, config: Config, dataset: Dataset, path: Pa
     net = network.build(config.model, dataset.num_classes)
     first = jnp.zeros((1, *dataset.image_shape))
     rule = optimizer.build(config.optimizer, 1)
-    state = train_step.init_state(config, net, rule, jax.random.key(config.seed), first)
+    state = init_state(config, net, rule, jax.random.key(config.seed), first)
     state = trained.with_variables(state, imported.variables)
     buffer = imported.buffer if sizes.buffer_size(config, dataset.num_classes)[0] else None
     with workdir.held(path):
         workdir.prepare_empty(path)
-        workdir.write_facts(path, workdir.RunFacts(config, dataset.image_shape, dataset.class_names, 0))
+        workdir.write_facts(path, workdir.facts_of(config, dataset, 0))
         checkpoints = checkpoint.Checkpoints(path / workdir.CHECKPOINTS, config.training.keep_checkpoints)
         checkpoints.save(0, trained.tree(checkpoint.to_tree(state), buffer), {"best_accuracy": -1.0, "seconds": 0.0})
         checkpoints.close()
@@ -77,28 +78,23 @@ def settings_of(imported: Imported) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in settings]
 
 
-def command(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status, as `jem_jax.main.main` does."""
-    return command_line.guarded(_run, sys.argv[1:] if arguments is None else list(arguments))
-
-
-def _run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit status. Errors are those of its parts, `UserError`s."""
     given = _parse(arguments)
     processes.start(processes.Cluster(), 1, 1)
     config = config_files.read(given.config, given.overrides)
-    conditional = train_step.buffer_classes(config, 2) > 1
+    conditional = quantities.buffer_classes(config, 2) > 1
     try:
         imported = torch_import.load(given.checkpoint, given.norm, class_conditional=conditional)
     except (ValueError, ImportError) as error:
         raise UserError(str(error)) from error
     overrides = [*given.overrides, *settings_of(imported)]
     config = config_files.read(given.config, overrides)
-    write_workdir(imported, config, datasets.load(config.data), Path(given.workdir))
-    flags = " ".join(f"--config.{name}={text}" for name, text in overrides)
+    write_workdir(imported, config, datasets.load(config.data), paths.local("--workdir", given.workdir))
+    flags = [f"--config={given.config}", f"--workdir={given.workdir}"]
+    flags += [f"--config.{name}={text}" for name, text in overrides]
     print(printable(f"wrote {given.workdir}; go on with:"))
-    print(
-        printable(f"  python -m jem_jax.main --mode=evaluate --config={given.config} --workdir={given.workdir} {flags}")
-    )
+    print(printable(f"  python -m jem_jax.main --mode=evaluate {shlex.join(flags)}"))
     return 0
 
 

@@ -65,7 +65,7 @@ def check(config: Config, dataset: Dataset, mode: str) -> None:
     limit = devices.device_memory()
     for phase, parts in phases.items():
         if limit is None:
-            each = {part: part.host + jax.local_device_count() * part.device for part in parts}
+            each = {part: part.host + devices.local_count() * part.device for part in parts}
             _fits(phase, each, checks.memory(), "this machine has")
         else:
             _fits(phase, {part: part.device for part in parts}, limit, "each device has")
@@ -127,7 +127,7 @@ def _training(config: Config, dataset: Dataset, found: _Network) -> list[Part]:
 
 
 def _evaluation(config: Config, dataset: Dataset, found: _Network, mode: str) -> list[Part]:
-    settings, count = config.evaluation, jax.local_device_count()
+    settings, count = config.evaluation, devices.local_count()
     pixels = _FLOAT * int(np.prod(dataset.image_shape))
     wanted = {section.name for section in sections.wanted(settings)} if mode != "sample" else {"samples"}
     samples = settings.num_samples if wanted & {"samples", "sample_quality"} else 0
@@ -138,7 +138,7 @@ def _evaluation(config: Config, dataset: Dataset, found: _Network, mode: str) ->
     if "adversarial" in wanted and settings.refined_linf and _buffer(config, dataset):
         refined = min(settings.refined_images, settings.batch_size, len(dataset.test))
         # Through every step of a chain go a forward pass and its gradient.
-        chains = refined / count * adversarial.CHAINS * 2 * max(adversarial.REFINEMENTS)
+        chains = refined / count * adversarial.COPIES * 2 * max(adversarial.REFINEMENTS)
     return [
         _data_set(dataset),
         Part(_PARAMETERS, "model.width", device=found.parameters, host=found.parameters),

@@ -22,8 +22,7 @@ from jem_jax.distributed.processes import Cluster
 from jem_jax.runs import checkpoint, model_folder, workdir
 from jem_jax.runs.metrics import duration
 from jem_jax.runs.workdir import RunFacts
-from jem_jax.training import loop, sizes, trained
-from jem_jax.training import step as train_step
+from jem_jax.training import loop, quantities, sizes, trained
 from jem_jax.training.loop import Trained
 
 __all__ = ["Cluster", "run", "settings_of"]
@@ -62,20 +61,17 @@ def run(
     known = None if overwrite else trained.find_facts(path)
     if mode != "train" and known is None:
         raise UserError(f"{path} holds no run to {mode}; train one first, or name its folder with --workdir")
-    if known is not None and report_dir != path:
-        # Which copy of the images a shared model is judged by is for its user to say.
-        but = ("data.name",) if model_folder.is_one(path) else ()
-        workdir.check_settings(path, known.config, config, "Leave --config out: it has its own", but)
     dataset = datasets.load(config.data)
-    processes.start(cluster, _cpu_devices(config, dataset, known, cluster), require_devices)
-    try:
-        return _in_workdir(mode, config, dataset, path, report_dir, overwrite)
-    except BaseException as error:
-        processes.exit_without_barrier()
-        reason = processes.explain_runtime_error(error)
-        if reason is None:
-            raise
-        raise UserError(reason) from error
+    with processes.own_settings():
+        processes.start(cluster, _cpu_devices(config, dataset, known, cluster), require_devices)
+        try:
+            return _in_workdir(mode, config, dataset, path, report_dir, overwrite)
+        except BaseException as error:
+            processes.exit_without_barrier()
+            reason = processes.explain_runtime_error(error)
+            if reason is None:
+                raise
+            raise UserError(reason) from error
 
 
 def settings_of(path: Path, overrides: Sequence[tuple[str, str]]) -> Config:
@@ -116,7 +112,9 @@ def _report_dir(mode: str, path: Path, given: Path | None) -> Path:
 def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, report_dir: Path, overwrite: bool) -> int:
     if len(set(processes.gather_strings(_fingerprint(mode, config, overwrite)))) > 1:
         raise UserError("the processes were started with different settings; give all of them the same command")
-    facts = RunFacts(config, dataset.image_shape, dataset.class_names, devices.cpu_devices())
+    if len(set(processes.gather_strings(dataset.fingerprint))) > 1:
+        raise UserError(f"the processes read different data from {dataset.name}; all must read the same")
+    facts = workdir.facts_of(config, dataset, devices.cpu_devices())
     with contextlib.ExitStack() as stack:
         with processes.fail_together():
             if mode == "train":
@@ -127,9 +125,12 @@ def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, report_
             memory.check(config, dataset, mode)
             stack.enter_context(workdir.held(report_dir, processes.is_first()))
             if report_dir == path:
-                workdir.prepare(path, config, overwrite, processes.is_first())
+                workdir.prepare(path, facts, overwrite, mode == "train", processes.is_first())
             else:
                 workdir.prepare_reports(report_dir, processes.is_first())
+                # Which copy of the images a shared model is judged by is for its user to say.
+                but = ("data.name",) if model_folder.is_one(path) else ()
+                workdir.check_reading(path, trained.read_facts(path), facts, but)
         if mode == "train":
             return _train(facts, dataset, path)
         if mode == "evaluate":
@@ -163,6 +164,8 @@ def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
             seconds = {"training": trained.seconds}
             if _has_baseline(facts.config):
                 seconds["baseline"] = _train_baseline(facts, dataset, path, interrupts).seconds
+            if interrupts.signal is not None:  # it came when the last iteration was done
+                raise Interrupted(trained.steps, trained.steps)
     except Interrupted as stop:
         _say(f"{stop}; saved in {path}. The same command goes on from there")
         return 128 + (interrupts.signal or signal.SIGTERM)
@@ -189,12 +192,12 @@ def _check_shared(path: Path) -> None:
 
 
 def _has_baseline(config: Config) -> bool:
-    terms = train_step.weights(config)
+    terms = quantities.weights(config)
     return config.training.baseline and terms.needs_samples
 
 
 def _train_baseline(facts: RunFacts, dataset: Dataset, path: Path, interrupts: Interrupts) -> Trained:
-    config = loop.classifier_config(facts.config)
+    config = quantities.classifier_config(facts.config)
     return loop.train(config, dataset, path / workdir.BASELINE, "classifier", interrupts)
 
 

@@ -3,7 +3,9 @@
 import difflib
 import os
 from pathlib import Path
+from typing import Any
 
+from jem_jax.common import files, paths
 from jem_jax.common.errors import UserError, shown
 from jem_jax.config import Data
 from jem_jax.datasets import checks, digits, own_folder, own_npz, prepared, resize, tfds_named
@@ -31,33 +33,27 @@ def load(data: Data) -> Dataset:
     return dataset
 
 
-def version(name: str) -> list[tuple[str, int, int]]:
-    """What tells one state of one's own data from another: its files' names, sizes in bytes and times of change in ns.
-
-    Empty for a data set that has a name alone, which is always the same.
-    """
+def version(name: str) -> list[list[Any]]:
+    """`files.version` of one's own data; empty for a data set that has a name alone, which is always the same."""
     if name in _NAMES or name.startswith(tfds_named.PREFIX):
         return []
-    path = checks.path("data.name", name)
-    files = sorted(found for found in path.rglob("*") if found.is_file()) if path.is_dir() else [path]
-    states = [(str(file), file.stat()) for file in files if file.exists()]
-    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    return files.version(paths.local("config.data.name", name))
 
 
 def _load(data: Data) -> Dataset:
     name = data.name
-    folder = prepared.data_folder(str(checks.path("data.data_dir", data.data_dir)) if data.data_dir else "")
     if name == digits.NAME:
         return digits.load()
     if name in SOURCES:
-        manual_dir = checks.path("data.manual_dir", data.manual_dir) if data.manual_dir else None
-        return prepared.load(SOURCES[name], folder, manual_dir)
+        manual_dir = paths.local("config.data.manual_dir", data.manual_dir) if data.manual_dir else None
+        return prepared.load(SOURCES[name], prepared.data_folder(data.data_dir), manual_dir)
     if name.startswith(tfds_named.PREFIX):
-        return tfds_named.load(name.removeprefix(tfds_named.PREFIX), folder, data.image_size)
-    path = checks.path("data.name", name)
+        name = name.removeprefix(tfds_named.PREFIX)
+        return tfds_named.load(name, prepared.data_folder(data.data_dir), data.image_size)
+    path = paths.local("config.data.name", name)
     if name and path.is_dir():
         return own_folder.load(path, data.image_size)
-    if path.is_file() and path.suffix == ".npz":
+    if path.is_file() and path.suffix.lower() == ".npz":
         return own_npz.load(path)
     raise UserError(_no_such(name, path))
 
@@ -65,7 +61,7 @@ def _load(data: Data) -> Dataset:
 def _no_such(name: str, path: Path) -> str:
     if name and path.exists():
         return f"config.data.name {shown(name)} must be an .npz file or a folder of class folders of images"
-    if path.suffix == ".npz" or os.sep in name:
+    if path.suffix.lower() == ".npz" or os.sep in name:
         return f"config.data.name {shown(name)}: there is no such file or folder"
     plain = name.lower().replace("-", "_")
     near = [f"{tfds_named.PREFIX}{known}" for known in tfds_named.known() if known == plain and known not in SOURCES]

@@ -14,23 +14,6 @@ STRIDE = 4
 """the network halves the side twice"""
 
 
-def path(key: str, text: str) -> Path:
-    """The path that a setting names; whether there is anything is not looked at.
-
-    Raises:
-      UserError: no file can have that name.
-    """
-    try:
-        found = Path(text).expanduser()
-        found.lstat()
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass
-    except (OSError, RuntimeError, ValueError) as error:  # too long, the home of nobody, characters that no name has
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"config.{key} {shown(text)} cannot be a path: {reason}") from error
-    return found
-
-
 def is_file(path: Path) -> None:
     """Checks before a path is opened that a file is there: a pipe would wait for someone who writes, for good.
 

@@ -1,5 +1,8 @@
 """What a data set is."""
 
+import functools
+import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,3 +51,16 @@ class Dataset:
         """(H, W, C)."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of class names, images and labels, split by split in their order; the name does not count.
+
+        Hashing CIFAR-10 takes 0.2 to 0.8 s. Nothing is kept by a file's time, which copying tools carry along.
+        """
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for split in (self.train, self.validation, self.test):
+            digest.update(json.dumps(split.images.shape).encode())
+            digest.update(np.ascontiguousarray(split.images).data)
+            digest.update(np.ascontiguousarray(split.labels, "<i4").data)
+        return digest.hexdigest()

@@ -13,6 +13,7 @@ import os
 import shutil
 from pathlib import Path
 
+from jem_jax.common import paths
 from jem_jax.datasets import archives, cache, download, locking
 from jem_jax.datasets.dataset import Dataset
 from jem_jax.datasets.held_out import Parts, cut, official_order
@@ -21,8 +22,17 @@ from jem_jax.datasets.sources import Source
 
 
 def data_folder(data_dir: str) -> Path:
-    """The folder of that setting; where it is empty, TFDS's own: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    """The folder of that setting; where it is empty, TFDS's own: $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Raises:
+      UserError: there can be no such folder, or no home for it.
+    """
+    if data_dir:
+        return paths.local("config.data.data_dir", data_dir)
+    of_environment = os.environ.get("TFDS_DATA_DIR")
+    if of_environment:
+        return paths.local("TFDS_DATA_DIR", of_environment)
+    return paths.local("the data folder (set --config.data.data_dir=DIR or TFDS_DATA_DIR)", "~/tensorflow_datasets")
 
 
 def load(source: Source, data_dir: Path, manual_dir: Path | None = None) -> Dataset:

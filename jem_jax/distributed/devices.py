@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -19,6 +20,19 @@ Array = jax.Array
 T = TypeVar("T")
 
 AXIS = "devices"
+
+_used: int | None = None
+"""how many of a CPU's devices are used, where JAX had more before this program chose; None: all"""
+
+
+def use(count: int | None) -> None:
+    """Uses so many of this process's devices from now on; None: all of them."""
+    global _used
+    _used = count
+
+
+def _local() -> list[jax.Device]:
+    return jax.local_devices()[:_used]
 
 
 def choose_cpu_devices(sizes: Sequence[int], num_processes: int = 1) -> int:
@@ -30,7 +44,7 @@ def choose_cpu_devices(sizes: Sequence[int], num_processes: int = 1) -> int:
 
 def cpu_devices() -> int:
     """How many devices the CPU was made into; 0 on an accelerator."""
-    return jax.local_device_count() if jax.default_backend() == "cpu" else 0
+    return local_count() if jax.default_backend() == "cpu" else 0
 
 
 def _usable_cores() -> int:
@@ -51,12 +65,17 @@ def set_by_environment() -> bool:
 
 def count() -> int:
     """Devices of all processes."""
-    return jax.device_count()
+    return jax.device_count() if _used is None else _used
+
+
+def local_count() -> int:
+    """Devices of this process."""
+    return len(_local())
 
 
 def describe() -> str:
     """The devices in words: "2 CPU devices", "8 × NVIDIA H100 in 2 processes"."""
-    device, total = jax.devices()[0], jax.device_count()
+    device, total = jax.devices()[0], count()
     if device.platform == "cpu":
         text = f"{total} CPU device{'s' if total > 1 else ''}"
     else:
@@ -70,8 +89,15 @@ def index() -> Array:
 
 
 def mean(tree: T) -> T:
-    """Inside a mapped step: the mean over all devices of a pytree of floats, as one all-reduce."""
-    return jax.lax.pmean(tree, AXIS)
+    """Inside a mapped step: the mean over all devices of a pytree's floats, as one all-reduce.
+
+    Of integers, such as counts, which a mean would turn into floats, the largest; that takes another all-reduce.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    floats = [jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact) for leaf in leaves]
+    means = iter(jax.lax.pmean([leaf for leaf, is_float in zip(leaves, floats, strict=True) if is_float], AXIS))
+    others = iter(jax.lax.pmax([leaf for leaf, is_float in zip(leaves, floats, strict=True) if not is_float], AXIS))
+    return jax.tree.unflatten(structure, [next(means if is_float else others) for is_float in floats])
 
 
 def per_device(
@@ -79,24 +105,41 @@ def per_device(
 ) -> Callable[..., Any]:
     """`step` on every device of every process; an axis is None (alike everywhere) or 0 (cut by device)."""
     # pmap wants at least one argument that is cut, and a plain classifier has none.
-    places = shard(np.arange(jax.device_count(), dtype=np.int32))
+    places = shard(np.arange(count(), dtype=np.int32))
     mapped = jax.pmap(
         lambda _, *args: step(*args),
         axis_name=AXIS,
         in_axes=(0, *in_axes),
         out_axes=out_axes,
         donate_argnums=tuple(number + 1 for number in donate_argnums),
+        devices=None if _used is None else _local(),
     )
-    if cpu_devices() < 2:
+    if not cpu_devices():
         return functools.partial(mapped, places)
 
     def one_at_a_time(*args: Any) -> Any:
-        # With iterations queued on several CPU devices, their threads can wait for each other in the all-reduce until
-        # XLA aborts the process (jaxlib 0.10.2: within seconds at 500 a second, even without asynchronous dispatch).
+        # A CPU has one program at a time. With iterations queued on several of its devices, their threads can wait for
+        # each other in the all-reduce until XLA aborts the process (jaxlib 0.10.2: within seconds at 500 a second, even
+        # without asynchronous dispatch).
         return jax.block_until_ready(mapped(*args))
 
     one_at_a_time.lower = mapped.lower  # type: ignore[attr-defined]
     return functools.partial(one_at_a_time, places)
+
+
+def compiled(step: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    """A step of `per_device` compiled for arguments of these shapes; it takes no others.
+
+    With several processes it is the step itself, compiled at its first call: ahead, pmap takes global arrays only.
+    """
+    if jax.process_count() > 1:
+        return step
+    assert isinstance(step, functools.partial)
+    mapped: Any = step.func
+    program = mapped.lower(*step.args, *args).compile()
+    if cpu_devices() < 2:
+        return functools.partial(program, *step.args)
+    return lambda *own: jax.block_until_ready(program(*step.args, *own))
 
 
 def replicate(tree: Any) -> Any:
@@ -106,10 +149,14 @@ def replicate(tree: Any) -> Any:
 
 def shard(array: np.ndarray | Array) -> Array:
     """This process's part of a whole array [N, ...], cut by device: [local devices, N / devices, ...]."""
-    parts = array.reshape(jax.device_count(), -1, *array.shape[1:])
-    first = jax.process_index() * jax.local_device_count()
-    local = parts[first : first + jax.local_device_count()]
+    parts = array.reshape(count(), -1, *array.shape[1:])
+    local = parts[jax.process_index() * local_count() :][: local_count()]
     return jax.device_put(local, NamedSharding(_mesh(), PartitionSpec(AXIS)))
+
+
+def shard_each(values: np.ndarray) -> Array:
+    """One value for each device [devices], as this process's part [local devices]."""
+    return shard(values)[:, 0]
 
 
 def shard_buffer(buffer: np.ndarray | Array) -> Array:
@@ -128,9 +175,8 @@ def whole_buffer(rows: Array, image_shape: tuple[int, ...]) -> Array:
 
 def shard_rows(array: np.ndarray, rows: np.ndarray) -> Array:
     """`shard(array[rows])`, of which this process gathers its own part alone: [local devices, rows / devices, ...]."""
-    parts = rows.reshape(jax.device_count(), -1)
-    first = jax.process_index() * jax.local_device_count()
-    local = array[parts[first : first + jax.local_device_count()]]
+    parts = rows.reshape(count(), -1)
+    local = array[parts[jax.process_index() * local_count() :][: local_count()]]
     return jax.device_put(local, NamedSharding(_mesh(), PartitionSpec(AXIS)))
 
 
@@ -174,21 +220,21 @@ def over_examples(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any, in
       function: (shared pytree, pytree of [b, ...]) -> pytree of [b, ...], each example on its own.
 
     Returns:
-      (shared, examples, batch_size) -> pytree of NumPy arrays [N, ...]; `examples` is a pytree of NumPy arrays
+      (shared, examples, batch_size) -> pytree of NumPy arrays [N, ...]; `examples` is a pytree of arrays or PRNG keys
       [N, ...], `shared` what every batch needs alike (variables). The last batch is filled up, so that one
       program, compiled once, serves all.
     """
-    devices = jax.local_devices()
+    devices = _local()
     mapped = jax.pmap(function, axis_name=AXIS, in_axes=(None, 0), devices=devices)
 
     def run(shared: Any, examples: Any, batch_size: int) -> Any:
         total = len(jax.tree.leaves(examples)[0])
         size = -(-min(batch_size, total) // len(devices)) * len(devices)
-        shared = replicate(shared)
+        shared, examples = replicate(shared), jax.tree.map(_on_host, examples)
         results = []
         for start in range(0, total, size):
-            rows = np.minimum(np.arange(start, start + size), total - 1)
-            batch = jax.tree.map(lambda leaf, rows=rows: _cut(np.asarray(leaf)[rows], len(devices)), examples)
+            rows = np.arange(start, start + size) % total
+            batch = jax.tree.map(lambda leaf, rows=rows: leaf(rows, len(devices)), examples)
             result = jax.device_get(mapped(shared, batch))
             results.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:total], *results)
@@ -196,9 +242,18 @@ def over_examples(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any, in
     return run
 
 
+def _on_host(leaf: Any) -> Callable[[np.ndarray, int], Any]:
+    """(rows, parts) -> those rows of a whole array, or array of keys, cut into parts."""
+    if isinstance(leaf, Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data, impl = np.asarray(jax.random.key_data(leaf)), jax.random.key_impl(leaf)
+        return lambda rows, parts: jax.random.wrap_key_data(jnp.asarray(_cut(data[rows], parts)), impl=impl)
+    array = np.asarray(leaf)
+    return lambda rows, parts: _cut(array[rows], parts)
+
+
 def _cut(array: np.ndarray, parts: int) -> np.ndarray:
     return array.reshape(parts, -1, *array.shape[1:])
 
 
 def _mesh() -> Mesh:
-    return Mesh(np.array(jax.local_devices()), (AXIS,))
+    return Mesh(np.array(_local()), (AXIS,))

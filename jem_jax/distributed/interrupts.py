@@ -1,11 +1,18 @@
-"""Ctrl-C and SIGTERM: the first asks a run to save and stop, the second leaves at once."""
+"""Ctrl-C, SIGTERM and SIGHUP, of a terminal that was closed.
 
+The first asks a run to save and stop, the second leaves at once.
+"""
+
+import contextlib
 import os
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
 from jem_jax.distributed import processes
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(Exception):
@@ -31,7 +38,11 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         self._when = "after this iteration" if processes.process_count() == 1 else "at the next line of the log"
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # Python hands signals to the main thread alone.
+        heeded = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        for number in heeded:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # as nohup sets it, so that a run outlives its terminal
             self._old[number] = signal.signal(number, self._request)
         return self
 
@@ -60,4 +71,5 @@ class Interrupts:
             # Straight out: no handler, no thread and no half-written file of ours can hold the program.
             os._exit(128 + number)
         self.signal = number
-        os.write(2, f"\nstopping {self._when}; once more leaves at once\n".encode())
+        with contextlib.suppress(OSError):  # of a terminal that was closed
+            os.write(2, f"\nstopping {self._when}; once more leaves at once\n".encode())

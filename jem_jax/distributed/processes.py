@@ -21,6 +21,20 @@ _SILENT_SECONDS = 100
 """After so long without a word from a process JAX ends all others"""
 _FAREWELL_SECONDS = 2
 _TEXT_BYTES = 1000
+_SETTINGS = {
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+    "jax_transfer_guard": "allow",
+    "jax_transfer_guard_host_to_device": "allow",
+    "jax_transfer_guard_device_to_device": "allow",
+    "jax_transfer_guard_device_to_host": "allow",
+    "jax_debug_key_reuse": False,
+}
+"""What a run's numbers and checkpoints depend on, whatever the environment or other code in this process says"""
 _LAST_SECONDS = 24 * 3600
 """How long processes that are done wait for the first one, which evaluates and draws"""
 
@@ -37,8 +51,23 @@ class Cluster:
     """JAX finds the others: Cloud TPU, Slurm, Kubernetes"""
 
 
+@contextlib.contextmanager
+def own_settings() -> Iterator[None]:
+    """JAX as this package needs it; afterwards as it was, for the other code of this process."""
+    # Versions of JAX differ in what they have.
+    before = {name: getattr(jax.config, name) for name in _SETTINGS if hasattr(jax.config, name)}
+    try:
+        for name in before:
+            jax.config.update(name, _SETTINGS[name])
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        devices.use(None)
+
+
 def start(cluster: Cluster, cpu_devices: int, require_devices: int) -> None:
-    """Starts JAX: the only place where process-wide settings are made, before anything computes.
+    """Starts JAX, or takes it as it is where other code of this process used it before; within `own_settings`.
 
     Args:
       cluster: the other processes, if any; all start or none does.
@@ -50,10 +79,15 @@ def start(cluster: Cluster, cpu_devices: int, require_devices: int) -> None:
         too few devices.
     """
     _use_compilation_cache()
-    # A CPU has one program at a time. This holds back those of one device alone, `per_device` those of several.
+    # A CPU has one program at a time.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if not devices.set_by_environment():
-        jax.config.update("jax_num_cpu_devices", cpu_devices)
+    if devices.set_by_environment():
+        if os.environ.get("JAX_NUM_CPU_DEVICES") == "0":
+            raise UserError("JAX_NUM_CPU_DEVICES must be at least 1, not 0")
+    else:
+        # JAX has its devices already where other code used it.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", cpu_devices)
     _join(cluster)
     try:
         found = jax.device_count()
@@ -62,6 +96,10 @@ def start(cluster: Cluster, cpu_devices: int, require_devices: int) -> None:
             f"no device of platform {os.environ.get('JAX_PLATFORMS')!r} (JAX_PLATFORMS) could be started "
             f"({_first_line(error)}); install JAX for it (the extras cuda12, cuda13 and tpu), or set JAX_PLATFORMS=cpu"
         ) from error
+    if devices.cpu_devices() and not devices.set_by_environment() and jax.process_count() == 1:
+        # The most that divide what was to be cut by `cpu_devices`.
+        found = next(number for number in range(found, 0, -1) if cpu_devices % number == 0)
+        devices.use(found)
     if found < require_devices:
         raise UserError(f"--require_devices={require_devices}, but there are {devices.describe()}")
 

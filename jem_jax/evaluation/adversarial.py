@@ -5,10 +5,13 @@ attack knows everything: weights, defence and its noise's distribution. It maxim
 random point of the ball, and of all the points that it visits keeps for each image the one with the largest margin
 max_{y' ≠ y} f(x)[y'] - f(x)[y], the image itself among them. An attack of more steps or restarts visits the same
 points and more, so that it is never weaker.
+
+An attack takes a classifier (keys, x) -> logits, because a defence may be random. One without noise ignores its keys:
+`lambda keys, x: logits_fn(x)`.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,38 +19,20 @@ import numpy as np
 import optax
 
 from jem_jax import energy, prng, sgld
-from jem_jax.distributed import devices
 
 Array = jax.Array
-VariablesLogits = Callable[[Any, Array], Array]
-Defence = Callable[[Any, Array, Array], Array]
-"""(variables, one key per example [B], x [B, ...]) -> logits [B, K]"""
+Classifier = Callable[[Array, Array], Array]
+"""(one key per example [B], x [B, ...]) -> logits [B, K]"""
 
 NORMS = ("linf", "l2")
 _STEP = 0.25
 """of ε, the length of an attack step; 2/255 for an ε of 8/255, as is common. It must not depend on their number."""
 
 
-class Attacked(NamedTuple):
-    """What an attack found."""
-
-    images: np.ndarray
-    """[N, ...] the strongest points, within ε of the images and in [-1, 1]"""
-    right: np.ndarray
-    """[N] bool: still classified as the label, under fresh noise where the defence has any"""
-
-
-Attacker = Callable[[Any, Array, np.ndarray, np.ndarray, float, int], Attacked]
-"""(variables, key, images [N, ...] in [-1, 1], labels [N], epsilon, batch_size) -> `Attacked`"""
-
-
-def undefended(logits_fn: VariablesLogits) -> Defence:
-    """The classifier as it is."""
-    return lambda variables, _, x: logits_fn(variables, x)
-
-
 def refined(
-    logits_fn: VariablesLogits,
+    key: Array,
+    logits_fn: energy.LogitsFunction,
+    x: Array,
     *,
     num_steps: int,
     step_size: float = 1.0,
@@ -55,82 +40,105 @@ def refined(
     grad_clip: float | None = None,
     bounds: tuple[float, float] | None = None,
     input_noise: float = 0.03,
-    chains: int = 5,
+    copies: int = 5,
     backpropagate: bool = False,
-) -> Defence:
+) -> Array:
     """JEM-n: the logits averaged over chains that begin at noisy copies of x, after n SGLD steps.
 
+    >>> refined(jax.random.key(0), lambda x: x, jnp.array([[2.0, 1.0]]), num_steps=0, input_noise=0.0).tolist()
+    [[2.0, 1.0]]
+
     Args:
-      logits_fn: (variables, x) -> logits.
+      key: one PRNG key, or one per example [B].
+      logits_fn: x [B, ...] -> logits [B, K].
+      x: [B, ...].
       num_steps: n; 0 leaves the input noise and the average.
       step_size, noise_std, grad_clip, bounds: of the chain, as in `sgld.chain`.
       input_noise: standard deviation of the copies' noise, in [-1, 1] units (official default 0.03).
-      chains: copies of each image (official default 5).
+      copies: of each image (official default 5).
       backpropagate: let gradients through the chain. The official attack takes them at the chain's end and passes
         them straight to the input, which is the weaker attack.
+
+    Returns:
+      Logits [B, K].
     """
-
-    def defended(variables: Any, example_keys: Array, x: Array) -> Array:
-        both = jax.vmap(lambda key: jax.random.split(key, chains))(example_keys).reshape(-1)
-        noise_keys, chain_keys = jax.vmap(lambda key: jax.random.split(key, 2), out_axes=1)(both)
-        noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(noise_keys)
-        start = jnp.repeat(x, chains, axis=0) + input_noise * noise
-        density = energy.marginal(lambda x: logits_fn(variables, x))
-        end = sgld.chain(
-            chain_keys, density, start,
-            num_steps=num_steps, step_size=step_size, noise_std=noise_std, grad_clip=grad_clip, bounds=bounds,
-        )  # fmt: skip
-        if not backpropagate:
-            end = start + jax.lax.stop_gradient(end - start)
-        return logits_fn(variables, end).reshape(len(x), chains, -1).mean(axis=1)
-
-    return defended
+    keys = jax.vmap(lambda key: jax.random.split(key, copies))(prng.of_batch(key, len(x))).reshape(-1)
+    noise_keys, chain_keys = jax.vmap(lambda key: jax.random.split(key, 2), out_axes=1)(keys)
+    noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(noise_keys)
+    start = jnp.repeat(x, copies, axis=0) + input_noise * noise
+    end = sgld.chain(
+        chain_keys, energy.marginal(logits_fn), start,
+        num_steps=num_steps, step_size=step_size, noise_std=noise_std, grad_clip=grad_clip, bounds=bounds,
+    )  # fmt: skip
+    if not backpropagate:
+        end = start + jax.lax.stop_gradient(end - start)
+    return logits_fn(end).reshape(len(x), copies, -1).mean(axis=1)
 
 
 def pgd(
-    defence: Defence,
-    variables: Any,
-    example_keys: Array,
+    key: Array,
+    classifier: Classifier,
     x: Array,
     labels: Array,
     epsilon: float | Array,
     *,
     norm: str,
     num_steps: int,
+    restarts: int = 1,
 ) -> tuple[Array, Array]:
-    """One run of the attack from a random start (Madry et al. 2018), as a pure function.
+    """Projected gradient descent from random starts (Madry et al. 2018).
+
+    >>> plane = lambda keys, x: jnp.stack([-x.sum(axis=1), x.sum(axis=1)], axis=1)
+    >>> x, labels = jnp.array([[0.3, 0.3], [0.02, 0.02]]), jnp.array([1, 1])
+    >>> points, margins = pgd(jax.random.key(0), plane, x, labels, 0.05, norm="linf", num_steps=20)
+    >>> (margins > 0).tolist()
+    [False, True]
 
     Args:
-      defence: what is attacked.
-      example_keys: one PRNG key per example [B].
+      key: one PRNG key, or one per example [B].
+      classifier: what is attacked. It sees other keys in every step.
       x: [B, ...] in [-1, 1].
       labels: [B] integers.
-      epsilon: in [0, 1] pixels; 0 gives x back.
+      epsilon: in [0, 1] pixels, one or one per example [B]; 0 gives x back.
       norm: "linf", the largest change of any value, or "l2", the change's length.
       num_steps: at least 0.
+      restarts: random starts, at least 1; the strongest point of all is returned.
 
     Returns:
-      The strongest points [B, ...] and their margins [B]; a positive margin is a mistake.
+      The strongest points [B, ...], within ε of x and in [-1, 1], and their margins [B]; a positive margin is a
+      mistake. Where the classifier is random, judge the points with fresh keys: these were chosen for theirs.
 
     Raises:
       ValueError: an unknown norm.
     """
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}")
-    radius = 2 * jnp.asarray(epsilon, x.dtype)
+    radius = _over_pixels(jnp.broadcast_to(2 * jnp.asarray(epsilon, x.dtype), len(x)), x)
+
+    def restart(best: tuple[Array, Array], keys: Array) -> tuple[tuple[Array, Array], None]:
+        points, margins = _one_start(keys, classifier, x, labels, radius, norm, num_steps)
+        return _stronger(best, points, margins), None
+
+    example_keys = prng.of_batch(key, len(x))
+    # Far from the numbers that `_one_start` folds in.
+    others = [jax.vmap(jax.random.fold_in, (0, None))(example_keys, 2**31 - 1 - i) for i in range(1, restarts)]
+    best = x, jnp.full(len(x), -jnp.inf)
+    return jax.lax.scan(restart, best, jnp.stack([example_keys, *others]))[0]
+
+
+def _one_start(
+    keys: Array, classifier: Classifier, x: Array, labels: Array, radius: Array, norm: str, num_steps: int
+) -> tuple[Array, Array]:
     inside = _linf_ball if norm == "linf" else _l2_ball
     ascent = jnp.sign if norm == "linf" else _unit
 
     def loss(moved: Array, index: Array) -> tuple[Array, Array]:
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(example_keys, index)
-        logits = defence(variables, step_keys, moved)
+        logits = classifier(jax.vmap(jax.random.fold_in, (0, None))(keys, index), moved)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum(), margin(logits, labels)
 
     def visit(best: tuple[Array, Array], moved: Array, index: Array) -> tuple[tuple[Array, Array], Array]:
         gradient, margins = jax.grad(loss, has_aux=True)(moved, index)
-        stronger = margins > best[1]
-        points = jnp.where(_over_pixels(stronger, moved), moved, best[0])
-        return (points, jnp.where(stronger, margins, best[1])), gradient
+        return _stronger(best, moved, margins), gradient
 
     def step(carry: tuple[tuple[Array, Array], Array], index: Array) -> tuple[tuple[tuple[Array, Array], Array], None]:
         best, moved = carry
@@ -138,57 +146,28 @@ def pgd(
         moved = x + inside(moved + _STEP * radius * ascent(gradient) - x, radius)
         return (best, jnp.clip(moved, -1, 1)), None
 
-    start_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2**31 - 1))(example_keys)
+    start_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2**31 - 1))(keys)
     moved = jnp.clip(x + _random_in_ball(start_keys, x, radius, norm), -1, 1)
-    clean = margin(defence(variables, example_keys, x), labels)
-    (best, moved), _ = jax.lax.scan(step, ((x, clean), moved), jnp.arange(num_steps))
+    best = x, margin(classifier(keys, x), labels)
+    (best, moved), _ = jax.lax.scan(step, (best, moved), jnp.arange(num_steps))
     return visit(best, moved, jnp.asarray(num_steps))[0]
 
 
+def _stronger(best: tuple[Array, Array], points: Array, margins: Array) -> tuple[Array, Array]:
+    better = margins > best[1]
+    return jnp.where(_over_pixels(better, points), points, best[0]), jnp.where(better, margins, best[1])
+
+
 def margin(logits: Array, labels: Array) -> Array:
-    """max_{y' ≠ y} f[y'] - f[y]: positive where the label does not win. NaN, where it cannot, counts as infinite."""
+    """max_{y' ≠ y} f[y'] - f[y]: positive where the label does not win. NaN, where it cannot, counts as infinite.
+
+    >>> margin(jnp.array([[1.0, 4.0, 2.0]]), jnp.array([1])).tolist()
+    [-2.0]
+    """
     own = jnp.arange(logits.shape[-1]) == labels[:, None]
     wrong = jnp.max(jnp.where(own, -jnp.inf, logits), axis=-1)
     value = wrong - jnp.sum(jnp.where(own, logits, 0), axis=-1)
     return jnp.where(jnp.isnan(value), jnp.inf, value)
-
-
-def attacker(defence: Defence, *, norm: str, num_steps: int, restarts: int = 1) -> Attacker:
-    """The attack over many images, on all devices, the best of its restarts for each image."""
-
-    def attack(shared: tuple[Any, Array], examples: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        variables, epsilon = shared
-        key_data, x, labels = examples
-        example_keys = jax.random.wrap_key_data(key_data)
-        return pgd(defence, variables, example_keys, x, labels, epsilon, norm=norm, num_steps=num_steps)
-
-    def classify(variables: Any, examples: tuple[Array, Array, Array]) -> Array:
-        key_data, x, labels = examples
-        return margin(defence(variables, jax.random.wrap_key_data(key_data), x), labels) < 0
-
-    attack_all, classify_all = devices.over_examples(attack), devices.over_examples(classify)
-
-    def run(
-        variables: Any, key: Array, images: np.ndarray, labels: np.ndarray, epsilon: float, batch_size: int
-    ) -> Attacked:
-        attack_key, final_key = jax.random.split(key)
-        strongest: np.ndarray = images
-        margins = np.full(len(images), -np.inf, np.float32)
-        # At ε 0 there is nowhere to go.
-        for restart in range(restarts if epsilon else 0):
-            data = _key_data(jax.random.fold_in(attack_key, restart), len(images))
-            found, new = attack_all((variables, np.float32(epsilon)), (data, images, labels), batch_size)
-            better = new > margins
-            strongest = np.where(_over_pixels(better, images), found, strongest)
-            margins = np.where(better, new, margins)
-        data = _key_data(final_key, len(images))
-        return Attacked(strongest, classify_all(variables, (data, strongest, labels), batch_size))
-
-    return run
-
-
-def _key_data(key: Array, count: int) -> np.ndarray:
-    return np.asarray(jax.random.key_data(prng.for_examples(key, count)))
 
 
 def _over_pixels(values: Any, like: Any) -> Any:

@@ -51,7 +51,12 @@ def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 15, equal_ma
 def expected_calibration_error(
     logits: np.ndarray, labels: np.ndarray, bins: int = 15, equal_mass: bool = False
 ) -> float:
-    """ECE: the mean size of the bins' gaps, weighted by count. A fraction in [0, 1]; it depends on the bins."""
+    """ECE: the mean size of the bins' gaps, weighted by count. A fraction in [0, 1]; it depends on the bins.
+
+    >>> logits = np.log(np.array([[0.75, 0.25], [0.75, 0.25]]))
+    >>> round(expected_calibration_error(logits, np.array([0, 1])), 6)
+    0.25
+    """
     binned = _binned(logits, labels, bins, equal_mass)
     gaps = np.bincount(binned.place, weights=binned.confidence - binned.right, minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))

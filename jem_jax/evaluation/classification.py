@@ -10,7 +10,11 @@ def log_posterior(logits: np.ndarray) -> np.ndarray:
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The fraction of examples whose largest logit is the label's. [N, K], [N] -> fraction."""
+    """The fraction of examples whose largest logit is the label's. [N, K], [N] -> fraction.
+
+    >>> accuracy(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 0]))
+    0.5
+    """
     return float(np.mean(logits.argmax(axis=-1) == labels))
 
 

@@ -1,51 +1,38 @@
 """Imputation: hidden pixels are sampled by SGLD while the known ones stay as they are."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jem_jax import energy, prng, replay_buffer, sgld
-from jem_jax.distributed import devices
+from jem_jax import energy, sgld
 
 Array = jax.Array
-VariablesLogits = Callable[[Any, Array], Array]
 
 
-def inpainter(
-    logits_fn: VariablesLogits, **settings: Any
-) -> Callable[[Any, Array, np.ndarray, np.ndarray, int], np.ndarray]:
-    """A sampler of p(hidden pixels | known pixels), from hidden pixels that begin as U(-1, 1).
+def inpaint(key: Array, log_density: energy.LogDensity, x: Array, known: Array, **settings: Any) -> Array:
+    """A sample of p(hidden pixels | known pixels).
 
     The chain moves along ∇ log p~ of the whole image with respect to its hidden pixels alone.
 
+    >>> log_density = lambda x: -((x[:, 0] - x[:, 1]) ** 2)
+    >>> x, known = jnp.array([[0.5, -1.0]]), jnp.array([True, False])
+    >>> inpaint(jax.random.key(0), log_density, x, known, num_steps=20, step_size=0.3, noise_std=0.0).round(3).tolist()
+    [[0.5, 0.5]]
+
     Args:
-      logits_fn: (variables, x) -> logits.
+      key: one PRNG key, or one per example [B].
+      log_density: x [B, ...] -> [B].
+      x: [B, ...]; the chain starts at its hidden pixels.
+      known: [...] or [B, ...] bool, which pixels stay.
       **settings: keyword arguments of `sgld.chain`.
 
     Returns:
-      (variables, key, images [N, H, W, C], known [H, W, C] bool, batch_size) -> [N, H, W, C], the known pixels
-      unchanged to the last bit and the others unclipped.
+      [B, ...], the known pixels unchanged to the last bit and the others unclipped.
     """
-
-    def run(shared: tuple[Any, Array], examples: tuple[Array, Array, Array]) -> Array:
-        variables, known = shared
-        chain_keys, start, images = examples
-        whole = lambda hidden: jnp.where(known, images, hidden)  # noqa: E731
-        density = energy.marginal(lambda hidden: logits_fn(variables, whole(hidden)))
-        return whole(sgld.chain(jax.random.wrap_key_data(chain_keys), density, start, **settings))
-
-    mapped = devices.over_examples(run)
-
-    def inpaint(variables: Any, key: Array, images: np.ndarray, known: np.ndarray, batch_size: int) -> np.ndarray:
-        start_key, chain_key = jax.random.split(key)
-        start = replay_buffer.uniform(start_key, len(images), images.shape[1:])
-        chain_keys = jax.random.key_data(prng.for_examples(chain_key, len(images)))
-        return mapped((variables, known), (np.asarray(chain_keys), np.asarray(start), images), batch_size)
-
-    return inpaint
+    whole = lambda hidden: jnp.where(known, x, hidden)  # noqa: E731
+    return whole(sgld.chain(key, lambda hidden: log_density(whole(hidden)), x, **settings))
 
 
 def masks(image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:

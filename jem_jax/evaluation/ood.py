@@ -4,18 +4,16 @@ A score is higher for images that look like the training data. It detects by a t
 on the order of scores alone.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jem_jax import energy, prng, sgld
-from jem_jax.distributed import devices
+from jem_jax import energy, sgld
 
 Array = jax.Array
-VariablesLogits = Callable[[Any, Array], Array]
 
 SCORES: Mapping[str, str] = {
     "log_density": "log p~(x)",
@@ -42,56 +40,57 @@ class Detection(NamedTuple):
     """scores that were NaN; they count as the lowest there is"""
 
 
-def scorer(
-    logits_fn: VariablesLogits,
+def scores(
+    key: Array,
+    logits_fn: energy.LogitsFunction,
+    x: Array,
     *,
     num_steps: int = 20,
     step_size: float = 1.0,
     noise_std: float = 0.01,
     grad_clip: float | None = None,
     bounds: tuple[float, float] | None = None,
-) -> Callable[[Any, Array, np.ndarray, int], dict[str, np.ndarray]]:
-    """All `SCORES` of images.
+) -> dict[str, Array]:
+    """All `SCORES` of images, by any classifier.
+
+    >>> found = scores(jax.random.key(0), lambda x: x, jnp.array([[3.0, 4.0]]), num_steps=0)
+    >>> round(float(found["log_density"][0]), 4), float(found["max_logit"][0])
+    (4.3133, 4.0)
 
     Args:
-      logits_fn: (variables, x [B, ...]) -> [B, K]; of any classifier.
+      key: one PRNG key, or one per example [B].
+      logits_fn: x [B, ...] -> logits [B, K].
+      x: [B, ...].
       num_steps, step_size, noise_std, grad_clip, bounds: of the chain that leads from x to x′, as in `sgld.chain`
         (official defaults 20, 1, 0.01, no clipping).
 
     Returns:
-      (variables, key, images [N, ...], batch_size) -> a score [N] float32 under each name.
+      A score [B] float32 under each name.
     """
-
-    def run(variables: Any, examples: tuple[Array, Array]) -> dict[str, Array]:
-        chain_keys, x = examples
-        density = energy.marginal(lambda x: logits_fn(variables, x))
-        refined = sgld.chain(
-            jax.random.wrap_key_data(chain_keys), density, x,
-            num_steps=num_steps, step_size=step_size, noise_std=noise_std, grad_clip=grad_clip, bounds=bounds,
-        )  # fmt: skip
-        logits = logits_fn(variables, x)
-        log_density, length = energy.log_density(logits), _lengths(energy.score(density, x))
-        return {
-            "log_density": log_density,
-            "max_posterior": energy.log_posterior(logits).max(axis=-1),
-            "approximate_mass": -length,
-            "max_logit": logits.max(axis=-1).astype(jnp.float32),
-            "refine": log_density - density(refined),
-            "refine_gradient": _lengths(energy.score(density, refined)) - length,
-            "refine_distance": -_lengths(x - refined),
-        }
-
-    mapped = devices.over_examples(run)
-
-    def score(variables: Any, key: Array, images: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
-        chain_keys = np.asarray(jax.random.key_data(prng.for_examples(key, len(images))))
-        return mapped(variables, (chain_keys, images), batch_size)
-
-    return score
+    density = energy.marginal(logits_fn)
+    refined = sgld.chain(
+        key, density, x,
+        num_steps=num_steps, step_size=step_size, noise_std=noise_std, grad_clip=grad_clip, bounds=bounds,
+    )  # fmt: skip
+    logits = logits_fn(x)
+    log_density, length = energy.log_density(logits), _lengths(energy.score(density, x))
+    return {
+        "log_density": log_density,
+        "max_posterior": energy.log_posterior(logits).max(axis=-1),
+        "approximate_mass": -length,
+        "max_logit": logits.max(axis=-1).astype(jnp.float32),
+        "refine": log_density - density(refined),
+        "refine_gradient": _lengths(energy.score(density, refined)) - length,
+        "refine_distance": -_lengths(x - refined),
+    }
 
 
 def detection(inside: np.ndarray, outside: np.ndarray) -> Detection:
-    """How well scores tell apart. [N], [M] -> `Detection`."""
+    """How well scores tell apart. [N], [M] -> `Detection`.
+
+    >>> detection(np.array([2.0, 3.0]), np.array([1.0, 2.5]))
+    Detection(auroc=0.75, aupr=0.8333333333333333, fpr95=0.5, not_finite=0)
+    """
     bad = int(np.isnan(inside).sum() + np.isnan(outside).sum())
     return Detection(auroc(inside, outside), aupr(inside, outside), fpr_at_tpr(inside, outside), bad)
 

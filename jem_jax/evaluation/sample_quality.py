@@ -13,6 +13,10 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
 
     |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½), in squared units of the features; biased upwards where images are few.
 
+    >>> features = np.array([[0.0, 1.0], [2.0, 0.0], [1.0, 5.0]])
+    >>> round(frechet_distance(features, features + [3.0, 4.0]), 6)
+    25.0
+
     Args:
       one, other: [N, D] and [M, D], at least two rows each.
 

@@ -1,55 +1,54 @@
-"""Samples of the model: chains that start from noise, and the replay buffer's."""
+"""Samples of the model: chains that follow log p~(x) or one class's logit, and how they are sorted by class."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jem_jax import energy, prng, replay_buffer, sgld
-from jem_jax.distributed import devices
-from jem_jax.training.network import Network, Variables
+from jem_jax import energy, sgld
 
 Array = jax.Array
 
 
-def sampler(network: Network, *, conditional: bool, **settings: Any) -> Callable[..., np.ndarray]:
-    """A sampler of chains that start from U(-1, 1), or where they are told to.
+def chains(
+    key: Array, logits_fn: energy.LogitsFunction, x: Array, classes: Array | None = None, **settings: Any
+) -> Array:
+    """Ends of SGLD chains along ∇_x log p~(x), or along ∇_x f(x)[y] of given classes.
+
+    >>> x, settings = jnp.zeros((1, 2)), {"num_steps": 3, "step_size": 1.0, "noise_std": 0.0}
+    >>> chains(jax.random.key(0), lambda x: x, x, jnp.array([1]), **settings).tolist()
+    [[0.0, 3.0]]
 
     Args:
-      network: gives the logits.
-      conditional: follow ∇_x f(x)[y] of a given class rather than ∇_x log p~(x).
+      key: one PRNG key, or one per example [B].
+      logits_fn: x [B, ...] -> logits [B, K].
+      x: [B, ...] where the chains start.
+      classes: [B] integers, or None.
       **settings: keyword arguments of `sgld.chain`.
 
     Returns:
-      (variables, key, classes [N] int32, image_shape, batch_size, start=None) -> samples [N, H, W, C] float32,
-      unclipped; `start` [N, H, W, C] takes the place of U(-1, 1).
-      An example's chain depends on the key and its place among the N alone.
+      [B, ...], unclipped unless the settings have bounds.
     """
+    density = energy.marginal(logits_fn) if classes is None else energy.conditional(logits_fn, classes)
+    return sgld.chain(key, density, x, **settings)
 
-    def run(variables: Variables, examples: tuple[Array, Array, Array]) -> Array:
-        chain_keys, classes, start = examples
-        logits_fn = lambda x: network.logits(variables, x)  # noqa: E731
-        density = energy.conditional(logits_fn, classes) if conditional else energy.marginal(logits_fn)
-        return sgld.chain(jax.random.wrap_key_data(chain_keys), density, start, **settings)
 
-    mapped = devices.over_examples(run)
+def film(key: Array, logits_fn: energy.LogitsFunction, x: Array, **settings: Any) -> Array:
+    """Chains along ∇_x log p~(x) with what lay on their way.
 
-    def sample(
-        variables: Variables,
-        key: Array,
-        classes: np.ndarray,
-        image_shape: tuple[int, ...],
-        batch_size: int,
-        start: np.ndarray | None = None,
-    ) -> np.ndarray:
-        start_key, chain_key = jax.random.split(key)
-        if start is None:
-            start = np.asarray(replay_buffer.uniform(start_key, len(classes), image_shape))
-        chain_keys = jax.random.key_data(prng.for_examples(chain_key, len(classes)))
-        return mapped(variables, (chain_keys, classes, start), batch_size)
+    >>> settings = {"num_steps": 4, "every": 2, "step_size": 1.0, "noise_std": 0.0}
+    >>> film(jax.random.key(0), lambda x: x, jnp.zeros((2, 3)), **settings).shape
+    (2, 3, 3)
 
-    return sample
+    Args:
+      key, logits_fn, x: as of `chains`.
+      **settings: keyword arguments of `sgld.trajectory`, with num_steps and every.
+
+    Returns:
+      [B, num_steps // every + 1, ...], the start first.
+    """
+    return jnp.swapaxes(sgld.trajectory(key, energy.marginal(logits_fn), x, **settings), 0, 1)
 
 
 def by_class(images: np.ndarray, logits: np.ndarray, per_class: int) -> list[np.ndarray]:
@@ -64,37 +63,3 @@ def by_class(images: np.ndarray, logits: np.ndarray, per_class: int) -> list[np.
     """
     predicted = logits.argmax(axis=-1)
     return [images[predicted == label][:per_class] for label in range(logits.shape[-1])]
-
-
-def film(network: Network, *, num_steps: int, every: int, **settings: Any) -> Callable[..., np.ndarray]:
-    """Chains with what lay on their way.
-
-    Args:
-      network: gives the logits.
-      num_steps, every, **settings: as of `sgld.trajectory`.
-
-    Returns:
-      (variables, key, count, image_shape, start) -> [count, num_steps // every + 1, H, W, C], from `start`
-      [count, H, W, C], or from U(-1, 1) where it is None.
-    """
-
-    def run(variables: Variables, examples: tuple[Array, Array]) -> Array:
-        chain_keys, start = examples
-        density = energy.marginal(lambda x: network.logits(variables, x))
-        states = sgld.trajectory(
-            jax.random.wrap_key_data(chain_keys), density, start, num_steps=num_steps, every=every, **settings
-        )
-        return states.swapaxes(0, 1)
-
-    mapped = devices.over_examples(run)
-
-    def sample(
-        variables: Variables, key: Array, count: int, image_shape: tuple[int, ...], start: np.ndarray | None = None
-    ) -> np.ndarray:
-        start_key, chain_key = jax.random.split(key)
-        if start is None:
-            start = np.asarray(replay_buffer.uniform(start_key, count, image_shape))
-        chain_keys = jax.random.key_data(prng.for_examples(chain_key, count))
-        return mapped(variables, (np.asarray(chain_keys), start), count)
-
-    return sample

@@ -120,13 +120,15 @@ def read(path: Path) -> Report | None:
 
 
 def is_current(report: Report, facts: RunFacts, step: int, baseline: bool) -> bool:
-    """Whether a report is whole, of this iteration and of these settings, with the baseline if there is one."""
+    """Whether a report is whole, of this iteration, data and settings, with the baseline if there is one."""
     run = report.values["run"]
     if baseline != ("baseline" in report.values) or report.failures:
         return False
     if any(some.get("missing") for some in report.values["sections"].values()):
         return False
-    return run["iterations"] == step and run["evaluation"] == _as_json(facts.config.evaluation)
+    settings = facts.config.evaluation
+    found = (run.get("iterations"), run["evaluation"], run.get("data_fingerprint"), run.get("files"))
+    return found == (step, _as_json(settings), facts.fingerprint, sections.versions(settings))
 
 
 def table(report: Report) -> str:
@@ -142,11 +144,15 @@ def seconds_in_words(report: Report) -> str:
 
 def _about_run(about: Subject, seconds: dict[str, float]) -> dict[str, Any]:
     config, dataset = about.facts.config, about.dataset
+    started = workdir.find_facts(about.path)
     return {
         "data": dataset.name,
+        "data_fingerprint": dataset.fingerprint,
+        "trained_on_other_data": bool(started and started.fingerprint not in ("", dataset.fingerprint)),
         "split_sizes": {name: len(getattr(dataset, name)) for name in ("train", "validation", "test")},
         "iterations": about.jem.step,
         "evaluation": _as_json(config.evaluation),
+        "files": sections.versions(config.evaluation),
         "seed": config.seed,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "devices": devices.describe(),

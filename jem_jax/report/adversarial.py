@@ -1,25 +1,31 @@
 """The sections about adversarial inputs: PGD, PGD through SGLD refinement, and distal adversarials (section 5.4)."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from jem_jax import energy, replay_buffer
 from jem_jax.augment import to_float
 from jem_jax.evaluation import adversarial, distal
-from jem_jax.evaluation.adversarial import Attacker, Defence
 from jem_jax.report import figures
 from jem_jax.report.inputs import TITLES, Subject
 from jem_jax.report.result import Result, percent
 from jem_jax.runs import image_grid
-from jem_jax.training import step as train_step
+from jem_jax.training import quantities
 
 _NORMS = {"linf": "L∞", "l2": "L2"}
 _ATTACK_STREAM, _DISTAL_STREAM = 102, 103
 REFINEMENTS = (0, 1, 10)
 """SGLD steps before the JEM classifies"""
-CHAINS = 5
+COPIES = 5
 """of each image, whose logits are averaged, as officially"""
+Defence = Callable[[jax.Array, energy.LogitsFunction, jax.Array], jax.Array]
+"""(keys [b], logits_fn, x [b, ...]) -> logits [b, K]"""
+Attack = Callable[[str, Sequence[float], int], dict[str, float]]
+"""(model's name, ε, images) -> ε -> accuracy, from ε 0"""
 _DISTAL_PER_CLASS = 5
 _MAX_DISTAL = 50
 
@@ -34,13 +40,11 @@ def attack(subject: Subject) -> Result:
         "refinement": "logits averaged over 5 chains from inputs with noise 0.03, SGLD as in training",
     })  # fmt: skip
     panels = []
-    network = subject.jem.network
-    plain = adversarial.undefended(network.logits)
     for norm, epsilons in (("linf", settings.attack_linf), ("l2", settings.attack_l2)):
         lines = []
-        run = _attacker(subject, plain, norm)
+        run = _attack(subject, lambda _, logits_fn, x: logits_fn(x), norm)
         for name in subject.models:
-            values = _robust(subject, run, name, epsilons, settings.attack_images)
+            values = run(name, epsilons, settings.attack_images)
             result.models.setdefault(name, {}).setdefault("pgd", {})[norm] = values
             style = "o-" if name == "jem" else "s--"
             heights = list(values.values())
@@ -56,21 +60,36 @@ def attack(subject: Subject) -> Result:
     return result
 
 
-def _attacker(subject: Subject, defence: Defence, norm: str) -> Attacker:
+def _attack(subject: Subject, defence: Defence, norm: str) -> Attack:
+    """The accuracy under PGD of any of the models behind a defence, by one program for all ε and models."""
     settings = subject.settings
-    return adversarial.attacker(defence, norm=norm, num_steps=settings.attack_steps, restarts=settings.attack_restarts)
 
+    def strongest(
+        keys: jax.Array, logits_fn: energy.LogitsFunction, x: jax.Array, labels: jax.Array, epsilon: jax.Array
+    ) -> jax.Array:
+        classifier = lambda keys, x: defence(keys, logits_fn, x)  # noqa: E731
+        how = {"num_steps": settings.attack_steps, "restarts": settings.attack_restarts}
+        return adversarial.pgd(keys, classifier, x, labels, epsilon, norm=norm, **how)[0]
 
-def _robust(subject: Subject, run: Attacker, name: str, epsilons: Sequence[float], count: int) -> dict[str, float]:
-    """ε -> accuracy, from ε 0."""
-    some, key = subject.some_test(count), subject.key(_ATTACK_STREAM)
-    images, variables = to_float(some.images), subject.models[name].variables
-    return {
-        f"{epsilon:g}": float(
-            run(variables, key, images, some.labels, epsilon, subject.settings.batch_size).right.mean()
-        )
-        for epsilon in (0.0, *epsilons)
-    }
+    attack = subject.over_examples(strongest)
+    judge = subject.over_examples(
+        lambda keys, logits_fn, x, labels: adversarial.margin(defence(keys, logits_fn, x), labels) < 0
+    )
+
+    def accuracies(name: str, epsilons: Sequence[float], count: int) -> dict[str, float]:
+        some = subject.some_test(count)
+        images, labels = to_float(some.images), some.labels
+        attack_key, judge_key = jax.random.split(subject.key(_ATTACK_STREAM))
+        attack_key = jax.random.fold_in(attack_key, 0)
+        values = {}
+        for epsilon in (0.0, *epsilons):
+            size = np.full(len(images), epsilon, np.float32)
+            # At ε 0 there is nowhere to go.
+            points = attack(name, attack_key, images, labels, size) if epsilon else images
+            values[f"{epsilon:g}"] = float(judge(name, judge_key, points, labels).mean())
+        return values
+
+    return accuracies
 
 
 def _accuracy_table(result: Result, norm: str, epsilons: Sequence[float], count: int) -> None:
@@ -83,19 +102,17 @@ def _accuracy_table(result: Result, norm: str, epsilons: Sequence[float], count:
 
 
 def _refined(subject: Subject, result: Result) -> None:
-    settings, chain = subject.settings, train_step.sgld_settings(subject.facts.config)
+    settings, chain = subject.settings, quantities.sgld_settings(subject.facts.config.sampler)
     rows, found = [], {}
     for steps in REFINEMENTS:
         for backpropagate in (False, True) if steps else (False,):
-            defence = adversarial.refined(
-                subject.jem.network.logits, num_steps=steps, chains=CHAINS, backpropagate=backpropagate, **chain
-            )
-            run = _attacker(subject, defence, "linf")
-            values = _robust(subject, run, "jem", settings.refined_linf, settings.refined_images)
+            how = {"num_steps": steps, "copies": COPIES, "backpropagate": backpropagate, **chain}
+            defence = functools.partial(_refine, how)
+            values = _attack(subject, defence, "linf")("jem", settings.refined_linf, settings.refined_images)
             mode = "backpropagated" if backpropagate else "straight_through"
             found[f"jem_{steps}_{mode}"] = values
-            how = "" if not steps else ", attack through the chain" if backpropagate else ", official attack"
-            rows.append((f"JEM-{steps}{how}", *(percent(value) for value in values.values())))
+            attack = "" if not steps else ", attack through the chain" if backpropagate else ", official attack"
+            rows.append((f"JEM-{steps}{attack}", *(percent(value) for value in values.values())))
     result.models["jem"]["pgd"]["refined_linf"] = found
     result.text(
         "JEM-n classifies after n SGLD steps from a noisy copy of the input, averaged over 5 chains. The official "
@@ -107,21 +124,24 @@ def _refined(subject: Subject, result: Result) -> None:
     result.table(head, rows, f"accuracy of the JEM through refinement; {count} test images")
 
 
+def _refine(how: dict[str, Any], keys: jax.Array, logits_fn: energy.LogitsFunction, x: jax.Array) -> jax.Array:
+    return adversarial.refined(keys, logits_fn, x, **how)
+
+
 def climb(subject: Subject) -> Result:
     """What each classifier takes for a class with 90 % confidence when one starts from noise."""
     names = subject.facts.class_names[: max(1, _MAX_DISTAL // _DISTAL_PER_CLASS)]
     classes = np.repeat(np.arange(len(names), dtype=np.int32), _DISTAL_PER_CLASS)
-    ascend = distal.ascender(subject.jem.network.logits)
+    shape = subject.facts.image_shape
+    ascend = subject.over_examples(
+        lambda keys, logits_fn, classes: distal.ascend(
+            logits_fn, replay_buffer.uniform(keys, len(classes), shape), classes
+        )
+    )
     result = Result(how={"start": "U(-1, 1)", "confidence": 0.9, "step": "0.1 long (L2, [-1, 1] units)",
                          "max_steps": 400, "images": len(classes)})  # fmt: skip
-    for name, model in subject.models.items():
-        ends = ascend(
-            model.variables,
-            subject.key(_DISTAL_STREAM),
-            classes,
-            subject.facts.image_shape,
-            subject.settings.batch_size,
-        )
+    for name in subject.models:
+        ends = ascend(name, subject.key(_DISTAL_STREAM), classes)
         other = next((key for key in subject.models if key != name), None)
         values: dict[str, Any] = {
             "reached": float(np.mean(ends.confidence >= 0.9)),
@@ -132,7 +152,7 @@ def climb(subject: Subject) -> Result:
                 np.mean(subject.logits(other, ends.images).argmax(axis=-1) == classes)
             )
         result.models[name] = {"distal": values}
-        rows = list(ends.images.reshape(len(names), _DISTAL_PER_CLASS, *subject.facts.image_shape))
+        rows = list(ends.images.reshape(len(names), _DISTAL_PER_CLASS, *shape))
         agreed = values.get("taken_for_the_class_by_the_other")
         result.images(
             image_grid.save(image_grid.grid(rows, names), subject.folder / f"distal_{name}.png"),

@@ -1,5 +1,7 @@
 """The report's plots, in one style: two colours that colour-blind readers tell apart, units on every axis."""
 
+import importlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,33 +48,46 @@ class TrainingLine(NamedTuple):
 
 def save(figure: Any, path: Path) -> Path:
     """Writes the PNG whole or not at all, and makes its folder."""
-    from matplotlib import pyplot
-
     with files.whole(path) as partial:
         figure.savefig(partial, format="png")
-    pyplot.close(figure)
     return path
 
 
 @contextmanager
-def _drawn(path: Path, rows: int, columns: int, style: Mapping[str, Any] | None = None, **how: Any) -> Iterator[Any]:
+def _drawn(
+    path: Path,
+    rows: int,
+    columns: int,
+    style: Mapping[str, Any] | None = None,
+    figsize: tuple[float, float] | None = None,
+    **how: Any,
+) -> Iterator[Any]:
     """Axes [rows, columns] to draw in; at the end the PNG is written.
 
     Args:
       style: more of matplotlib's settings.
-      how: more of what `pyplot.subplots` takes.
+      how: more of what `Figure.subplots` takes, and `figsize`.
     """
-    # Only here: every command would wait a second for it.
-    import matplotlib
+    _find_matplotlib()
+    from matplotlib import style as styles
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    settings: Any = {**_STYLE, **(style or {})}
-    with matplotlib.rc_context(settings):
-        figure, axes = pyplot.subplots(rows, columns, squeeze=False, **how)
-        yield axes
+    # Neither pyplot, whose backend is the user's, nor the settings of a matplotlibrc, such as LaTeX for every text.
+    with styles.context(["default", {**_STYLE, **(style or {})}]):
+        figure = Figure(figsize=figsize)
+        yield figure.subplots(rows, columns, squeeze=False, **how)
         save(figure, path)
+
+
+def _find_matplotlib() -> None:
+    """Imports it, only where it is used: every command would wait a second for it."""
+    # It refuses to be imported where this names a backend that it does not know.
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        importlib.import_module("matplotlib")
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
 
 def confusion(counts: Mapping[str, np.ndarray], class_names: Sequence[str], path: Path) -> Path:

@@ -55,6 +55,10 @@ def render(values: Mapping[str, Any], outcomes: Sequence[Outcome], folder: Path)
     title = f"{TITLES['jem']} on {data}"
     lead = (_LEAD if "baseline" in values else _LEAD_ALONE).format(data=data)
     body = [f"<h1>{html.escape(title)}</h1>", _paragraph(" ".join(lead.split())), _headline(values)]
+    if values["run"]["trained_on_other_data"]:
+        body.append(
+            f'<p class="failed">The model was trained on other data: {html.escape(data)} has changed since.</p>'
+        )
     links = (f'<a href="#{some.section.name}">{html.escape(some.section.title)}</a>' for some in outcomes)
     body.append(f"<nav>{''.join(links)}</nav>")
     body += [_section(outcome, folder) for outcome in outcomes]

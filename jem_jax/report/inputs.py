@@ -1,14 +1,15 @@
 """What a report is about: a trained JEM, the plain classifier beside it, and the data."""
 
 import functools
-import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from jem_jax import class_gaussians
+from jem_jax import class_gaussians, prng, replay_buffer
 from jem_jax.augment import to_float
 from jem_jax.config import Config, Evaluation
 from jem_jax.datasets import Dataset, Split
@@ -16,8 +17,8 @@ from jem_jax.distributed import devices
 from jem_jax.evaluation import sampling
 from jem_jax.runs import workdir
 from jem_jax.runs.workdir import RunFacts
-from jem_jax.training import device_data, trained
-from jem_jax.training import step as train_step
+from jem_jax.training import device_data, quantities, trained
+from jem_jax.training.network import Network
 from jem_jax.training.trained import Model
 
 TITLES = {"jem": "JEM", "baseline": "classifier"}
@@ -69,6 +70,11 @@ class Subject:
         model = self.models[name]
         return _over_examples(self.jem.network.features)(model.variables, images, self.settings.batch_size)
 
+    def over_examples(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`over_examples` of the models' network: (model's name, key, *arrays [N, ...]) -> NumPy arrays [N, ...]."""
+        run = over_examples(self.jem.network, function, self.settings.batch_size)
+        return lambda name, key, *arrays: run(self.models[name].variables, key, *arrays)
+
     @functools.cached_property
     def test(self) -> np.ndarray:
         """All test images as floats."""
@@ -78,12 +84,6 @@ class Subject:
     def test_logits(self) -> dict[str, np.ndarray]:
         """Every model's logits of the test images."""
         return {name: self.logits(name, self.test) for name in self.models}
-
-    @functools.cached_property
-    def test_hash(self) -> str:
-        """SHA-256 of the test images and their labels: a model folder can be judged by several data sets."""
-        test = self.dataset.test
-        return hashlib.sha256(test.images.tobytes() + test.labels.tobytes()).hexdigest()
 
     @functools.cached_property
     def fresh(self) -> dict[str, np.ndarray]:
@@ -97,6 +97,27 @@ class Subject:
 
 
 _over_examples = functools.lru_cache(maxsize=8)(devices.over_examples)
+
+
+def over_examples(network: Network, function: Callable[..., Any], batch_size: int) -> Callable[..., Any]:
+    """A function of `evaluation` for many examples, in batches and on all devices.
+
+    Args:
+      function: (keys [b], logits_fn, *arrays [b, ...]) -> pytree of arrays [b, ...].
+
+    Returns:
+      (variables, key, *arrays [N, ...]) -> pytree of NumPy arrays [N, ...]. Example i has the key `fold_in(key, i)`,
+      whatever the batches and devices. All calls with arrays of the same shapes share one compiled program.
+    """
+
+    def batch(variables: Any, examples: tuple[Any, ...]) -> Any:
+        keys, *arrays = examples
+        return function(keys, functools.partial(network.logits, variables), *arrays)
+
+    mapped = devices.over_examples(batch)
+    return lambda variables, key, *arrays: mapped(
+        variables, (prng.for_examples(key, len(arrays[0])), *arrays), batch_size
+    )
 
 
 def read(path: Path, facts: RunFacts, dataset: Dataset, report_dir: Path | None = None) -> Subject:
@@ -121,33 +142,36 @@ def fresh_chains(model: Model, facts: RunFacts, dataset: Dataset) -> dict[str, n
 
     "by_class": equally many of each in order, following ∇ f(x)[y]. "unconditional": following ∇ log p~(x).
     """
-    settings = facts.config.evaluation
+    settings, config = facts.config.evaluation, facts.config
     per_class = -(-settings.num_samples // facts.num_classes)
-    classes = {
-        "by_class": np.repeat(np.arange(facts.num_classes, dtype=np.int32), per_class),
-        "unconditional": np.zeros(settings.num_samples, np.int32),
+    chain = {"num_steps": settings.sample_steps, **quantities.sgld_settings(config.sampler)}
+
+    def key_and_start(count: int, by_class: bool) -> tuple[jax.Array, np.ndarray]:
+        key = jax.random.fold_in(jax.random.key(config.seed), by_class)
+        return jax.random.split(key)[1], starts(config, dataset, key, count, by_class)
+
+    classes = np.repeat(np.arange(facts.num_classes, dtype=np.int32), per_class)
+    follow_class = over_examples(
+        model.network,
+        lambda keys, logits_fn, x, classes: sampling.chains(keys, logits_fn, x, classes, **chain),
+        settings.batch_size,
+    )
+    follow_density = over_examples(
+        model.network, lambda keys, logits_fn, x: sampling.chains(keys, logits_fn, x, **chain), settings.batch_size
+    )
+    return {
+        "by_class": follow_class(model.variables, *key_and_start(len(classes), True), classes),
+        "unconditional": follow_density(model.variables, *key_and_start(settings.num_samples, False)),
     }
-    drawn = {}
-    for kind, wanted in classes.items():
-        conditional = kind == "by_class"
-        sample = sampling.sampler(
-            model.network,
-            conditional=conditional,
-            num_steps=settings.sample_steps,
-            **train_step.sgld_settings(facts.config),
-        )
-        key = jax.random.fold_in(jax.random.key(facts.config.seed), conditional)
-        start = informative_starts(facts.config, dataset, key, len(wanted), conditional)
-        drawn[kind] = sample(model.variables, key, wanted, facts.image_shape, settings.batch_size, start)
-    return drawn
 
 
-def informative_starts(
-    config: Config, dataset: Dataset, key: jax.Array, count: int, by_class: bool
-) -> np.ndarray | None:
-    """Draws from the classes' Gaussians [count, H, W, C], class after class or in turns; None if none starts so."""
+def starts(config: Config, dataset: Dataset, key: jax.Array, count: int, by_class: bool) -> np.ndarray:
+    """Where chains start afresh [count, H, W, C], as in training.
+
+    U(-1, 1), or draws from the classes' Gaussians, class after class or in turns.
+    """
     if config.sampler.init == "uniform":
-        return None
+        return np.asarray(replay_buffer.uniform(jax.random.split(key)[0], count, dataset.image_shape))
     draws = device_data.draws(config, dataset.train)
     # Chains split the key, which gives the keys that small numbers folded in give.
     key = jax.random.fold_in(key, 2**31 - 1)

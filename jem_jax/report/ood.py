@@ -12,7 +12,7 @@ from jem_jax.evaluation import ood
 from jem_jax.report import figures
 from jem_jax.report.inputs import TITLES, Subject
 from jem_jax.report.result import Result
-from jem_jax.training import step as train_step
+from jem_jax.training import quantities
 
 _DRAWN = ("log_density", "max_posterior", "approximate_mass")
 _STEPS = 20
@@ -31,15 +31,12 @@ def detect(subject: Subject) -> Result:
         "nan": "a score that is NaN counts as the lowest",
     })  # fmt: skip
     sets = _sets(subject, result)
-    chain = train_step.sgld_settings(subject.facts.config)
-    score = ood.scorer(subject.jem.network.logits, num_steps=_STEPS, **chain)
+    chain = {"num_steps": _STEPS, **quantities.sgld_settings(subject.facts.config.sampler)}
+    score = subject.over_examples(lambda keys, logits_fn, x: ood.scores(keys, logits_fn, x, **chain))
     scores: dict[str, dict[str, dict[str, np.ndarray]]] = {}
-    for name, model in subject.models.items():
-        images = {"test": test} | {key: some.images for key, some in sets.items()}
-        scores[name] = {
-            key: score(model.variables, subject.key(_STREAM), some, subject.settings.batch_size)
-            for key, some in images.items()
-        }
+    images = {"test": test} | {key: some.images for key, some in sets.items()}
+    for name in subject.models:
+        scores[name] = {key: score(name, subject.key(_STREAM), some) for key, some in images.items()}
         result.models[name] = {"ood": {key: _detections(scores[name], key) for key in sets}}
     _tables(result, sets)
     drawn, formulas = {}, {}

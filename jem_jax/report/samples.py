@@ -4,15 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from jem_jax import energy, replay_buffer
 from jem_jax.augment import to_float
+from jem_jax.common import paths
 from jem_jax.evaluation import classification, fid, inpainting, sample_quality, sampling
-from jem_jax.report.inputs import TITLES, Subject, informative_starts, start_of_chains
+from jem_jax.report.inputs import TITLES, Subject, start_of_chains, starts
 from jem_jax.report.result import Result, percent
 from jem_jax.runs import image_grid
 from jem_jax.runs.workdir import RunFacts
-from jem_jax.training import step as train_step
+from jem_jax.training import quantities
 
 PICTURES = ("samples_by_class.png", "samples.png", "buffer_by_class.png")
 """what a person looks at first"""
@@ -136,7 +139,7 @@ def _inception(subject: Subject, result: Result) -> None:
         return
     images = buffer.reshape(-1, *subject.facts.image_shape)
     try:
-        found = fid.measure(images, train.images, Path(weights))
+        found = fid.measure(images, train.images, paths.local("config.evaluation.inception_weights", weights))
     except fid.Unavailable as error:
         result.text(f"FID and Inception score could not be measured: {error}.")
         return
@@ -155,11 +158,16 @@ def inpaint(subject: Subject) -> Result:
     facts, steps = subject.facts, subject.settings.sample_steps
     images = to_float(subject.some_test(_INPAINTED).images)
     mean = to_float(subject.dataset.train.images).mean(axis=0)
-    fill = inpainting.inpainter(subject.jem.network.logits, num_steps=steps, **train_step.sgld_settings(facts.config))
+    chain = {"num_steps": steps, **quantities.sgld_settings(facts.config.sampler)}
+    fill = subject.over_examples(
+        lambda keys, logits_fn, x, known: inpainting.inpaint(keys, energy.marginal(logits_fn), x, known, **chain)
+    )
+    start_key, chain_key = jax.random.split(subject.key(_INPAINT_STREAM))
+    noise = np.asarray(replay_buffer.uniform(start_key, len(images), facts.image_shape))
     result = Result(how={"images": len(images), "steps": steps, "error": "root mean square of hidden pixels, [0, 1]"})
     pictured, names, rows, values = [images], ["original"], [], {}
     for name, known in inpainting.masks(facts.image_shape).items():
-        filled = fill(subject.jem.variables, subject.key(_INPAINT_STREAM), images, known, subject.settings.batch_size)
+        filled = fill("jem", chain_key, np.where(known, images, noise), np.broadcast_to(known, images.shape))
         by_mean = np.where(known, images, mean)
         values[name] = {"sampled": inpainting.error(images, filled, known),
                         "mean_image": inpainting.error(images, by_mean, known)}  # fmt: skip
@@ -203,12 +211,11 @@ def _neighbours(subject: Subject, samples: np.ndarray, reference: np.ndarray, re
 def _film_strip(subject: Subject) -> Path:
     steps = subject.settings.sample_steps
     count = max(number for number in range(1, _STRIP_PICTURES) if steps % number == 0)
-    film = sampling.film(
-        subject.jem.network, num_steps=steps, every=steps // count, **train_step.sgld_settings(subject.facts.config)
-    )
-    key, facts = subject.key(_STRIP_STREAM), subject.facts
-    start = informative_starts(facts.config, subject.dataset, key, _STRIP_CHAINS, by_class=False)
-    states = film(subject.jem.variables, key, _STRIP_CHAINS, facts.image_shape, start)
+    config, key = subject.facts.config, subject.key(_STRIP_STREAM)
+    chain = {"num_steps": steps, "every": steps // count, **quantities.sgld_settings(config.sampler)}
+    film = subject.over_examples(lambda keys, logits_fn, x: sampling.film(keys, logits_fn, x, **chain))
+    start = starts(config, subject.dataset, key, _STRIP_CHAINS, by_class=False)
+    states = film("jem", jax.random.split(key)[1], start)
     return image_grid.save(image_grid.grid(list(states)), subject.folder / "film_strip.png")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jem_jax import datasets
+from jem_jax.common import files, paths
 from jem_jax.common.errors import UserError
 from jem_jax.config import Evaluation
 from jem_jax.report import adversarial, classification, ood, samples, training
@@ -148,6 +149,15 @@ def run(subject: Subject, say: Callable[[str], None]) -> Iterator[Outcome]:
         yield outcome
 
 
+def versions(settings: Evaluation) -> dict[str, list[Any]]:
+    """Name, size and time of change of the files that settings name, by setting; plain values."""
+    setting, weights = "config.evaluation.inception_weights", settings.inception_weights
+    return {
+        "ood_sets": [datasets.version(name) for name in settings.ood_set_names],
+        "inception_weights": files.version(paths.local(setting, weights)) if weights else [],
+    }
+
+
 def _measure(subject: Subject, section: Section) -> Outcome:
     started = time.monotonic()
     try:
@@ -183,12 +193,11 @@ def _file(subject: Subject, section: Section) -> Path:
 
 
 def _identity(subject: Subject, section: Section) -> str:
-    """What a section's outcome depends on: models, test images, its settings, and files that they name."""
+    """What a section's outcome depends on: checkpoints and data, byte for byte, settings, and files that they name."""
     settings = dataclasses.asdict(subject.settings)
     parts: list[Any] = [_FORMAT, section.name, subject.settings.batch_size, {n: settings[n] for n in section.settings}]
-    if "ood_sets" in section.settings:
-        parts.append([datasets.version(name) for name in subject.settings.ood_set_names])
-    parts.append(subject.test_hash)
+    parts.append(subject.dataset.fingerprint)
+    parts += [state for name, state in versions(subject.settings).items() if name in section.settings]
     for name, model in subject.models.items():
         parts.append(trained.identity(subject.path, model.step, baseline=name == "baseline"))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,5 +1,7 @@
 """The section about the training itself, from metrics.jsonl."""
 
+from typing import Any
+
 from jem_jax.report import figures
 from jem_jax.report.inputs import TITLES, Subject
 from jem_jax.report.result import Result
@@ -11,6 +13,9 @@ _CURVES = {
     "accuracy": ("fraction", {"accuracy": "training", "validation_accuracy": "validation"}),
     "loss": ("nats", {"loss": "joint loss", "cross_entropy": "cross-entropy"}),
 }
+
+
+_SCHEDULED = {"learning_rate": "learning rate", "p_x_factor": "weight of p(x)", "num_steps": "SGLD steps"}
 
 
 def follow(subject: Subject) -> Result:
@@ -26,6 +31,9 @@ def follow(subject: Subject) -> Result:
                 found.append(figures.TrainingLine(short, *zip(*points, strict=True)))
         if found:
             series[title] = (label, found)
+    scheduled = _scheduled(lines)
+    if scheduled:
+        series["schedule"] = ("share of the largest value", scheduled)
     _tell_recoveries(result, subject)
     if not series:
         result.text("There are no training metrics: the model was imported, or comes from a model folder.")
@@ -36,6 +44,18 @@ def follow(subject: Subject) -> Result:
         "of a divergence.",
     )
     return result
+
+
+def _scheduled(lines: list[dict[str, Any]]) -> list[figures.TrainingLine]:
+    """The settings that changed during the run, each as a share of its largest value."""
+    found = []
+    for name, short in _SCHEDULED.items():
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        largest = max((value for _, value in points), default=0)
+        if largest and any(value != largest for _, value in points):
+            steps, values = zip(*points, strict=True)
+            found.append(figures.TrainingLine(short, steps, tuple(value / largest for value in values)))
+    return found
 
 
 def _tell_recoveries(result: Result, subject: Subject) -> None:

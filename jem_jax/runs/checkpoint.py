@@ -184,13 +184,14 @@ def restore(directory: Path, template: Any, step: int | None = None) -> Restored
     arguments = ocp.args.Composite(tree=ocp.args.StandardRestore(wanted), note=ocp.args.JsonRestore())
     # Named, so that what was saved can be described before it is read.
     handlers = {"tree": ocp.StandardCheckpointHandler(), "note": ocp.JsonCheckpointHandler()}
-    options = _reading_alone()
-    with _quiet(), ocp.CheckpointManager(directory.absolute(), item_handlers=handlers, options=options) as manager:
-        described = difference(wanted, manager.item_metadata(step)["tree"])
-        if described:
-            raise UserError(
-                f"checkpoint {path} is not one of this run's network and buffer: it {described}; {_WAY_OUT}"
-            )
+    with (
+        _quiet(),
+        ocp.CheckpointManager(directory.absolute(), item_handlers=handlers, options=_reading_alone()) as manager,
+    ):
+        # Dtypes too, which Orbax would cast.
+        differs = difference(wanted, manager.item_metadata(step)["tree"])
+        if differs:
+            raise UserError(f"checkpoint {path} is not one of this run's network and buffer: it {differs}; {_WAY_OUT}")
         found = manager.restore(step, args=arguments)
     return Restored(step, found["tree"], found["note"])
 
@@ -293,27 +294,23 @@ def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def difference(wanted: Any, there: Any) -> str | None:
-    """How what a checkpoint holds differs from what is wanted, by the first array; None where it does not.
-
-    Args:
-      wanted, there: nested dicts of arrays or of what describes them. Dtypes count too, which Orbax would cast.
-    """
-    expected, found = (_described(tree) for tree in (wanted, there))
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
+def difference(expected: Any, found: Any, with_dtypes: bool = True) -> str | None:
+    """How a tree of arrays differs from the expected one, in words: "lacks params/bias"; None where it does not."""
+    ours, theirs = (_described(tree, with_dtypes) for tree in (expected, found))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name not in theirs:
             return f"lacks {name}"
-        if name not in expected:
+        if name not in ours:
             return f"holds {name}, which this run has not"
-        if expected[name] != found[name]:
-            return f"holds {name} as {found[name]}; this run's is {expected[name]}"
+        if ours[name] != theirs[name]:
+            return f"holds {name} as {theirs[name]}; this run's is {ours[name]}"
     return None
 
 
-def _described(tree: Any) -> dict[str, str]:
+def _described(tree: Any, with_dtypes: bool) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
     return {
-        jax.tree_util.keystr(place, simple=True, separator="/"): f"{leaf.dtype} {tuple(leaf.shape)}"
+        jax.tree_util.keystr(place, simple=True, separator="/"): f"{leaf.dtype if with_dtypes else ''} {tuple(leaf.shape)}"
         for place, leaf in leaves
         if hasattr(leaf, "shape")
     }

@@ -31,7 +31,7 @@ MOST_CHAINS = 1000
 _WEIGHTS, _BUFFER, _CARD = "weights.npz", "buffer.npz", "README.md"
 _KIND = "jem_jax model"
 _FORMAT = 1
-_TRAINING_ALONE = ("objective", "optimizer", "training", "recovery", "evaluation")
+_TRAINING_ALONE = ("objective", "optimizer", "schedule", "training", "recovery", "evaluation")
 """groups of settings that a trained network's logits do not depend on"""
 
 
@@ -80,7 +80,11 @@ def describe(path: Path) -> Description:
     try:
         height, width, channels = map(int, values["image_shape"])
         facts = RunFacts(
-            _config(values["config"]), (height, width, channels), tuple(map(str, values["class_names"])), cpu_devices=0
+            config=_config(values["config"]),
+            image_shape=(height, width, channels),
+            class_names=tuple(map(str, values["class_names"])),
+            cpu_devices=0,
+            fingerprint=str(values["data_fingerprint"]),
         )
         return Description(facts, int(values["iteration"]), dict(values["about"]), dict(values["sha256"]))
     except UserError as error:
@@ -153,6 +157,7 @@ def write(
             "config": configuration.as_dict(facts.config),
             "image_shape": facts.image_shape,
             "class_names": facts.class_names,
+            "data_fingerprint": facts.fingerprint,
             "iteration": iteration,
             "about": dict(about),
             "sha256": {file.name: _sha256(file.read_bytes()) for file in sorted(partial.iterdir())},

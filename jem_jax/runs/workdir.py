@@ -1,7 +1,9 @@
 """A run's directory: whose it is, what is in it, and that only one program works in it at a time."""
 
+import dataclasses
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ from jem_jax import config as configuration
 from jem_jax.common import files
 from jem_jax.common.errors import UserError, shown
 from jem_jax.config import Config
+from jem_jax.datasets.dataset import Dataset
+from jem_jax.datasets.notices import say
 from jem_jax.runs import metrics
 
 RUN_FILE = "run.json"
@@ -33,7 +37,7 @@ _OURS = (
     metrics.FILE,
     "tensorboard",
 )
-_COMPARED = ("data", "model", "sampler", "objective", "optimizer", "seed")
+_COMPARED = ("data", "model", "sampler", "objective", "optimizer", "schedule", "seed")
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,18 @@ class RunFacts:
     class_names: tuple[str, ...]
     cpu_devices: int
     """how many devices the CPU was made into; 0 on an accelerator"""
+    fingerprint: str = ""
+    """`Dataset.fingerprint` of the data; empty in runs that were started before it was noted"""
 
     @property
     def num_classes(self) -> int:
         """K."""
         return len(self.class_names)
+
+
+def facts_of(config: Config, dataset: Dataset, cpu_devices: int) -> RunFacts:
+    """The facts of a run of these settings on this data."""
+    return RunFacts(config, dataset.image_shape, dataset.class_names, cpu_devices, dataset.fingerprint)
 
 
 def find_facts(path: Path) -> RunFacts | None:
@@ -73,8 +84,9 @@ def read_facts(path: Path) -> RunFacts:
             image_shape=tuple(facts["image_shape"]),
             class_names=tuple(facts["class_names"]),
             cpu_devices=int(facts["cpu_devices"]),
+            fingerprint=str(facts.get("data", {}).get("fingerprint", "")),
         )
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{file} is damaged ({error}); restore it, or start anew with --overwrite") from error
 
 
@@ -86,6 +98,7 @@ def write_facts(path: Path, facts: RunFacts) -> None:
             "image_shape": facts.image_shape,
             "class_names": facts.class_names,
             "cpu_devices": facts.cpu_devices,
+            "data": {"fingerprint": facts.fingerprint},
         },
         indent=1,
     )
@@ -133,11 +146,13 @@ def held(path: Path, writes: bool = True) -> Iterator[None]:
         yield
 
 
-def prepare(path: Path, config: Config, overwrite: bool, writes: bool = True) -> None:
-    """Makes sure that a run of these settings may work in a workdir.
+def prepare(path: Path, facts: RunFacts, overwrite: bool, trains: bool = True, writes: bool = True) -> None:
+    """Makes sure that a run of these settings and this data may work in a workdir.
+
+    The data are compared by their content: their name may change. What does not train may take other data of that name.
 
     Raises:
-      UserError: it holds a run of other settings, or files that are not a run's.
+      UserError: it holds a run of other settings or on other data, or files that are not a run's.
     """
     if not writes:
         return
@@ -151,22 +166,59 @@ def prepare(path: Path, config: Config, overwrite: bool, writes: bool = True) ->
         raise UserError(
             f"workdir {path} holds {foreign[0]!r} but no run ({RUN_FILE} is missing); name an empty one with --workdir"
         )
-    check_settings(path, read_facts(path).config, config, "Name another with --workdir, or start anew with --overwrite")
+    there = read_facts(path)
+    differences = list(_differences(there, facts))
+    if differences:
+        raise UserError(
+            f"workdir {path} holds a run of other settings: {'; '.join(differences)}. "
+            "Name another with --workdir, or start anew with --overwrite"
+        )
+    changed = _changed_data(there, facts)
+    shapes_fit = (there.image_shape, there.num_classes) == (facts.image_shape, facts.num_classes)
+    if changed and (trains or not shapes_fit):
+        raise UserError(
+            f"workdir {path} holds a run on other data: {changed}. Name the data that it was started with, another "
+            "workdir with --workdir, or start anew with --overwrite"
+        )
+    if changed:
+        say(f"{path} was trained on other data: {changed}; what follows is of the data as they are now")
+    elif not there.fingerprint:
+        say(f"{path / RUN_FILE} does not say which data it is of; noted: {shown(facts.config.data.name)} as it is now")
+        write_facts(path, dataclasses.replace(there, fingerprint=facts.fingerprint))
 
 
-def check_settings(path: Path, there: Config, here: Config, way_out: str, but: tuple[str, ...] = ()) -> None:
-    """Makes sure that what a folder holds is of these settings.
+def check_reading(path: Path, there: RunFacts, here: RunFacts, but: tuple[str, ...] = ()) -> None:
+    """Makes sure that a folder that is only read holds a model of these settings, and of such images.
 
     Args:
-      way_out: a sentence that says what to do.
       but: settings that may differ: "data.name".
 
     Raises:
-      UserError: it is not, with all that differ.
+      UserError: it does not, with all that differ.
     """
-    differences = [text for name, text in _differences(there, here) if name not in but]
+    differences = list(_differences(there, here, but))
     if differences:
-        raise UserError(f"workdir {path} holds a run of other settings: {'; '.join(differences)}. {way_out}")
+        raise UserError(
+            f"{path} is of other settings: {'; '.join(differences)}. Leave --config out, and they are its own"
+        )
+    changed = _changed_data(there, here)
+    if changed and (there.image_shape, there.num_classes) != (here.image_shape, here.num_classes):
+        raise UserError(f"{path} is of other data: {changed}. Name such data as its own with --config.data.name")
+    if changed:
+        say(f"{path} was trained on other data: {changed}; what follows is of the data as they are now")
+
+
+def _changed_data(there: RunFacts, here: RunFacts) -> str:
+    """How the data differ from those that a run was started with, in words; empty where they are the same."""
+    name = shown(here.config.data.name)
+    if there.image_shape != here.image_shape:
+        return f"images of {name} are {list(here.image_shape)}, those of the run {list(there.image_shape)}"
+    if there.class_names != here.class_names:
+        ours, theirs = (shown(", ".join(facts.class_names))[1:-1] for facts in (here, there))
+        return f"classes of {name} are {ours}; those of the run {theirs}"
+    if there.fingerprint and there.fingerprint != here.fingerprint:
+        return f"images or labels of {name} have changed since"
+    return ""
 
 
 def prepare_empty(path: Path) -> None:
@@ -206,11 +258,25 @@ def _entries(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK and not files.is_partial(entry))
 
 
-def _differences(there: Config, here: Config) -> Iterator[tuple[str, str]]:
-    old, new = _compared(there), _compared(here)
+def _differences(there: RunFacts, here: RunFacts, but: tuple[str, ...] = ()) -> Iterator[str]:
+    old, new = _compared(there.config), _compared(here.config)
+    # The same content can lie in several places, and a place can be spelled in many ways.
+    if there.fingerprint and there.fingerprint == here.fingerprint:
+        del old["data.name"], old["data.image_size"]
+    elif _place(there.config.data.name) == _place(here.config.data.name):
+        del old["data.name"]
     for name in old:
-        if old[name] != new[name]:
-            yield name, f"{name} is {old[name]!r} there, {new[name]!r} here"
+        if old[name] != new[name] and name not in but:
+            yield f"{name} is {old[name]!r} there, {new[name]!r} here"
+    setting = here.config.schedule.by_progress
+    epochs = there.config.training.epochs, here.config.training.epochs
+    if setting and epochs[0] != epochs[1]:
+        yield f"training.epochs is {epochs[0]} there, {epochs[1]} here, and schedule.{setting} depends on it"
+
+
+def _place(name: str) -> str:
+    path = os.path.expanduser(name)
+    return os.path.realpath(path) if os.path.exists(path) else name
 
 
 def _compared(config: Config) -> dict[str, Any]:
@@ -229,6 +295,7 @@ def _compared(config: Config) -> dict[str, Any]:
     return values | {
         "training.batch_size": unlabelled,
         "training.labelled_batch_size": labelled,
+        "training.statistics_images": config.training.statistics_images,
         "training.init_from": config.training.init_from,
     }
 

@@ -9,12 +9,13 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from jem_jax import class_gaussians
+from jem_jax import class_gaussians, prng
 from jem_jax.config import Config
 from jem_jax.datasets import Split
 from jem_jax.datasets.batches import Stream, labelled_rows
 from jem_jax.distributed import devices
-from jem_jax.training.step import ResidentData, StreamedBatch, chains, weights
+from jem_jax.training.quantities import chains, weights
+from jem_jax.training.state import ResidentData, StreamedBatch
 
 Array = jax.Array
 
@@ -84,7 +85,7 @@ class Starts:
 
     def __init__(self, config: Config, split: Split, order: Order, images: Array | None = None) -> None:
         self._order = order
-        self._key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 3)
+        self._key = prng.stream(jax.random.key(config.seed), "class Gaussians")
         self._draws = draws(config, split, images)
         image_bytes = 4 * split.images[0].size
         classes = int(split.labels.max()) + 1

@@ -11,34 +11,32 @@ import jax.numpy as jnp
 
 from jem_jax import convolution
 from jem_jax.config import Config
-from jem_jax.training import step as train_step
+from jem_jax.training import quantities
 from jem_jax.training.network import Network, Variables
-from jem_jax.training.step import Step, TrainingData, TrainState
+from jem_jax.training.schedule import Program
+from jem_jax.training.state import TrainingData, TrainState
+from jem_jax.training.step import Step
 
 Array = jax.Array
 
 _TIMED_ITERATIONS = 5
 
 
-def seconds_per_iteration(
-    step: Step, state: TrainState, buffer: Array | None, data: TrainingData
-) -> tuple[float, float]:
-    """Seconds to compile the step, and the median of five warm iterations, whose results are thrown away."""
-    started = time.monotonic()
+def seconds_per_iteration(step: Step, state: TrainState, buffer: Array | None, data: TrainingData) -> float:
+    """The median of five warm iterations of a compiled step, whose results are thrown away."""
     # The step takes its buffer over, and the run's own must stay what it is.
     buffer = None if buffer is None else jax.jit(jnp.copy)(buffer)
     state, buffer = jax.block_until_ready(step(state, buffer, data))
-    compiled = time.monotonic() - started
     times = []
     for _ in range(_TIMED_ITERATIONS):
         started = time.monotonic()
         state, buffer = jax.block_until_ready(step(state, buffer, data))
         times.append(time.monotonic() - started)
-    return compiled, statistics.median(times)
+    return statistics.median(times)
 
 
 def flops_per_iteration(
-    config: Config, network: Network, variables: Variables, image_shape: tuple[int, int, int]
+    config: Config, network: Network, variables: Variables, image_shape: tuple[int, int, int], program: Program
 ) -> float:
     """Arithmetic of an iteration's convolutions and matrix products, on all devices, in FLOP (a multiply-add is two).
 
@@ -49,9 +47,10 @@ def flops_per_iteration(
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with convolution.plain():
         forward = _flops(jax.make_jaxpr(network.logits)(variables, x).jaxpr)
-    gradients = 2 if config.optimizer.sam_rho else 1
-    chain_steps = config.sampler.num_steps * train_step.chains(config)
-    return forward * (2 * chain_steps + 3 * gradients * images_in_loss(config))
+    gradients = 2 if program.sam else 1
+    chain_steps = program.num_steps * quantities.chains(config)
+    images = images_in_loss(config) if program.samples else config.training.batch_sizes[1]
+    return forward * (2 * chain_steps + 3 * gradients * images)
 
 
 def _flops(jaxpr: Any) -> int:
@@ -73,7 +72,7 @@ def _flops(jaxpr: Any) -> int:
 
 def images_in_loss(config: Config) -> int:
     """How many images go through the network in an iteration's loss, all devices together."""
-    terms = train_step.weights(config)
+    terms = quantities.weights(config)
     unlabelled, labelled = config.training.batch_sizes
     both = 2 - config.objective.share_batch
     return labelled + both * unlabelled * terms.needs_negatives + labelled * terms.needs_conditional_negatives

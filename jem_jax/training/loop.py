@@ -1,10 +1,10 @@
 """Training: everything that an iteration needs, and the loop."""
 
 import contextlib
-import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jem_jax import class_gaussians, replay_buffer
 from jem_jax.augment import to_float
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
@@ -23,19 +22,22 @@ from jem_jax.evaluation import classification
 from jem_jax.runs import checkpoint, image_grid, metrics, workdir
 from jem_jax.runs.checkpoint import Checkpoints
 from jem_jax.runs.metrics import Recorder
-from jem_jax.training import device_data, divergence, forecast, network, optimizer, recovery, sizes, trained
-from jem_jax.training import step as train_step
-from jem_jax.training.device_data import DeviceData, Order
-from jem_jax.training.network import Network
+from jem_jax.training import divergence, forecast, network, optimizer, preflight, recovery, schedule, sizes, statistics
+from jem_jax.training.network import Variables
 from jem_jax.training.recovery import History, Recovery
-from jem_jax.training.step import Step, TrainState
-from jem_jax.training.trained import classifier_config, template, tree
+from jem_jax.training.run import Run, prepare
+from jem_jax.training.schedule import Program
+from jem_jax.training.state import TrainState
+from jem_jax.training.statistics import COLLECTION
+from jem_jax.training.step import Step
+from jem_jax.training.trained import template, tree
 
-__all__ = ["Trained", "check", "classifier_config", "template", "train", "tree"]
+__all__ = ["Trained", "check", "template", "train", "tree"]
 
 Array = jax.Array
 
 _PICTURED = 100
+_AT_THE_START = {"best_accuracy": -1.0, "seconds": 0.0}
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,11 @@ class _Training:
     config: Config
     dataset: Dataset
     directory: Path
-    network: Network
-    rule: Any
+    run: Run
     logits_fn: Callable[..., np.ndarray]
-    data: DeviceData
-    order: Order
-    programs: dict[int, Step] = field(default_factory=dict)
-    """the step of each number of chain steps that was needed so far"""
+    estimate_statistics: Callable[[Variables], Any] | None
+    """re-estimates batch statistics; None where the network keeps none, or evaluation uses the running ones"""
+    compiled: dict[Program, Step] = field(default_factory=dict)
     step: int = field(init=False)
     state: TrainState = field(init=False)
     buffer: Array | None = field(init=False)
@@ -73,31 +73,46 @@ class _Training:
     started: float = field(init=False)
 
     @property
-    def steps_per_epoch(self) -> int:
-        return self.order.steps_per_epoch
-
-    @property
     def total_steps(self) -> int:
-        return self.config.training.epochs * self.steps_per_epoch
+        return self.run.total_steps
 
     @property
     def seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
 
     @property
+    def program(self) -> Program:
+        """Of the next iteration; after a recovery with more chain steps than its phase's."""
+        program = schedule.phase_at(self.run.phases, self.step).program
+        return program._replace(num_steps=recovery.chain_steps(program.num_steps, self.history, self.step))
+
+    @property
+    def programs_to_come(self) -> list[Program]:
+        """The next iteration's, and those of later phases."""
+        later = {phase.program: None for phase in self.run.phases if phase.first > self.step}
+        return list({self.program: None} | later)
+
+    @property
     def step_fn(self) -> Step:
-        """Of as many chain steps as the next iteration is to have."""
-        count = recovery.chain_steps(self.config.sampler.num_steps, self.history, self.step)
-        if count not in self.programs:
-            sampler = dataclasses.replace(self.config.sampler, num_steps=count)
-            config = dataclasses.replace(self.config, sampler=sampler)
-            self.programs[count] = train_step.build(
-                config, self.network, self.rule, self.dataset.num_classes, self.data.streamed
-            )
-        return self.programs[count]
+        """The compiled step of the next iteration."""
+        if self.program not in self.compiled:
+            self.compile([self.program])
+        return self.compiled[self.program]
+
+    def compile(self, programs: Collection[Program]) -> None:
+        """Compiles programs side by side."""
+        arguments = self.state, self.buffer, self.run.data.at(self.step)
+        with ThreadPoolExecutor(max(1, len(programs))) as pool:
+            compile_one = lambda program: devices.compiled(self.run.step(program), *arguments)  # noqa: E731
+            self.compiled |= dict(zip(programs, pool.map(compile_one, programs), strict=True))
+
+    @property
+    def freezes_at(self) -> int | None:
+        """The iteration from which on batch norm is frozen."""
+        return next((phase.first for phase in self.run.phases if phase.program.frozen), None)
 
     def due(self, step: int, epochs: int) -> bool:
-        return step % (epochs * self.steps_per_epoch) == 0 or step == self.total_steps
+        return step % (epochs * self.run.steps_per_epoch) == 0 or step == self.total_steps
 
     def saves(self, step: int) -> bool:
         return self.due(step, self.config.training.checkpoint_every)
@@ -130,6 +145,7 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
         training = _set_up(config, dataset, directory, stack)
         if training.step >= training.total_steps:
             return Trained(training.step, training.seconds_before)
+        _check_programs(training)
         _announce(training, title)
         events = recovery.events(training.history)
         recorder = Recorder(directory, title, training.step, training.total_steps, events, writes=processes.is_first())
@@ -166,8 +182,9 @@ def check(config: Config, dataset: Dataset) -> None:
       UserError: they do not.
     """
     sizes.check(config, dataset)
+    schedule.phases(config, 10**9)
     net = network.build(config.model, dataset.num_classes)
-    network.check(net, dataset.image_shape, dataset.num_classes)
+    preflight.check_network(net, dataset.image_shape, dataset.num_classes)
 
 
 def _set_up(config: Config, dataset: Dataset, directory: Path, stack: contextlib.ExitStack) -> _Training:
@@ -176,21 +193,17 @@ def _set_up(config: Config, dataset: Dataset, directory: Path, stack: contextlib
     Args:
       stack: closes what was opened.
     """
-    sizes.check(config, dataset)
     directory.mkdir(parents=True, exist_ok=True)
-    net = network.build(config.model, dataset.num_classes)
-    order = Order(config, dataset.train.labels)
-    data = device_data.build(config, dataset.train, order)
-    stack.callback(data.close)
+    run = prepare(config, dataset)
+    stack.callback(run.data.close)
+    net = run.network
     training = _Training(
         config=config,
         dataset=dataset,
         directory=directory,
-        network=net,
-        rule=optimizer.build(config.optimizer, order.steps_per_epoch),
+        run=run,
         logits_fn=devices.over_examples(lambda variables, images: net.logits(variables, to_float(images))),
-        data=data,
-        order=order,
+        estimate_statistics=_statistics_estimator(run),
     )
     note = _place(training)
     stack.callback(training.close)
@@ -214,9 +227,9 @@ def _place(training: _Training) -> dict[str, float]:
     history = recovery.settled(history)
     processes.wait("settled")
     restored = _restore(config, dataset, directory, history)
-    state, buffer, note = _begin(training) if restored is None else restored
+    state, buffer, note = (*training.run.begin(), dict(_AT_THE_START)) if restored is None else restored
     if history and int(state.step) <= history[-1].back_to:
-        state, buffer, note = _otherwise(config, dataset, state, buffer, history)
+        state, buffer, note = _otherwise(training, state, buffer, history)
     training.step, training.history = int(state.step), history
     training.learning_rate_factor = recovery.learning_rate_factor(history, training.step)
     training.state = devices.replicate(state._replace(learning_rate_factor=jnp.float32(training.learning_rate_factor)))
@@ -237,40 +250,15 @@ def _place(training: _Training) -> dict[str, float]:
 
 
 def _otherwise(
-    config: Config, dataset: Dataset, state: TrainState, buffer: Any, history: History
+    training: _Training, state: TrainState, buffer: Any, history: History
 ) -> tuple[TrainState, Any, dict[str, float]]:
     """A checkpoint that a run went back to, as it goes on from there."""
     last = history[-1]
-    key = recovery.key(jax.random.key(config.seed), len(history))
+    key = recovery.key(jax.random.key(training.config.seed), len(history))
     state = state._replace(key=key, watch=divergence.quiet())
     if buffer is not None and last.buffer == "fresh":
-        buffer = _fresh_buffer(config, dataset, key)
+        buffer = training.run.fresh_buffer(key)
     return state, buffer, {"best_accuracy": last.best_accuracy, "seconds": last.seconds}
-
-
-def _begin(training: _Training) -> tuple[TrainState, Any, dict[str, float]]:
-    config, dataset = training.config, training.dataset
-    first_batch = to_float(dataset.train.images[training.order.batch(0, 0)])
-    key = jax.random.key(config.seed)
-    begin = jax.jit(lambda key, x: train_step.init_state(config, training.network, training.rule, key, x))
-    state = begin(key, first_batch)
-    buffer: Array | np.ndarray | None = None
-    if config.training.init_from:
-        with processes.fail_together():
-            state, buffer = trained.begin_from(config, dataset, state)
-    buffer = _fresh_buffer(config, dataset, key) if buffer is None else buffer
-    return state, buffer, {"best_accuracy": -1.0, "seconds": 0.0}
-
-
-def _fresh_buffer(config: Config, dataset: Dataset, key: Array) -> Array | None:
-    slots, classes = sizes.buffer_size(config, dataset.num_classes)
-    if not slots:
-        return None
-    if config.sampler.init == "class_gaussians":
-        buffer_key = jax.random.fold_in(key, 2**31 - 2)
-        return class_gaussians.init(device_data.draws(config, dataset.train), buffer_key, slots, classes)
-    make = jax.jit(lambda key: replay_buffer.init(key, slots, dataset.image_shape, num_classes=classes))
-    return make(jax.random.fold_in(key, 2**31 - 2))
 
 
 def _restore(
@@ -299,22 +287,43 @@ def _restore(
     return checkpoint.from_tree(state, found.tree["state"]), found.tree.get("buffer"), found.note
 
 
+def _check_programs(training: _Training) -> None:
+    """Traces every program to come: what it returns must be what a checkpoint can hold."""
+    expected, _ = template(training.config, training.dataset.image_shape, training.dataset.num_classes)
+    data = training.run.data.at(training.step)
+    for program in training.programs_to_come:
+        preflight.check_step(training.run.step(program), training.state, training.buffer, data, expected)
+
+
 def _announce(training: _Training, title: str) -> None:
-    """Says what is about to run and how long it will take."""
-    step = training.step
-    variables = training.state.evaluation_variables
-    flops = forecast.flops_per_iteration(training.config, training.network, variables, training.dataset.image_shape)
+    """Compiles all programs to come, and says what is about to run and how long it will take."""
+    step, run, data = training.step, training.run, training.run.data.at(training.step)
     if step and processes.is_first():
         print(f"{title}: going on from iteration {step} of {training.total_steps}", flush=True)
-    compiled, each = forecast.seconds_per_iteration(
-        training.step_fn, training.state, training.buffer, training.data.at(step)
+    started = time.monotonic()
+    training.compile(training.programs_to_come)
+    compiled = time.monotonic() - started
+    seconds = {
+        program: forecast.seconds_per_iteration(step_fn, training.state, training.buffer, data)
+        for program, step_fn in training.compiled.items()
+    }
+    phases = [phase for phase in run.phases if phase.first > step]
+    # The program of each stretch of iterations, and where it ends.
+    programs = [training.program, *(phase.program for phase in phases)]
+    edges = [step, *(phase.first for phase in phases), training.total_steps]
+    left = sum(
+        (end - first) * seconds[program] for program, first, end in zip(programs, edges, edges[1:], strict=False)
     )
-    left = training.total_steps - step
+    variables = training.state.evaluation_variables
+    flops = forecast.flops_per_iteration(
+        training.config, run.network, variables, training.dataset.image_shape, programs[-1]
+    )
     if processes.is_first():
+        several = f"{len(seconds)} programs " if len(seconds) > 1 else ""
         print(
             f"{title}: {devices.describe()}; {forecast.parameter_count(variables):,} parameters; "
-            f"{flops / 1e9:,.3g} GFLOP an iteration; compiled in {compiled:.1f} s; {left} iterations will take about "
-            f"{metrics.duration(left * each)}",
+            f"{flops / 1e9:,.3g} GFLOP an iteration; {several}compiled in {compiled:.1f} s; "
+            f"{training.total_steps - step} iterations will take about {metrics.duration(left)}",
             flush=True,
         )
 
@@ -324,7 +333,9 @@ def _iterate(training: _Training) -> None:
     if factor != training.learning_rate_factor:
         training.learning_rate_factor = factor
         training.state = training.state._replace(learning_rate_factor=devices.replicate(np.float32(factor)))
-    data = training.data.at(training.step)
+    if training.step == training.freezes_at:
+        _freeze(training)
+    data = training.run.data.at(training.step)
     training.state, training.buffer = training.step_fn(training.state, training.buffer, data)
     training.step += 1
 
@@ -332,9 +343,54 @@ def _iterate(training: _Training) -> None:
 def _log(training: _Training, recorder: Recorder) -> None:
     """Reads the device's sums, the only place where the loop waits for it between checkpoints."""
     window = jax.device_get(training.state.window)
-    epoch = round(training.step / training.steps_per_epoch, 4)
+    epoch = round(training.step / training.run.steps_per_epoch, 4)
     means = {name: float(total) / int(window.steps) for name, total in window.sums.items()}
-    recorder.progress(training.step, {"epoch": epoch, **means})
+    if not schedule.phase_at(training.run.phases, training.step - int(window.steps)).program.samples:
+        # Iterations without samples make the means of what is said of samples NaN.
+        means = {name: mean for name, mean in means.items() if not math.isnan(mean)}
+    recorder.progress(training.step, {"epoch": epoch, **means, **_scheduled(training)})
+
+
+def _scheduled(training: _Training) -> dict[str, float]:
+    """The settings that the schedule gave the iteration just done, as far as they change."""
+    settings, step, total = training.config.schedule, training.step - 1, training.total_steps
+    rate = optimizer.schedule(training.config.optimizer, training.run.steps_per_epoch, settings.learning_rate, total)
+    values = {"learning_rate": float(rate(step)) * training.learning_rate_factor}
+    if settings.p_x_start or settings.p_x_ramp:
+        values["p_x_factor"] = float(schedule.p_x_factor(settings, total, step))
+    if settings.num_steps:
+        values["num_steps"] = schedule.phase_at(training.run.phases, step).program.num_steps
+    return values
+
+
+def _freeze(training: _Training) -> None:
+    """Gives batch norm the statistics that it keeps from here on: re-estimated ones of the parameters as they are."""
+    if training.estimate_statistics is not None:
+        frozen = training.estimate_statistics(training.state.variables)
+        model_state = {**training.state.model_state, COLLECTION: frozen}
+        training.state = training.state._replace(model_state=devices.replicate(model_state))
+
+
+def _reestimate(training: _Training) -> None:
+    """Gives the state the batch statistics of the parameters that are evaluated."""
+    if training.estimate_statistics is None:
+        return
+    state = training.state
+    if schedule.phase_at(training.run.phases, training.step - 1).program.frozen:
+        statistics = state.model_state[COLLECTION]
+    else:
+        statistics = training.estimate_statistics(state.evaluation_variables)
+    training.state = state._replace(evaluation_stats=devices.replicate(statistics))
+
+
+def _statistics_estimator(run: Run) -> Callable[[Variables], Any] | None:
+    count = run.config.training.statistics_images
+    shapes = jax.eval_shape(
+        run.network.init, jax.random.key(0), jax.ShapeDtypeStruct((2, *run.dataset.image_shape), jnp.float32)
+    )
+    if not count or not statistics.has_statistics(shapes):
+        return None
+    return statistics.estimator(run.network, run.dataset.train, count, run.config.seed)
 
 
 def _recovered(training: _Training, recorder: Recorder) -> bool:
@@ -376,6 +432,7 @@ def _recovered(training: _Training, recorder: Recorder) -> bool:
 def _validate(training: _Training, recorder: Recorder) -> None:
     """Validation accuracy and NLL, and the best so far kept; nothing is ever chosen on the test set."""
     split = training.dataset.validation
+    _reestimate(training)
     variables = training.state.evaluation_variables
     logits = training.logits_fn(variables, split.images, training.config.evaluation.batch_size)
     # The first process's: where rounding differs, two that each trust their own would not save together.
@@ -403,6 +460,7 @@ def _draw_buffer(training: _Training) -> None:
 
 
 def _save(training: _Training) -> None:
+    _reestimate(training)
     rows, image_shape = training.buffer, training.dataset.image_shape
     buffer = None if rows is None else devices.whole_buffer(rows, image_shape)
     whole = tree(checkpoint.to_tree(training.state), buffer)

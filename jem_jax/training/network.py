@@ -1,38 +1,58 @@
 """A Flax module seen as functions of (variables, x): all that the rest of the package knows of a network."""
 
+import contextlib
+import dataclasses
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jem_jax import wide_resnet
-from jem_jax.common.errors import UserError, shown
+from jem_jax.common.errors import UserError, in_a_line, shown
 from jem_jax.config import Model
+from jem_jax.distributed.devices import AXIS
 from jem_jax.wide_resnet import WideResNet
 
 Array = jax.Array
 Variables = dict[str, Any]
 _CPU_PIXELS = 2**13
 """of images that pass a network together on a CPU: feature maps of more leave a core's cache between layers"""
+_TRAINING = {
+    **dict.fromkeys(("train", "training", "is_training", "is_train"), True),
+    **dict.fromkeys(("deterministic", "use_running_average", "inference", "eval", "is_eval", "eval_mode"), False),
+}
+"""The names by which a module is told that it trains, and what it is then given; in evaluation the opposite."""
 
 
 class Network:
     """Pure functions of one Flax module that maps images [B, H, W, C] to logits [B, K].
 
-    Its `__call__` may take `train`; a module without it is the same in training and evaluation. It may take `features`,
-    to return what its last layer sees [B, D] instead of the logits.
+    It is told whether it trains by every argument of its `__call__`, and every field, that bears a usual name: `train`,
+    `training`, `deterministic`, `use_running_average` and the others of `_TRAINING`, whatever their defaults. A module
+    without them is the same in training and evaluation. Every PRNG stream that it asks for in training has a key.
+    Layers with an `axis_name` synchronise over all devices. It may take `features`, to return what its last layer sees
+    [B, D].
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        accepted = inspect.signature(type(module).__call__).parameters
-        self._takes_train = "train" in accepted
-        self.has_features = "features" in accepted
+        accepted = list(inspect.signature(type(module).__call__).parameters.values())[2:]
+        names = [parameter.name for parameter in accepted]
+        self.has_features = "features" in names
+        self._flags = [name for name in names if name in _TRAINING]
+        # By place as far as possible: what nn.remat and nn.jit hold for static must be given so.
+        by_place = [p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name in _TRAINING for p in accepted]
+        self._by_place = names[: (*by_place, False).index(False)]
+        fields = {field.name for field in dataclasses.fields(module)}
+        self._fields = [name for name in _TRAINING if name in fields and name not in names]
+        self._streams: tuple[str, ...] | None = ("dropout",) if isinstance(module, WideResNet) else None
 
     def init(self, key: Array, x: Array) -> Variables:
         """Variables: "params", and other collections such as "batch_stats".
@@ -40,7 +60,8 @@ class Network:
         Args:
           x: [B, H, W, C]; layers that start from statistics (act norm) take them from this batch.
         """
-        return dict(self.module.init(key, x))
+        module, places, flags = self._mode(trains=False)
+        return {"params": {}, **module.init(key, x, *places, **flags)}
 
     def cast(self, variables: Variables) -> Variables:
         """The same variables, with parameters in the precision in which the network uses them: the same logits.
@@ -53,7 +74,7 @@ class Network:
 
     def logits(self, variables: Variables, x: Array) -> Array:
         """Logits [B, K] in evaluation mode."""
-        return jnp.asarray(self.module.apply(variables, x))
+        return _at_least_float32(self.evaluation_pass(variables, x))
 
     def batch_logits(self, variables: Variables, x: Array, key: Array) -> Array:
         """Logits [B, K] in training mode, from the batch's own statistics; none is updated.
@@ -64,16 +85,16 @@ class Network:
         an evaluation are, pass last.
 
         Args:
-          key: of the dropout mask.
+          key: of the dropout mask and all else that is random in training.
         """
         # Layers of others, such as Flax's own batch norm, update their statistics whenever they train: dropped here.
-        return jnp.asarray(self._train(variables, x, key)[0])
+        return self.train_pass(variables, x, key)[0]
 
     def features(self, variables: Variables, x: Array) -> Array:
         """Penultimate features [B, D] in evaluation mode; the logits where the module does not take `features`."""
-        if not self.has_features:
-            return self.logits(variables, x)
-        return jnp.asarray(self.module.apply(variables, x, features=True))
+        return _at_least_float32(
+            self.evaluation_pass(variables, x, **({"features": True} if self.has_features else {}))
+        )
 
     def train_logits(self, variables: Variables, batches: Sequence[Array], key: Array) -> tuple[list[Array], Variables]:
         """Logits of each batch in training mode, and the collections that training updates.
@@ -85,11 +106,11 @@ class Network:
         state = {name: value for name, value in variables.items() if name != "params"}
         if not state and jax.default_backend() != "cpu":
             sizes = [len(batch) for batch in batches]
-            together, _ = self._train(variables, jnp.concatenate(batches), key)
+            together, _ = self.train_pass(variables, jnp.concatenate(batches), key)
             ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
             return [together[end - size : end] for size, end in zip(sizes, ends, strict=True)], {}
         # Traced once for all parts of a shape, so that a run that finds its step compiled starts sooner.
-        one_pass = jax.jit(self._train)
+        one_pass = jax.jit(self.train_pass)
         logits, passes = [], 0
         for batch in batches:
             size = len(batch) if state else examples_a_pass(len(batch), batch.shape[1:])
@@ -103,18 +124,92 @@ class Network:
             logits.append(jnp.concatenate(parts))
         return logits, state
 
-    def _train(self, variables: Variables, x: Array, key: Array) -> tuple[Array, Variables]:
+    def frozen_logits(
+        self, variables: Variables, batches: Sequence[Array], key: Array
+    ) -> tuple[list[Array], Variables]:
+        """As `train_logits`, in evaluation mode: running statistics are used and stay as they are; no dropout."""
+        del key
+        ends = np.cumsum([len(batch) for batch in batches])
+        together = self.logits(variables, jnp.concatenate(batches))
+        state = {name: value for name, value in variables.items() if name != "params"}
+        return jnp.split(together, ends[:-1]), state
+
+    def _mode(self, trains: bool) -> tuple[nn.Module, list[bool], dict[str, Any]]:
+        """The module in that mode, and what its `__call__` takes after x: by place, and by name."""
+        values = {name: value is trains for name, value in _TRAINING.items()}
+        fields: dict[str, Any] = {name: values[name] for name in self._fields}
+        module = self.module.clone(**fields) if fields else self.module
+        by_name = {name: values[name] for name in self._flags if name not in self._by_place}
+        return module, [values[name] for name in self._by_place], by_name
+
+    def evaluation_pass(self, variables: Variables, x: Array, **more: Any) -> Any:
+        """What the module itself gives in evaluation mode."""
+        module, places, flags = self._mode(trains=False)
+        return module.apply(variables, x, *places, **flags, **more)
+
+    def train_pass(self, variables: Variables, x: Array, key: Array) -> tuple[Array, Variables]:
+        """Logits in training mode, and the collections but for the parameters after the pass."""
+        streams = self._streams = self._streams or self._find_streams(variables, x, key)
+        keys = {name: jax.random.fold_in(key, number) for number, name in enumerate(streams)}
+        logits, state = self._apply_in_training(variables, x, {**keys, "dropout": key})
+        return _at_least_float32(logits), state
+
+    def _apply_in_training(self, variables: Variables, x: Array, keys: dict[str, Array]) -> tuple[Array, Variables]:
+        module, places, flags = self._mode(trains=True)
         collections = [name for name in variables if name != "params"]
-        kwargs: dict[str, Any] = {"train": True} if self._takes_train else {}
-        logits, state = self.module.apply(variables, x, rngs={"dropout": key}, mutable=collections, **kwargs)
+        with nn.intercept_methods(_over_devices):
+            logits, state = module.apply(variables, x, *places, rngs=keys, mutable=collections, **flags)
         return logits, dict(state)
+
+    def _find_streams(self, variables: Variables, x: Array, key: Array) -> tuple[str, ...]:
+        """The names of the PRNG streams that a training pass asks for."""
+        # What has no key of its own draws from "params". A module may ask for more where it is given some.
+        found = {"dropout", "params"}
+        while True:
+            keys = dict.fromkeys(found, key)
+            with _streams_asked_for(found):
+                jax.eval_shape(self._apply_in_training, variables, x, keys)
+            if found == keys.keys():
+                return tuple(sorted(found))
+
+
+def _at_least_float32(logits: Any) -> Array:
+    """In half precision log p~ of an image would be known to two digits."""
+    logits = jnp.asarray(logits)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+@contextlib.contextmanager
+def _streams_asked_for(found: set[str]) -> Iterator[None]:
+    """Adds the name of every PRNG stream that a module asks for, or asks whether it is there."""
+    scope: Any = flax.core.Scope
+    has_rng = scope.has_rng
+
+    def noted(self: flax.core.Scope, name: str) -> bool:
+        found.add(name)
+        return has_rng(self, name)
+
+    scope.has_rng = noted  # Flax has no hook for it
+    try:
+        yield
+    finally:
+        scope.has_rng = has_rng
+
+
+def _over_devices(
+    call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
+) -> Any:
+    """Lets a layer synchronise over the devices that there are, whatever its author called their axis."""
+    if getattr(context.module, "axis_name", None) is not None:
+        object.__setattr__(context.module, "axis_name", AXIS)
+    return call(*args, **kwargs)
 
 
 def examples_a_pass(batch: int, image_shape: tuple[int, ...]) -> int:
     """How many examples of a batch pass the network together, where none influences another: a divisor of `batch`.
 
     All of them on an accelerator. On a CPU what fills a core's cache, such as 8 images of 32×32; what it gives is
-    measured by experiments/levers.py.
+    measured by experiments/speed/levers.py.
     """
     most = max(1, _CPU_PIXELS // math.prod(image_shape[:2]))
     if jax.default_backend() != "cpu" or batch <= most:
@@ -157,26 +252,12 @@ def build(model: Model, num_classes: int) -> Network:
             depth=model.depth,
             width=model.width,
             norm=model.norm,
+            norm_momentum=model.norm_momentum,
             dropout=model.dropout,
             dtype=jnp.dtype(model.dtype),
             activation=model.activation,
         )
     )
-
-
-def check(network: Network, image_shape: tuple[int, ...], num_classes: int) -> None:
-    """Traces the network on one image's shape.
-
-    Raises:
-      UserError: it does not take such images, or does not give [B, num_classes] logits.
-    """
-    x = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-    try:
-        logits = jax.eval_shape(lambda x: network.module.init_with_output(jax.random.key(0), x)[0], x)
-    except Exception as error:
-        raise UserError(f"config.model does not take images of {_times(image_shape)}: {_first_line(error)}") from error
-    if getattr(logits, "shape", None) != (2, num_classes):
-        raise UserError(f"config.model must give logits [B, {num_classes}], not {getattr(logits, 'shape', logits)}")
 
 
 def _from_factory(path: str, num_classes: int) -> nn.Module:
@@ -188,18 +269,10 @@ def _from_factory(path: str, num_classes: int) -> nn.Module:
     except (Exception, SystemExit) as error:
         raise UserError(
             f"config.model.factory {shown(path)} must be package.module:function, called as function(num_classes=…): "
-            f"{_first_line(error)}"
+            f"{in_a_line(error)}"
         ) from error
     if not isinstance(module, nn.Module):
         raise UserError(
             f"config.model.factory {shown(path)} must return a flax.linen.Module, not {type(module).__name__}"
         )
     return module
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))

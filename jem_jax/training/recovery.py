@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from jem_jax import prng
 from jem_jax.common import files
 from jem_jax.common.errors import UserError
 from jem_jax.runs import checkpoint, metrics, workdir
@@ -164,8 +165,7 @@ def chain_steps(num_steps: int, history: History, step: int) -> int:
 
 def key(run_key: Array, number: int) -> Array:
     """The PRNG key that a run goes on with after its n-th recovery, n ≥ 1."""
-    # No iteration, and not what begins a run, folds in such a number.
-    return jax.random.fold_in(run_key, 2**31 - 2 - number)
+    return jax.random.fold_in(prng.stream(run_key, "recovery"), number)
 
 
 def settle(directory: Path, folder: Path, history: History) -> History:

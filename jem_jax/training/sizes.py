@@ -6,7 +6,7 @@ from jem_jax.common.errors import UserError
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.distributed import devices
-from jem_jax.training import step as train_step
+from jem_jax.training import quantities
 
 _MOST_ITERATIONS = 2**31 - 3
 """they are counted in int32, and the last two numbers seed what comes before the first"""
@@ -14,10 +14,10 @@ _MOST_ITERATIONS = 2**31 - 3
 
 def buffer_size(config: Config, num_classes: int) -> tuple[int, int]:
     """Slots [S] and class axis [C] of the replay buffer; no slots where the objective needs no negatives."""
-    terms = train_step.weights(config)
+    terms = quantities.weights(config)
     if not terms.needs_samples:
         return 0, 1
-    classes = train_step.buffer_classes(config, num_classes)
+    classes = quantities.buffer_classes(config, num_classes)
     return config.sampler.buffer_size // classes, classes
 
 
@@ -55,7 +55,7 @@ def check(config: Config, dataset: Dataset) -> None:
     for name, batch in batches.items():
         if batch % count:
             raise UserError(_indivisible(name, batch, count, f"the {count} devices"))
-    terms = train_step.weights(config)
+    terms = quantities.weights(config)
     if not terms.needs_samples:
         return
     slots, classes = buffer_size(config, dataset.num_classes)

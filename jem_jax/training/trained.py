@@ -10,41 +10,63 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jem_jax.common import paths
 from jem_jax.common.errors import UserError
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
+from jem_jax.distributed import processes
 from jem_jax.runs import checkpoint, model_folder, workdir
 from jem_jax.runs.workdir import RunFacts
-from jem_jax.training import network, optimizer, sizes
-from jem_jax.training import step as train_step
+from jem_jax.training import network, optimizer, quantities, sizes
 from jem_jax.training.network import Network, Variables
-from jem_jax.training.step import TrainState
+from jem_jax.training.state import TrainState, init_state
+from jem_jax.training.statistics import COLLECTION
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(eq=False)
 class Logits:
-    """x [B, H, W, C] in [-1, 1] -> [B, K], in evaluation mode; works under jit, grad, vmap and pmap."""
+    """x [B, H, W, C] float in [-1, 1] -> logits [B, K]; works under jit, grad, vmap and pmap."""
 
     network: Network
     variables: Variables
+    image_shape: tuple[int, int, int]
+    num_classes: int
     by_batch: bool
     """whether chains of training used the statistics of their batch"""
 
     def __call__(self, x: Array) -> Array:
-        """Logits of images to classify or to judge, each on its own."""
-        return self.network.logits(self.variables, x)
+        """Logits in evaluation mode, of each image on its own.
+
+        Raises:
+          UserError: images of another shape, or integers.
+        """
+        images = self._checked(x)
+        return self.network.logits(self.variables, images) if len(images) else self._none()
 
     def in_chains(self, x: Array) -> Array:
-        """Logits for chains of SGLD, as training's chains saw them.
+        """Logits for the steps of chains, as training's chains saw them. Errors are those of a call.
 
-        With `config.sampler.batch_statistics` batch norm uses the statistics of these images, which are best some 20 or
+        With `config.sampler.batch_statistics` batch norm uses the statistics of these images, which are best 20 or
         more; else the same as a call.
         """
+        images = self._checked(x)
         if not self.by_batch:
-            return self(x)
-        return self.network.batch_logits(self.variables, x, jax.random.key(0))
+            return self(images)
+        return self.network.batch_logits(self.variables, images, jax.random.key(0)) if len(images) else self._none()
+
+    def _checked(self, x: Array) -> Array:
+        images = jnp.asarray(x)
+        if images.shape[1:] != self.image_shape or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(
+                f"logits takes floats [B, {', '.join(map(str, self.image_shape))}] in [-1, 1], not {images.dtype} "
+                f"{list(images.shape)}; jem_jax.augment.to_float turns uint8 images into them"
+            )
+        return images
+
+    def _none(self) -> Array:
+        return jnp.zeros((0, self.num_classes), jnp.float32)
 
 
 class Loaded(NamedTuple):
@@ -52,7 +74,7 @@ class Loaded(NamedTuple):
 
     logits: Logits
     """x [B, H, W, C] in [-1, 1] -> [B, K]"""
-    buffer: np.ndarray | None
+    buffer: Array | None
     """[S, classes or 1, H, W, C] float32, unclipped"""
     config: Config
 
@@ -80,10 +102,15 @@ class Arrays(NamedTuple):
 
 def load(path: str | os.PathLike[str], *, baseline: bool = False, best: bool = False) -> Loaded:
     """See `jem_jax.load`."""
-    facts = read_facts(Path(path))
-    model = read_model(Path(path), facts, baseline=baseline, best=best)
-    logits = Logits(model.network, model.variables, facts.config.sampler.batch_statistics)
-    return Loaded(logits, model.buffer, facts.config)
+    folder = paths.local("the workdir", os.fspath(path))
+    with processes.own_settings():
+        facts = read_facts(folder)
+        model = read_model(folder, facts, baseline=baseline, best=best)
+        variables, buffer = jax.device_put((model.variables, model.buffer))
+    by_batch = facts.config.sampler.batch_statistics
+    return Loaded(
+        Logits(model.network, variables, facts.image_shape, facts.num_classes, by_batch), buffer, facts.config
+    )
 
 
 def find_facts(path: Path) -> RunFacts | None:
@@ -113,7 +140,7 @@ def read_model(path: Path, facts: RunFacts, *, baseline: bool = False, best: boo
 
 def read_arrays(path: Path, facts: RunFacts, *, baseline: bool = False, best: bool = False) -> Arrays:
     """What `read_model` puts together. Errors are the same."""
-    config = classifier_config(facts.config) if baseline else facts.config
+    config = quantities.classifier_config(facts.config) if baseline else facts.config
     state, buffer = template(config, facts.image_shape, facts.num_classes)
     if model_folder.is_one(path):
         if baseline or best:
@@ -136,20 +163,13 @@ def identity(path: Path, step: int, *, baseline: bool = False) -> str:
 
 
 def _from_folder(path: Path, facts: RunFacts, state: TrainState) -> Arrays:
-    description = model_folder.describe(path)
-    there = description.facts
-    if (there.image_shape, there.num_classes) != (facts.image_shape, facts.num_classes):
-        raise UserError(
-            f"{path} is a model of images {there.image_shape} in {there.num_classes} classes, and the data set is of "
-            f"images {facts.image_shape} in {facts.num_classes}; name its own with --config.data.name"
-        )
     variables, buffer = model_folder.read(path)
     difference = checkpoint.difference(state.evaluation_variables, variables)
     if difference is None and buffer is not None and buffer.shape[2:] != facts.image_shape:
         difference = f"holds chains of shape {buffer.shape[2:]}; its images are {facts.image_shape}"
     if difference:
         raise UserError(f"model folder {path} does not hold the network of its settings: it {difference}")
-    return Arrays(variables, buffer, description.iteration)
+    return Arrays(variables, buffer, model_folder.describe(path).iteration)
 
 
 def begin_from(config: Config, dataset: Dataset, state: TrainState) -> tuple[TrainState, np.ndarray | None]:
@@ -183,7 +203,12 @@ def with_variables(state: TrainState, variables: Variables) -> TrainState:
     """A run's first state with other variables; what its optimiser starts from is the same for all."""
     params = variables["params"]
     collections = {name: value for name, value in variables.items() if name != "params"}
-    return state._replace(params=params, model_state=collections, ema=None if state.ema is None else params)
+    return state._replace(
+        params=params,
+        model_state=collections,
+        ema=None if state.ema is None else params,
+        evaluation_stats=None if state.evaluation_stats is None else collections[COLLECTION],
+    )
 
 
 def check_source(config: Config, dataset: Dataset, path: Path) -> None:
@@ -198,20 +223,13 @@ def check_source(config: Config, dataset: Dataset, path: Path) -> None:
     begin_from(config, dataset, template(config, dataset.image_shape, dataset.num_classes)[0])
 
 
-def classifier_config(config: Config) -> Config:
-    """The same settings for a plain classifier that never saw a sample: cross-entropy alone, and from scratch."""
-    weights = dataclasses.replace(config.objective, p_x=0.0, p_y_given_x=1.0, p_xy=0.0, energy_l2=0.0)
-    training = dataclasses.replace(config.training, init_from="")
-    return dataclasses.replace(config, objective=weights, training=training)
-
-
 def template(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> tuple[TrainState, Any]:
     """Shapes of a run's state and whole buffer (None where there is none), without computing anything."""
     net = network.build(config.model, num_classes)
     rule = optimizer.build(config.optimizer, 1)
     image = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(lambda key, x: train_step.init_state(config, net, rule, key, x), key, image)
+    state = jax.eval_shape(lambda key, x: init_state(config, net, rule, key, x), key, image)
     slots, classes = sizes.buffer_size(config, num_classes)
     return state, jax.ShapeDtypeStruct((slots, classes, *image_shape), jnp.float32) if slots else None
 

@@ -15,7 +15,8 @@ from jem_jax.config import Config
 from jem_jax.distributed import devices
 from jem_jax.runs import checkpoint
 from jem_jax.training import loop
-from jem_jax.training.step import Step, TrainState
+from jem_jax.training.state import TrainState
+from jem_jax.training.step import Step
 
 RUNS = {
     # Without a leaky ReLU's kink, which another rounding can turn the other way: a gradient's fourth digit.

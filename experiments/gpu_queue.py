@@ -1,0 +1,252 @@
+"""The work that waits for a GPU, most valuable first, cut into pieces with a time limit each.
+
+    python experiments/gpu_queue.py --list
+    python experiments/gpu_queue.py --data=cifar10.npz trial ten_minutes     these entries, in this order
+    python experiments/gpu_queue.py --rehearse trial                         the same with tiny sizes, on a CPU
+
+`--data` is CIFAR-10 as docs/pages/data.md describes an .npz. Runs lie in --runs (default runs/queue) and go on where an
+earlier piece was cut off. Each entry writes experiments/results/queue/ENTRY.json every few seconds: its command, how
+far it is, its last metrics, and the report's numbers once there is a report. With --out these files are copied there.
+The machine needs no network: a folder carried/wheels holds what its Python lacks.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "experiments" / "results" / "queue"
+_EVERY = 5.0
+"""seconds between two looks at a running entry"""
+_NUMBERS = "classification,calibration,ood,training"
+"""the sections that take seconds"""
+_TINY = (
+    "model.depth=10", "model.width=1", "data.name=digits", "data.pad=1", "sampler.num_steps=1", "training.epochs=2",
+    "training.batch_size=64", "training.labelled_batch_size=128", "sampler.buffer_size=640",
+    "evaluation.attack_images=8", "evaluation.refined_images=4", "evaluation.num_samples=10",
+    "evaluation.ood_images=20", "model.dtype=float32", "training.statistics_images=100", "evaluation.ood_sets=",
+    "evaluation.sections=classification",
+)  # fmt: skip
+
+
+class Entry(NamedTuple):
+    """A piece of work: one call of the main command."""
+
+    question: str
+    limit: int
+    """seconds, after which the command is told to save and stop"""
+    config: str
+    settings: tuple[str, ...] = ()
+    training_seconds: int = 0
+    """the epochs are chosen so that training takes so long, by the speed that entry `trial` found; 0: the config's"""
+
+
+ENTRIES = {
+    "trial": Entry(
+        "Does the ten-minute run learn, how fast is it, and does p(x) stay stable when it comes in?",
+        170,
+        "cifar10_ten_minutes",
+        ("training.epochs=22", "training.validate_every=3", "optimizer.warmup_steps=100",
+         f"evaluation.sections={_NUMBERS}", "evaluation.ood_images=200"),
+    ),
+    "ten_minutes": Entry(
+        "92.9 % within ten minutes?",
+        560,
+        "cifar10_ten_minutes",
+        (f"evaluation.sections={_NUMBERS},sample_quality,samples",),
+        training_seconds=455,
+    ),
+    "ten_minutes_report": Entry(
+        "The whole report of the ten-minute run.", 590, "cifar10_ten_minutes", ("evaluation.attack_images=1000",)
+    ),
+    "classifier": Entry(
+        "What does a plain classifier of the same schedule reach?",
+        200,
+        "cifar10_ten_minutes",
+        ("objective.p_x=0.0", "schedule.p_x_start=0.0", "schedule.p_x_ramp=0.0", "training.epochs=60",
+         f"evaluation.sections={_NUMBERS}"),
+    ),
+    "width_4": Entry(
+        "Is a quarter of the arithmetic for four times the epochs better?",
+        300,
+        "cifar10_ten_minutes",
+        ("model.width=4", "training.batch_size=256", "training.epochs=100", f"evaluation.sections={_NUMBERS}"),
+    ),
+    "late_sam": Entry(
+        "What does ASAM in the last eighth give?",
+        590,
+        "cifar10_ten_minutes",
+        ("optimizer.sam_rho=2.0", "schedule.sam_start=0.875", f"evaluation.sections={_NUMBERS}"),
+        training_seconds=455,
+    ),
+    "frozen_norm": Entry(
+        "Does batch norm frozen in the second half keep the gradient score?",
+        590,
+        "cifar10_ten_minutes",
+        ("schedule.freeze_norm=0.5", f"evaluation.sections={_NUMBERS}"),
+        training_seconds=455,
+    ),
+    "no_norm": Entry(
+        "What does the gradient score of a network without norm layers reach, and its accuracy?",
+        590,
+        "cifar10_ten_minutes",
+        ("model.norm=none", "sampler.batch_statistics=false", "optimizer.learning_rate=0.05",
+         f"evaluation.sections={_NUMBERS}"),
+        training_seconds=455,
+    ),
+    "jem": Entry("JEM's own settings for 150 seconds.", 200, "cifar10",
+                 ("model.dtype=bfloat16", "training.epochs=2", f"evaluation.sections={_NUMBERS}")),
+    "jempp": Entry("JEM++'s settings for 150 seconds.", 200, "cifar10_jempp",
+                   ("model.dtype=bfloat16", "training.epochs=3", f"evaluation.sections={_NUMBERS}")),
+    "sada": Entry("SADA-JEM's settings for 150 seconds.", 200, "cifar10_sada",
+                  ("model.dtype=bfloat16", "training.epochs=4", f"evaluation.sections={_NUMBERS}")),
+    "digits": Entry("Does the digits' report take at most 40 seconds on a GPU?", 200, "digits"),
+}  # fmt: skip
+"""most valuable first"""
+
+
+def main() -> int:
+    """Runs the entries that are named, each within its limit; the exit status counts those that failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("entries", nargs="*", metavar="ENTRY", choices=[[], *ENTRIES])
+    parser.add_argument("--list", action="store_true", help="say what waits")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on a CPU")
+    parser.add_argument("--data", default="carried/cifar10.npz", help="CIFAR-10 as an .npz")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "queue")
+    parser.add_argument("--out", type=Path, help="a folder that gets copies of results and logs")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one more setting for all")
+    flags = parser.parse_args()
+    if flags.list or not flags.entries:
+        for name, entry in ENTRIES.items():
+            print(f"{name:20} {entry.limit:4} s  {entry.question}")
+        return 0
+    environment = os.environ if flags.rehearse else _with_site()
+    failed = 0
+    for name in flags.entries:
+        failed += _run(name, ENTRIES[name], flags, environment)
+    return failed
+
+
+def _with_site() -> dict[str, str]:
+    """The environment of a machine that has JAX but not this package: as an installed wheel lays it out."""
+    site = Path(os.environ.get("SITE", "/tmp/jem_jax_site"))
+    shutil.copytree(ROOT / "jem_jax", site / "jem_jax", dirs_exist_ok=True)
+    shutil.copytree(ROOT / "configs", site / "jem_jax" / "configs", dirs_exist_ok=True)
+    wheels = sorted((ROOT / "carried" / "wheels").glob("*.whl"))
+    if wheels:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+        subprocess.run([*command, "--upgrade", "--target", str(site), *map(str, wheels)], check=True)
+    return {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def _run(name: str, entry: Entry, flags: argparse.Namespace, environment: Any) -> int:
+    folder = flags.runs / (f"{name}_tiny" if flags.rehearse else name.removesuffix("_report"))
+    settings = [f"data.name={flags.data}", *entry.settings, *flags.set]
+    if entry.training_seconds and not flags.rehearse:
+        settings.append(f"training.epochs={_epochs_within(entry.training_seconds, folder)}")
+    if flags.rehearse:
+        settings = [*entry.settings, *_TINY]
+    command = [
+        sys.executable, "-m", "jem_jax.main", f"--config=configs/{entry.config}.py", f"--workdir={folder}",
+        *(f"--config.{setting}" for setting in settings),
+    ]  # fmt: skip
+    print(f"== {name}: {' '.join(command)}", flush=True)
+    flags.runs.mkdir(parents=True, exist_ok=True)
+    log = flags.runs / f"{name}.log"
+    started = time.monotonic()
+    with log.open("w") as output:
+        running = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
+        told = False
+        while running.poll() is None:
+            time.sleep(_EVERY if time.monotonic() - started > _EVERY else 0.2)
+            spent = time.monotonic() - started
+            _store(name, entry, command, folder, log, spent, None, flags)
+            if spent > entry.limit and not told:
+                running.terminate()
+                told = True
+            if spent > entry.limit + 30:
+                running.kill()
+    _store(name, entry, command, folder, log, time.monotonic() - started, running.returncode, flags)
+    print("\n".join(log.read_text().splitlines()[-12:]), flush=True)
+    return running.returncode != 0
+
+
+def _epochs_within(seconds: int, folder: Path) -> int:
+    """Epochs of the ten-minute config that take so long, by the trial's speed; a run that goes on keeps its own."""
+    if (folder / "run.json").exists():
+        return json.loads((folder / "run.json").read_text())["config"]["training"]["epochs"]
+    speed = json.loads((RESULTS / "trial.json").read_text())["speed"]
+    share = 0.25
+    overhead = speed["start_seconds"] + 20
+    an_epoch = 45_000 // 512 * (share * speed["cross_entropy"] + (1 - share) * speed["joint"]) + 0.15
+    return int((seconds - overhead) / an_epoch)
+
+
+def _speed(lines: list[dict[str, Any]], started: float) -> dict[str, float] | None:
+    """Median seconds of an iteration without and with p(x), and those before the first."""
+    logged = [line for line in lines if "loss" in line]
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for line in logged:
+        times["log_px_samples" in line].append(1 / line["iterations_per_second"])
+    if not all(times.values()):
+        return None
+    median = {has: sorted(values)[len(values) // 2] for has, values in times.items()}
+    return {"cross_entropy": median[False], "joint": median[True], "start_seconds": started}
+
+
+def _store(
+    name: str, entry: Entry, command: list[str], folder: Path, log: Path, spent: float, status: int | None,
+    flags: argparse.Namespace,
+) -> None:  # fmt: skip
+    """Writes the entry's result as far as it goes."""
+    lines = []
+    if (folder / "metrics.jsonl").exists():
+        for line in (folder / "metrics.jsonl").read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue
+    said = log.read_text()
+    compiled = said.partition("compiled in ")[2].partition(" s;")[0]
+    report = folder / "report" / "report.json"
+    result = {
+        "question": entry.question,
+        "command": " ".join(["python", *command[1:]]),
+        "machine": _machine(),
+        "seconds": round(spent, 1),
+        "limit": entry.limit,
+        "status": status,
+        "start": next((line for line in said.splitlines() if "compiled in" in line), None),
+        "speed": _speed(lines, float(compiled) + 15 if compiled else 60.0),
+        "metrics": [line for line in lines if "validation_accuracy" in line or "recovery" in line] + lines[-2:],
+        "report": json.loads(report.read_text()) if report.exists() and status == 0 else None,
+    }
+    target = RESULTS / f"{name}{'_tiny' if flags.rehearse else ''}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(target)
+    if flags.out:
+        flags.out.mkdir(parents=True, exist_ok=True)
+        shutil.copy(target, flags.out)
+        shutil.copy(log, flags.out)
+        if (folder / "metrics.jsonl").exists():
+            shutil.copy(folder / "metrics.jsonl", flags.out / f"{name}_metrics.jsonl")
+
+
+def _machine() -> str:
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or "CPU"
+    except (OSError, subprocess.TimeoutExpired):
+        return "CPU"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

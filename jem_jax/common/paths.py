@@ -1,0 +1,53 @@
+"""Paths that people type, in flags, settings and variables: expanded and checked in one place."""
+
+import contextlib
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from jem_jax.common.errors import UserError, shown
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+
+
+def local(what: str, text: str) -> Path:
+    """The path on this machine that a text names, `~` expanded; whether there is anything is not looked at.
+
+    Args:
+      what: named the text, for the error: a flag, a setting or a variable.
+
+    Raises:
+      UserError: it is an address such as gs://bucket/run, or no file can have that name.
+    """
+    scheme = _SCHEME.match(text)
+    if scheme:
+        raise UserError(
+            f"{what} {shown(text)} is an address of {scheme[1]}:, and only paths of this machine are read and written; "
+            "copy or mount it"
+        )
+    try:
+        found = Path(text).expanduser()
+        found.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, RuntimeError, ValueError) as error:  # too long, the home of nobody, characters that no name has
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{what} {shown(text)} cannot be a path: {reason}") from error
+    return found
+
+
+@contextlib.contextmanager
+def importable(*folders: Path) -> Iterator[None]:
+    """Lets Python find modules in these folders first, for as long as the block lasts."""
+    added = list(dict.fromkeys(str(folder.absolute()) for folder in folders))
+    sys.path[:0] = added
+    # A module may be younger than Python's list of what the folder holds.
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        for folder in added:
+            with contextlib.suppress(ValueError):
+                sys.path.remove(folder)

@@ -1,0 +1,51 @@
+"""Quantities that follow from the settings."""
+
+import dataclasses
+from typing import Any
+
+from jem_jax import objective
+from jem_jax.config import Config, Sampler
+from jem_jax.training import divergence
+
+
+def weights(config: Config) -> objective.Weights:
+    """The objective's weights from the settings."""
+    settings = config.objective
+    return objective.Weights(settings.p_x, settings.p_y_given_x, settings.p_xy, settings.energy_l2)
+
+
+def chains(config: Config) -> int:
+    """How many chains an iteration runs, all devices together."""
+    terms = weights(config)
+    unlabelled, labelled = config.training.batch_sizes
+    return unlabelled * terms.needs_negatives + labelled * terms.needs_conditional_negatives
+
+
+def buffer_classes(config: Config, num_classes: int) -> int:
+    """The buffer's class axis: 1 unless some chain is class-conditional."""
+    conditional = config.sampler.class_conditional or weights(config).needs_conditional_negatives
+    return num_classes if conditional else 1
+
+
+def limits(config: Config) -> divergence.Limits:
+    """What the watch holds for healthy."""
+    settings = config.recovery
+    max_rms = settings.max_clipped_rms if config.sampler.clip_x else settings.max_rms
+    return divergence.Limits(settings.max_gap, settings.min_spread, max_rms, settings.patience)
+
+
+def sgld_settings(sampler: Sampler) -> dict[str, Any]:
+    """The keyword arguments of `sgld.chain` but for the number of steps."""
+    return {
+        "step_size": sampler.step_size,
+        "noise_std": sampler.noise_std,
+        "grad_clip": sampler.grad_clip or None,
+        "bounds": (-1.0, 1.0) if sampler.clip_x else None,
+    }
+
+
+def classifier_config(config: Config) -> Config:
+    """The same settings for a plain classifier that never saw a sample: cross-entropy alone, and from scratch."""
+    weights = dataclasses.replace(config.objective, p_x=0.0, p_y_given_x=1.0, p_xy=0.0, energy_l2=0.0)
+    training = dataclasses.replace(config.training, init_from="")
+    return dataclasses.replace(config, objective=weights, training=training)

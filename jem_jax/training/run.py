@@ -1,0 +1,139 @@
+"""A run made ready: everything that iterations need, from settings and a data set."""
+
+import functools
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+import optax
+
+from jem_jax import class_gaussians, objective, prng, replay_buffer
+from jem_jax.augment import to_float
+from jem_jax.config import Config
+from jem_jax.datasets import Dataset
+from jem_jax.distributed import processes
+from jem_jax.training import device_data, network, optimizer, quantities, schedule, sizes, state, trained
+from jem_jax.training import step as train_step
+from jem_jax.training.device_data import DeviceData, Order
+from jem_jax.training.network import Network
+from jem_jax.training.schedule import Phase, Program
+from jem_jax.training.state import Parts, TrainState
+from jem_jax.training.step import Step
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same through a run; the state and the buffer are the caller's."""
+
+    config: Config
+    dataset: Dataset
+    network: Network
+    optimizer: optax.GradientTransformation
+    order: Order
+    data: DeviceData
+    """where batches come from; to be closed"""
+    phases: tuple[Phase, ...]
+    _steps: dict[Program, Step] = field(default_factory=dict, repr=False)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Iterations of an epoch."""
+        return self.order.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Iterations of the whole run."""
+        return self.config.training.epochs * self.steps_per_epoch
+
+    def step(self, program: Program | None = None) -> Step:
+        """The training step of a program, by default the last phase's; made once, compiled at its first call."""
+        program = self.phases[-1].program if program is None else program
+        if program not in self._steps:
+            parts = parts_of(
+                self.config, self.network, self.optimizer, self.dataset.num_classes, program, self.total_steps
+            )
+            self._steps[program] = train_step.per_device(parts, self.data.streamed)
+        return self._steps[program]
+
+    def begin(self) -> tuple[TrainState, Array | np.ndarray | None]:
+        """The state and the whole buffer [S, C, H, W, channels] before the first iteration.
+
+        Raises:
+          UserError: there is no such model as `training.init_from` names, or it does not fit.
+        """
+        config = self.config
+        first = to_float(self.dataset.train.images[self.order.batch(0, 0)])
+        init = jax.jit(lambda key, x: state.init_state(config, self.network, self.optimizer, key, x))
+        key = jax.random.key(config.seed)
+        begun = init(key, first)
+        buffer: Array | np.ndarray | None = None
+        if config.training.init_from:
+            with processes.fail_together():
+                begun, buffer = trained.begin_from(config, self.dataset, begun)
+        return begun, self.fresh_buffer(key) if buffer is None else buffer
+
+    def fresh_buffer(self, key: Array) -> Array | None:
+        """A whole buffer of chains that have not begun; None where the objective needs none."""
+        slots, classes = sizes.buffer_size(self.config, self.dataset.num_classes)
+        if not slots:
+            return None
+        key = prng.stream(key, "buffer")
+        if self.config.sampler.init == "class_gaussians":
+            draws = device_data.draws(self.config, self.dataset.train)
+            return class_gaussians.init(draws, key, slots, classes)
+        shape = self.dataset.image_shape
+        return jax.jit(lambda key: replay_buffer.init(key, slots, shape, num_classes=classes))(key)
+
+
+def parts_of(
+    config: Config,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    num_classes: int,
+    program: Program,
+    total_steps: int,
+) -> Parts:
+    """What the step of a program is made of."""
+    terms = quantities.weights(config)
+    if not program.samples:
+        terms = objective.Weights(p_x=0.0, p_y_given_x=terms.p_y_given_x)
+    return Parts(
+        network=network,
+        optimizer=optimizer,
+        program=program,
+        terms=terms,
+        p_x_factor=functools.partial(schedule.p_x_factor, config.schedule, total_steps),
+        share_batch=config.objective.share_batch,
+        batch_sizes=config.training.batch_sizes,
+        data=config.data,
+        sampler=config.sampler,
+        sam=(config.optimizer.sam_rho, config.optimizer.sam_adaptive),
+        ema_decay=config.optimizer.ema_decay,
+        limits=quantities.limits(config),
+        max_log_density=config.training.max_log_density,
+        log_every=config.training.log_every,
+        num_classes=num_classes,
+    )
+
+
+def prepare(config: Config, dataset: Dataset) -> Run:
+    """Network, optimiser, data and steps of a run; nothing is computed or compiled yet.
+
+    Raises:
+      UserError: sizes that do not fit the data set or the devices, or a schedule of too many programs.
+    """
+    sizes.check(config, dataset)
+    order = Order(config, dataset.train.labels)
+    total = config.training.epochs * order.steps_per_epoch
+    rate = config.schedule.learning_rate
+    return Run(
+        config=config,
+        dataset=dataset,
+        network=network.build(config.model, dataset.num_classes),
+        optimizer=optimizer.build(config.optimizer, order.steps_per_epoch, rate, total),
+        order=order,
+        data=device_data.build(config, dataset.train, order),
+        phases=schedule.phases(config, total),
+    )

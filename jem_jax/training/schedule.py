@@ -1,0 +1,84 @@
+"""What changes while a run goes on: the phases of a run, one compiled program each, and the weight of p(x)."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jem_jax.common.errors import UserError
+from jem_jax.config import Config, Schedule
+
+MOST_PROGRAMS = 4
+"""of a run without recoveries; every one takes its time to compile before the first iteration"""
+
+
+class Program(NamedTuple):
+    """What a compiled step is specialised to."""
+
+    samples: bool
+    """whether p(x) is learned; without it the step is a classifier's"""
+    num_steps: int
+    """SGLD steps K; 0 without samples"""
+    sam: bool
+    """whether the gradient is taken at the ascended weights"""
+    frozen: bool
+    """whether batch norm uses its running statistics throughout, as in evaluation"""
+
+
+class Phase(NamedTuple):
+    """Iterations that one program serves."""
+
+    first: int
+    """the first of them, counted from 0"""
+    program: Program
+
+
+def phases(config: Config, total_steps: int) -> tuple[Phase, ...]:
+    """The phases of a run in order; the first begins at iteration 0.
+
+    Raises:
+      UserError: they need more than `MOST_PROGRAMS` programs.
+    """
+    schedule = config.schedule
+    shares = {0.0, schedule.p_x_start, schedule.sam_start, schedule.freeze_norm, *schedule.num_steps[::2]}
+    found: list[Phase] = []
+    for share in sorted(share for share in shares if share < 1):
+        first, program = round(share * total_steps), _program(config, share)
+        if found and found[-1].first == first:
+            found.pop()
+        if not found or found[-1].program != program:
+            found.append(Phase(first, program))
+    count = len({phase.program for phase in found})
+    if count > MOST_PROGRAMS:
+        raise UserError(
+            f"config.schedule needs {count} compiled programs, more than {MOST_PROGRAMS}; let shares coincide"
+        )
+    return tuple(found)
+
+
+def _program(config: Config, share: float) -> Program:
+    schedule, objective = config.schedule, config.objective
+    has_negatives = bool(objective.p_x or objective.p_xy or objective.energy_l2)
+    samples = has_negatives and share >= schedule.p_x_start
+    num_steps = config.sampler.num_steps
+    for since, steps in schedule.chain_steps:
+        num_steps = steps if share >= since else num_steps
+    return Program(
+        samples=samples,
+        num_steps=num_steps if samples else 0,
+        sam=bool(config.optimizer.sam_rho) and share >= schedule.sam_start,
+        frozen=share >= schedule.freeze_norm,
+    )
+
+
+def phase_at(phases: tuple[Phase, ...], step: int) -> Phase:
+    """The phase of an iteration, counted from 0."""
+    return max((phase for phase in phases if phase.first <= step), key=lambda phase: phase.first)
+
+
+def p_x_factor(settings: Schedule, total_steps: int, step: Array | int) -> Array:
+    """What the weight of p(x) is multiplied by in an iteration: 0, a linear ramp, then 1. float32 []."""
+    start, ramp = round(settings.p_x_start * total_steps), round(settings.p_x_ramp * total_steps)
+    # The first iteration of a ramp already counts, so that no chain is run for a weight of 0.
+    risen = (jnp.asarray(step) - start + 1) / max(ramp, 1)
+    return jnp.clip(risen.astype(jnp.float32), 0, 1)

@@ -1,0 +1,169 @@
+"""What an iteration starts from and is made of: the state, its data, its keys, and the constants of a program."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jem_jax import objective, prng
+from jem_jax.config import Config, Data, Sampler
+from jem_jax.training import divergence, quantities
+from jem_jax.training.network import Network, Variables
+from jem_jax.training.schedule import Program
+from jem_jax.training.statistics import COLLECTION
+
+Array = jax.Array
+
+
+class Window(NamedTuple):
+    """Metrics summed on the device since the last line of the log, so that logging alone reads them."""
+
+    sums: dict[str, Array]
+    """of float32 [] each"""
+    steps: Array
+    """int32 []: iterations in the sums"""
+
+
+class TrainState(NamedTuple):
+    """All that an iteration starts from, but for the replay buffer."""
+
+    step: Array
+    """int32 []: iterations done"""
+    params: Any
+    model_state: Variables
+    """the network's other collections: batch statistics"""
+    opt_state: Any
+    ema: Any
+    """averaged parameters, or None"""
+    evaluation_stats: Any
+    """batch statistics re-estimated for evaluation, as of the last validation or checkpoint; None: the running ones"""
+    key: Array
+    """the run's PRNG key, another after each recovery; an iteration folds its number in"""
+    learning_rate_factor: Array
+    """float32 []: 1 but for a while after a recovery"""
+    watch: divergence.Watch
+    window: Window
+
+    @property
+    def evaluation_variables(self) -> Variables:
+        """What the network is evaluated with: averaged parameters and re-estimated statistics where there are any."""
+        own = {} if self.evaluation_stats is None else {COLLECTION: self.evaluation_stats}
+        return {**self.model_state, **own, "params": self.params if self.ema is None else self.ema}
+
+    @property
+    def variables(self) -> Variables:
+        """What the network trains with."""
+        return {**self.model_state, "params": self.params}
+
+
+class ResidentData(NamedTuple):
+    """What batches are gathered from, whole on every device."""
+
+    images: Array
+    """uint8 [N, H, W, C]"""
+    labels: Array
+    """int32 [N]"""
+    order: Array
+    """int32 [steps · batch]: this epoch's order of the p(x) stream"""
+    labelled_order: Array
+    """int32 [steps · labelled batch]: that of the labelled stream"""
+    starts: Array | None = None
+    """float32 [P, K, H, W, C]: where chains that start afresh in this epoch may do so; None: U(-1, 1)"""
+
+
+class StreamedBatch(NamedTuple):
+    """An iteration's batches, cut by device: [devices, b, ...] outside the step, [b, ...] in it."""
+
+    images: Array
+    """uint8 [b, H, W, C] of the p(x) stream"""
+    labels: Array
+    """int32 [b]"""
+    labelled_images: Array
+    """uint8 [b', H, W, C] of the labelled stream"""
+    labelled_labels: Array
+    """int32 [b']"""
+    starts: Array | None = None
+    """float32 [P, K, H, W, C] as of `ResidentData`: whole on every device"""
+
+
+TrainingData = ResidentData | StreamedBatch
+
+
+class Parts(NamedTuple):
+    """What a step is made of: functions and plain settings, constants of the compiled program."""
+
+    network: Network
+    optimizer: optax.GradientTransformation
+    program: Program
+    terms: objective.Weights
+    """without the terms that need negatives where the program takes no samples"""
+    p_x_factor: Callable[[Array], Array]
+    """iteration -> what the weight of p(x) is multiplied by"""
+    share_batch: bool
+    batch_sizes: tuple[int, int]
+    """of the p(x) stream and the labelled one, all devices together"""
+    data: Data
+    sampler: Sampler
+    sam: tuple[float, bool]
+    """radius ρ, and whether it is relative to each parameter's size"""
+    ema_decay: float
+    limits: divergence.Limits
+    max_log_density: float
+    log_every: int
+    num_classes: int
+
+
+class Keys(NamedTuple):
+    """One key for each use in an iteration, the same on all devices."""
+
+    augment: Array
+    augment_labelled: Array
+    classes: Array
+    marginal: Array
+    conditional: Array
+    dropout: Array
+
+
+def init_state(
+    config: Config, network: Network, optimizer: optax.GradientTransformation, key: Array, batch: Array
+) -> TrainState:
+    """The state before the first iteration.
+
+    Args:
+      key: the run's PRNG key.
+      batch: [B, H, W, C], the first global batch of data, from which act norm starts.
+    """
+    variables = network.init(prng.stream(key, "initialisation"), batch)
+    params = variables.pop("params")
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        model_state=variables,
+        opt_state=optimizer.init(params),
+        ema=params if config.optimizer.ema_decay else None,
+        evaluation_stats=variables.get(COLLECTION) if config.training.statistics_images else None,
+        key=key,
+        learning_rate_factor=jnp.float32(1),
+        watch=divergence.quiet(),
+        window=_empty_window(quantities.weights(config)),
+    )
+
+
+def window_with(window: Window, step: Array, metrics: dict[str, Array], log_every: int) -> Window:
+    """The sums with one iteration more. A metric that it lacks, for want of samples, makes its sum NaN."""
+    fresh = step % log_every == 0
+    sums = {name: jnp.where(fresh, 0, total) + metrics.get(name, jnp.nan) for name, total in window.sums.items()}
+    return Window(sums, jnp.where(fresh, 0, window.steps) + 1)
+
+
+def _empty_window(terms: objective.Weights) -> Window:
+    def metrics() -> dict[str, Array]:
+        one = jnp.zeros((1, 2))
+        found = objective.joint_loss(objective.Logits(one, one, one, one), jnp.zeros(1, jnp.int32), terms)[1]
+        return found | divergence.measures(divergence.moments(one, [one] if terms.needs_samples else []))
+
+    # The largest |log p~| only guards the iteration: a mean of it would depend on the number of devices.
+    sums = {name: jnp.float32(0) for name in jax.eval_shape(metrics) if name != "log_px_max"}
+    return Window(sums, jnp.int32(0))

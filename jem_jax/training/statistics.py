@@ -1,0 +1,85 @@
+"""Batch statistics re-estimated: what batch norm uses in evaluation, taken anew from plain training images.
+
+Running statistics follow the newest batches of training, of augmented images, at parameters that have moved since;
+averaged parameters have none of their own. Here the evaluated parameters see plain images, batch by batch, and the
+statistics are the mean of the batches' own.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jem_jax import prng
+from jem_jax.augment import to_float
+from jem_jax.datasets import Split
+from jem_jax.distributed import devices
+from jem_jax.training.network import Network, Variables
+
+Array = jax.Array
+
+COLLECTION = "batch_stats"
+"""Flax's name for statistics that a layer keeps of its batches"""
+_BATCH = 200
+"""images that pass together, whatever the number of devices"""
+_DIGITS = 6
+"""to which a layer's momentum is rounded: nobody writes one with more"""
+
+
+def has_statistics(variables: Variables) -> bool:
+    """Whether a network keeps batch statistics."""
+    return bool(jax.tree.leaves(variables.get(COLLECTION, {})))
+
+
+def estimator(network: Network, split: Split, count: int, seed: int) -> Callable[[Variables], Any]:
+    """A function that re-estimates a network's batch statistics.
+
+    Args:
+      network: one that keeps statistics.
+      split: training images; the same `count` of them are used every time.
+      count: how many, cut to whole batches of 200 (or one batch of fewer).
+      seed: the run's, which says which images.
+
+    Returns:
+      Variables with the parameters to be evaluated -> the collection "batch_stats" for them: for each statistic the
+      mean over the batches, the variance as the layer itself has it (unbiased in ours).
+    """
+    size = min(_BATCH, count, len(split))
+    rows = prng.host_generator(seed, "statistics").permutation(len(split))[: min(count, len(split)) // size * size]
+    batches = split.images[rows].reshape(-1, size, *split.images.shape[1:])
+
+    def one_pass(variables: Variables, images: Array) -> Any:
+        key = jax.random.key(0)
+        return network.train_logits(variables, [to_float(images)], key)[1][COLLECTION]
+
+    def share(variables: Variables, images: Array, weight: Array) -> Any:
+        """This device's part: what a pass leaves of statistics that began at 0, and how much it keeps of old ones."""
+        zeros = jax.tree.map(jnp.zeros_like, variables[COLLECTION])
+        news = one_pass({**variables, COLLECTION: zeros}, images)
+        kept = jax.tree.map(
+            jnp.subtract, one_pass({**variables, COLLECTION: jax.tree.map(jnp.ones_like, zeros)}, images), news
+        )
+        return devices.mean((jax.tree.map(lambda new: new * weight, news), kept))
+
+    mapped = devices.per_device(share, in_axes=(None, 0, 0), out_axes=None)
+    places = devices.count()
+
+    def estimate(variables: Variables) -> Any:
+        total, kept = None, None
+        for start in range(0, len(batches), places):
+            chosen = np.arange(start, start + places)
+            weight = (chosen < len(batches)).astype(np.float32)
+            images = devices.shard_rows(batches, np.minimum(chosen, len(batches) - 1))
+            news, kept = mapped(variables, images.reshape(-1, *batches.shape[1:]), devices.shard_each(weight))
+            total = news if total is None else jax.tree.map(jnp.add, total, news)
+        return jax.tree.map(lambda new, old: _without_momentum(new * (places / len(batches)), old), total, kept)
+
+    return estimate
+
+
+@jax.jit
+def _without_momentum(new: Array, kept: Array) -> Array:
+    """What a layer added, (1 - m)·s, and the m that it keeps of the old statistics -> s."""
+    return new / (1 - jnp.round(kept, _DIGITS))

@@ -1,0 +1,20 @@
+"""The examples in the docstrings of `jem_jax.evaluation` give what they say."""
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+from jem_jax import evaluation
+
+FOLDER = Path(evaluation.__path__[0])
+MODULES = sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "fid"})
+"""All but what needs Inception's weights."""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    found = doctest.testmod(importlib.import_module(f"jem_jax.evaluation.{name}"))
+    assert found.attempted > 0
+    assert found.failed == 0

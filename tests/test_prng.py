@@ -1,0 +1,69 @@
+"""Random keys belong to an example's place in the global batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jem_jax import prng
+from jem_jax.training import recovery
+
+
+def _data(key):
+    return np.asarray(jax.random.key_data(key))
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 6])
+def test_pieces_of_a_batch_have_the_keys_of_the_whole(pieces):
+    whole = prng.for_examples(jax.random.key(3), 12)
+    size = 12 // pieces
+    cut = [prng.for_examples(jax.random.key(3), size, first=piece * size) for piece in range(pieces)]
+    np.testing.assert_array_equal(np.concatenate([_data(piece) for piece in cut]), _data(whole))
+
+
+def test_the_first_index_may_be_a_devices_own():
+    def piece(_):
+        return prng.for_examples(jax.random.key(3), 3, first=3 * jax.lax.axis_index("devices"))
+
+    cut = jax.jit(jax.vmap(piece, axis_name="devices"))(jnp.arange(4)).reshape(12)
+    np.testing.assert_array_equal(_data(cut), _data(prng.for_examples(jax.random.key(3), 12)))
+
+
+def test_every_example_has_a_key_of_its_own():
+    data = _data(prng.for_examples(jax.random.key(0), 4096))
+    assert len(np.unique(data, axis=0)) == 4096
+
+
+def test_one_key_is_folded_and_an_array_of_keys_is_taken_as_it_is():
+    key = jax.random.key(1)
+    per_example = jax.random.split(key, 5)
+    np.testing.assert_array_equal(_data(prng.of_batch(key, 5)), _data(prng.for_examples(key, 5)))
+    np.testing.assert_array_equal(_data(prng.of_batch(per_example, 5)), _data(per_example))
+
+
+def test_legacy_keys_are_the_same_keys():
+    legacy, typed = jax.random.PRNGKey(7), jax.random.key(7)
+    np.testing.assert_array_equal(_data(prng.of_batch(legacy, 4)), _data(prng.of_batch(typed, 4)))
+    pairs = jax.random.split(legacy, 4)
+    assert pairs.dtype == jnp.uint32
+    np.testing.assert_array_equal(_data(prng.of_batch(pairs, 4)), _data(jax.random.split(typed, 4)))
+
+
+@pytest.mark.parametrize("shape", [(4,), (6,), (1,), (5, 1), (2, 2)])
+def test_another_number_of_keys_is_an_error(shape):
+    with pytest.raises(ValueError, match="one PRNG key or one per example"):
+        prng.of_batch(jax.random.split(jax.random.key(0), shape), 5)
+
+
+def test_streams_differ_from_each_other_from_iterations_and_from_recoveries():
+    run = jax.random.key(0)
+    streams = [prng.stream(run, name) for name in prng.STREAMS]
+    iterations = [jax.random.fold_in(run, step) for step in (0, 1, 2, 101, 2**31 - 3, 2**31 - 1)]
+    recoveries = [recovery.key(run, number) for number in (1, 2, 3)]
+    data = np.stack([_data(key) for key in (*streams, *iterations, *recoveries)])
+    assert len(np.unique(data, axis=0)) == len(data)
+
+
+def test_an_unknown_stream_is_an_error():
+    with pytest.raises(ValueError, match="nowhere"):
+        prng.stream(jax.random.key(0), "nowhere")
