@@ -4,10 +4,10 @@
     python experiments/shipped_model.py experiments/models/fashion_mnist --images cat.jpg dog.png
 
 For every model folder (experiments/models/* by default): two chains of each class go on from the replay buffer for 20
-steps of SGLD, the lower halves of eight images are filled in by as many, and log p~(x) and the confidence max p(y | x)
-of images inside and outside are compared. The images inside are the user's, cropped and resized; else sixteen of
-Fashion-MNIST's test images (Xiao et al. 2017, MIT licence) for a model of them; else chains of the buffer, since other
-data sets are not shipped.
+steps of SGLD. The lower halves of eight images are filled in by as many steps from a linear guess. log p~(x) and the
+confidence max p(y | x) of images inside and outside are compared. The images inside are the user's, cropped and
+resized; else sixteen of Fashion-MNIST's test images (Xiao et al. 2017, MIT licence) for a model of them; else chains of
+the buffer, since other data sets are not shipped.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import jem_jax
-from jem_jax import class_gaussians, energy, sgld
+from jem_jax import energy, sgld
 from jem_jax.augment import to_float, to_uint8
 from jem_jax.config import Data
 from jem_jax.datasets import Split, ood_sets
@@ -33,6 +33,8 @@ STEPS = 20
 PER_CLASS, INPAINTED, JUDGED = 2, 8, 16
 CONSIDERED = 200
 """chains of the buffer, of which the best of each class go on"""
+RIDGE = 1.0
+"""variance below which directions of the buffer's Gaussian say nothing of hidden pixels"""
 OUTSIDE = ("inverted", "photographs", "uniform_noise", "constant")
 
 
@@ -51,15 +53,15 @@ def main() -> None:
 
 def show(model: Loaded, pictures: list[Path], path: Path) -> Path:
     """Draws one model's picture, and prints what it makes of images inside and outside."""
-    chains = np.asarray(model.buffer).reshape(-1, *model.buffer.shape[2:])
-    chains = chains[:: -(-len(chains) // CONSIDERED)]
+    buffer = np.asarray(model.buffer).reshape(-1, *model.buffer.shape[2:])
+    chains = buffer[:: -(-len(buffer) // CONSIDERED)]
     title, inside = _inside(model, chains, pictures)
     judged = {title: inside, **_outside(inside)}
     # One program gives all logits, and another all chains: compiling takes a third of the time.
     logits = np.asarray(jax.jit(model.logits)(np.concatenate([chains, *judged.values()])))
     starts, labels = _starts(chains, logits[: len(chains)])
     shown = inside[:INPAINTED]
-    ends, filled = sample(model, starts, labels, shown, chains)
+    ends, filled = sample(model, starts, labels, shown, guess(buffer, shown, _known(shown)))
     rows = [*(ends[i::PER_CLASS] for i in range(PER_CLASS)), shown, np.where(_known(shown), shown, 0), filled]
     names = [f"{STEPS} steps from the buffer, by class"] * PER_CLASS
     names += [title, "lower half hidden", f"filled in by {STEPS} steps"]
@@ -74,14 +76,14 @@ def show(model: Loaded, pictures: list[Path], path: Path) -> Path:
 
 
 def sample(
-    model: Loaded, starts: np.ndarray, labels: np.ndarray, images: np.ndarray, chains: np.ndarray
+    model: Loaded, starts: np.ndarray, labels: np.ndarray, images: np.ndarray, guesses: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Chains of classes, and images whose hidden half follows ∇ log p~(x): all in one batch, compiled once.
 
     Args:
       starts: [N, H, W, C], labels: [N].
       images: [M, H, W, C].
-      chains: [B, H, W, C]; hidden pixels begin as a draw from their Gaussian.
+      guesses: [M, H, W, C], where hidden pixels begin.
 
     Returns:
       The chains' ends [N, H, W, C], and the images filled in [M, H, W, C].
@@ -101,10 +103,27 @@ def sample(
         settings = sgld_settings(model.config.sampler)
         return whole(sgld.chain(key, log_density, x, num_steps=STEPS, **settings))
 
-    start_key, chain_key = jax.random.split(jax.random.key(0))
-    hidden = class_gaussians.draw(start_key, jnp.asarray(chains), np.ones(len(chains), bool), len(images))
-    ends = np.asarray(run(chain_key, jnp.concatenate([starts, hidden])))
+    ends = np.asarray(run(jax.random.key(0), jnp.concatenate([starts, guesses])))
     return ends[: len(starts)], ends[len(starts) :]
+
+
+def guess(chains: np.ndarray, images: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The mean of hidden pixels given the known ones, under a Gaussian of the buffer's chains.
+
+    Args:
+      chains: [N, H, W, C].
+      images, known: [M, H, W, C]; all images know the same pixels.
+
+    Returns:
+      [M, H, W, C].
+    """
+    flat, mask = chains.reshape(len(chains), -1), known[0].reshape(-1)
+    mean = flat.mean(axis=0)
+    spread = (flat - mean) / np.sqrt(len(flat))
+    seen = spread[:, mask]
+    offsets = (images.reshape(len(images), -1) - mean)[:, mask]
+    weights = np.linalg.solve(seen @ seen.T + RIDGE * np.eye(len(seen)), seen @ offsets.T)
+    return (mean + weights.T @ spread).reshape(images.shape).astype(np.float32)
 
 
 def _starts(chains: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -200,7 +200,10 @@ def _short(values: dict[str, Any]) -> dict[str, Any]:
 def _card(name: str, facts: RunFacts, found: trained.Arrays, values: dict[str, Any], about: dict[str, Any]) -> str:
     """The model card, in Markdown."""
     parts = [f"# {name}: a joint energy-based model", _use(name), _what(facts, found, about)]
-    rows = "\n".join(f"| {line.title} | {line.cells['jem']} |" for line in summary.lines({"jem": values["jem"]}))
+    rows = "\n".join(
+        "| {} | {} |".format(line.title.replace("|", "\\|"), line.cells["jem"])  # a bar would end the cell
+        for line in summary.lines({"jem": values["jem"]})
+    )
     rounding = about["rounding"]
     parts.append(
         f"## Results\n\n| of the checkpoint, on the test set | |\n| --- | --- |\n{rows}\n\n"
