@@ -193,6 +193,11 @@ class Training:
     labelled_batch_size: int = _setting(0, "images of the p(y | x) branch; 0: as many as of p(x)", low=0, high=10**6)
     epochs: int = _setting(40, "passes over the training images, by the larger of the two batches", low=1, high=10**6)
     cpu_devices: int = _setting(0, "devices of a CPU; 0: the most of 4, 2, 1 that fit cores and sizes", low=0, high=256)
+    init_from: str = _setting(
+        "",
+        "start from the parameters and batch statistics of a workdir or a model folder, and from its replay buffer "
+        "where that has this run's shape; the classifier beside it starts from scratch",
+    )
     baseline: bool = _setting(True, "train a plain classifier of the same shape beside it")
     statistics_images: int = _setting(
         2000,

@@ -31,7 +31,11 @@ def read(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     Raises:
       UserError: no such file, a Python error in it (with its line), or settings that are wrong.
     """
-    settings = _get_config(find(path))
+    return overridden(_get_config(find(path)), overrides)
+
+
+def overridden(settings: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]]) -> Config:
+    """Settings with overrides from the command line. Errors are those of `read`."""
     for name, text in overrides:
         _override(settings, name, text)
     return configuration.validate(settings)

@@ -22,9 +22,8 @@ from jem_jax.datasets import Dataset
 from jem_jax.distributed import processes
 from jem_jax.runs import checkpoint, workdir
 from jem_jax.torch_import import Imported
-from jem_jax.training import loop, quantities
+from jem_jax.training import network, quantities, trained
 from jem_jax.training.run import prepare
-from jem_jax.training.statistics import COLLECTION
 
 
 class _Arguments(NamedTuple):
@@ -52,20 +51,14 @@ def write_workdir(imported: Imported, config: Config, dataset: Dataset, path: Pa
     run = prepare(config, dataset)
     run.data.close()
     state, buffer = run.begin()
-    params = imported.variables["params"]
-    collections = {name: value for name, value in imported.variables.items() if name != "params"}
-    averaged = params if state.ema is not None else None
-    state = state._replace(
-        params=params, model_state=collections, opt_state=run.optimizer.init(params), ema=averaged,
-        evaluation_stats=collections.get(COLLECTION) if state.evaluation_stats is not None else None,
-    )  # fmt: skip
+    state = trained.with_variables(state, imported.variables)
     if buffer is not None:
         buffer = jnp.asarray(buffer if imported.buffer is None else imported.buffer)
     with workdir.held(path):
         workdir.prepare_empty(path)
         workdir.write_facts(path, workdir.facts_of(config, dataset, 0))
         checkpoints = checkpoint.Checkpoints(path / workdir.CHECKPOINTS, config.training.keep_checkpoints)
-        checkpoints.save(0, loop.tree(checkpoint.to_tree(state), buffer), {"best_accuracy": -1.0, "seconds": 0.0})
+        checkpoints.save(0, trained.tree(checkpoint.to_tree(state), buffer), {"best_accuracy": -1.0, "seconds": 0.0})
         checkpoints.close()
 
 

@@ -79,19 +79,25 @@ def missing(facts: RunFacts) -> dict[str, str]:
 
 
 def write(
-    path: Path, facts: RunFacts, dataset: Dataset, seconds: dict[str, float], say: Callable[[str], None]
+    path: Path,
+    facts: RunFacts,
+    dataset: Dataset,
+    seconds: dict[str, float],
+    say: Callable[[str], None],
+    report_dir: Path | None = None,
 ) -> Report:
     """Measures a run's last checkpoint, and its baseline's, and writes report/.
 
     Args:
-      path: the workdir.
+      path: the workdir, or a model folder.
       seconds: how long each part of the run took.
       say: is given the progress, piece by piece.
+      report_dir: gets report/; the workdir by default.
 
     Raises:
       UserError: the run has no finished checkpoint.
     """
-    about = inputs.read(path, facts, dataset)
+    about = inputs.read(path, facts, dataset, report_dir)
     outcomes = list(sections.run(about, say))
     values: dict[str, Any] = {name: {"iteration": model.step} for name, model in about.models.items()}
     for outcome in outcomes:

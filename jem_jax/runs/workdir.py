@@ -194,6 +194,27 @@ def prepare(path: Path, facts: RunFacts, overwrite: bool, trains: bool = True, w
         write_facts(path, dataclasses.replace(there, fingerprint=facts.fingerprint))
 
 
+def check_reading(path: Path, there: RunFacts, here: RunFacts, but: tuple[str, ...] = ()) -> None:
+    """Makes sure that a folder that is only read holds a model of these settings, and of such images.
+
+    Args:
+      but: settings that may differ: "data.name".
+
+    Raises:
+      UserError: it does not, with all that differ.
+    """
+    differences = list(_differences(there, here, but))
+    if differences:
+        raise UserError(
+            f"{path} is of other settings: {'; '.join(differences)}. Leave --config out, and they are its own"
+        )
+    changed = _changed_data(there, here)
+    if changed and (there.image_shape, there.num_classes) != (here.image_shape, here.num_classes):
+        raise UserError(f"{path} is of other data: {changed}. Name such data as its own with --config.data.name")
+    if changed:
+        say(f"{path} was trained on other data: {changed}; what follows is of the data as they are now")
+
+
 def _changed_data(there: RunFacts, here: RunFacts) -> str:
     """How the data differ from those that a run was started with, in words; empty where they are the same."""
     name = shown(here.config.data.name)
@@ -218,12 +239,23 @@ def prepare_empty(path: Path) -> None:
         raise UserError(f"workdir {path} is not empty ({found[0]}); name an empty or missing one with --workdir")
 
 
+def prepare_reports(path: Path, writes: bool = True) -> None:
+    """Makes sure that a folder for another folder's reports and samples holds nothing else.
+
+    Raises:
+      UserError: it holds a run, whose report would be lost, or other files.
+    """
+    other = [name for name in _entries(path) if name not in (REPORT, SAMPLES)] if writes else []
+    if other:
+        raise UserError(f"folder {path} holds {other[0]!r}; name an empty or missing one with --report_dir")
+
+
 def _entries(path: Path) -> list[str]:
     """Names of what somebody put into a workdir; what systems leave in every folder, and logs, are not in the way."""
     return sorted(entry.name for entry in path.iterdir() if not files.is_litter(entry) and not files.is_log(entry))
 
 
-def _differences(there: RunFacts, here: RunFacts) -> Iterator[str]:
+def _differences(there: RunFacts, here: RunFacts, but: tuple[str, ...] = ()) -> Iterator[str]:
     old, new = _compared(there.config), _compared(here.config)
     # The same content can lie in several places, and a place can be spelled in many ways.
     if there.fingerprint and there.fingerprint == here.fingerprint:
@@ -231,7 +263,7 @@ def _differences(there: RunFacts, here: RunFacts) -> Iterator[str]:
     elif _place(there.config.data.name) == _place(here.config.data.name):
         del old["data.name"]
     for name in old:
-        if old[name] != new[name]:
+        if old[name] != new[name] and name not in but:
             yield f"{name} is {old[name]!r} there, {new[name]!r} here"
     setting = here.config.schedule.by_progress
     epochs = there.config.training.epochs, here.config.training.epochs
@@ -261,6 +293,7 @@ def _compared(config: Config) -> dict[str, Any]:
         "training.batch_size": unlabelled,
         "training.labelled_batch_size": labelled,
         "training.statistics_images": config.training.statistics_images,
+        "training.init_from": config.training.init_from,
     }
 
 
