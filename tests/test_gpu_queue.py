@@ -15,10 +15,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_table_lists_the_queue_in_its_order():
-    rows = [line.split(" | ") for line in (ROOT / "experiments" / "README.md").read_text().splitlines()]
-    listed = [
-        (row[0].strip("| `"), int(row[1]), row[2].strip(" |")) for row in rows if row[0][2:-1] in gpu_queue.ENTRIES
-    ]
+    page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^[|] `(\w+)` [|] (\d+) [|] (.+) [|]$", page, re.MULTILINE)
+    listed = [(name, int(limit), question) for name, limit, question in rows]
     assert listed == [(name, entry.limit, entry.question) for name, entry in gpu_queue.ENTRIES.items()]
 
 
