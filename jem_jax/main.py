@@ -39,14 +39,7 @@ def _run(arguments: Sequence[str]) -> int:
     parser = _parser()
     flags, rest = parser.parse_known_args(arguments)
     overrides = command_line.overrides(parser, rest)
-    if flags.config is None and (flags.mode == "train" or flags.workdir is None):
-        parser.error("the following arguments are required: --config")
-    if (flags.mode == "export_model") != (flags.model_dir is not None):
-        parser.error("--mode=export_model and --model_dir go together")
-    if flags.data_set and flags.mode != "export_model":
-        parser.error("--data_set goes with --mode=export_model")
-    if flags.overwrite and flags.mode == "export_model":
-        parser.error("--overwrite does not go with --mode=export_model, which deletes nothing")
+    _check(parser, flags)
     config = config_files.read(flags.config, overrides) if flags.config else None
     if not flags.debug:
         _quiet_libraries()
@@ -56,7 +49,8 @@ def _run(arguments: Sequence[str]) -> int:
     from jem_jax.distributed import processes
     from jem_jax.training import network
 
-    network.look_in(config_files.find(flags.config).parent)
+    if flags.config:
+        network.look_in(config_files.find(flags.config).parent)
     path = paths.local("--workdir", flags.workdir or f"runs/{Path(flags.config).stem}")
     if config is None:
         config = modes.settings_of(path, overrides)
@@ -65,6 +59,18 @@ def _run(arguments: Sequence[str]) -> int:
     cluster = processes.Cluster(flags.coordinator_address, flags.num_processes, flags.process_id, flags.distributed)
     report_dir = paths.local("--report_dir", flags.report_dir) if flags.report_dir else None
     return modes.run(flags.mode, config, path, flags.overwrite, cluster, flags.require_devices, report_dir)
+
+
+def _check(parser: command_line.Parser, flags: argparse.Namespace) -> None:
+    """Refuses flags that do not go together."""
+    if flags.config is None and (flags.mode == "train" or flags.workdir is None):
+        parser.error("the following arguments are required: --config")
+    if (flags.mode == "export_model") != (flags.model_dir is not None):
+        parser.error("--mode=export_model and --model_dir go together")
+    if flags.data_set and flags.mode != "export_model":
+        parser.error("--data_set goes with --mode=export_model")
+    if flags.overwrite and flags.mode == "export_model":
+        parser.error("--overwrite does not go with --mode=export_model, which deletes nothing")
 
 
 def _parser() -> command_line.Parser:
