@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.decay_epochs = ()
     config.optimizer.warmup_steps = 300
     config.schedule.learning_rate = "linear"
-    config.schedule.p_x_start = 0.25
+    config.schedule.p_x_start = 0.4
     config.schedule.p_x_ramp = 0.1
     config.training.batch_size = 128
     config.training.labelled_batch_size = 512

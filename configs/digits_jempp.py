@@ -13,6 +13,4 @@ from jem_jax.configs import cifar10_jempp, digits
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = cifar10_jempp.with_parts(digits.get_config())
-    config.evaluation.sample_steps = 100
-    return config
+    return cifar10_jempp.with_parts(digits.get_config())

@@ -24,5 +24,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.decay_epochs = (1.4, 1.8)
-    config.evaluation.sample_steps = 50
+    config.evaluation.sample_steps = 0
     return config

@@ -4,7 +4,7 @@
     python experiments/gpu_queue.py --data=cifar10.npz trial ten_minutes     these entries, in this order
     python experiments/gpu_queue.py --rehearse trial                         the same with tiny sizes, on a CPU
 
-`--data` is CIFAR-10 as docs/pages/data.md describes an .npz. Runs lie in --runs (default runs/queue) and go on where an
+`--data` is CIFAR-10 as docs/pages/run.md describes an .npz. Runs lie in --runs (default runs/queue) and go on where an
 earlier piece was cut off. Each entry writes experiments/results/queue/ENTRY.json every few seconds: its command, how
 far it is, its last metrics, and the report's numbers once there is a report. With --out these files are copied there.
 The machine needs no network: a folder carried/wheels holds what its Python lacks.
@@ -60,7 +60,7 @@ ENTRIES = {
         560,
         "cifar10_ten_minutes",
         (f"evaluation.sections={_NUMBERS},sample_quality,samples",),
-        training_seconds=455,
+        training_seconds=520,
     ),
     "ten_minutes_report": Entry(
         "The whole report of the ten-minute run.", 590, "cifar10_ten_minutes", ("evaluation.attack_images=1000",)

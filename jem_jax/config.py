@@ -285,7 +285,12 @@ class Evaluation:
     batch_size: int = _setting(500, "images at a time", low=1, high=10**6)
     ece_bins: int = _setting(15, "equal-width bins of the expected calibration error", low=1, high=1000)
     num_samples: int = _setting(100, "samples that are drawn", low=1, high=10**6)
-    sample_steps: int = _setting(1000, "SGLD steps of a chain that starts afresh", low=1, high=10**7)
+    sample_steps: int = _setting(
+        0,
+        "SGLD steps of a chain that starts afresh; 0: 1000, or 6 times sampler.num_steps with sampler.batch_statistics",
+        low=0,
+        high=10**7,
+    )
     inception_weights: str = _setting(
         "", "torch-fidelity's file of Inception-v3, for FID and Inception score of the buffer; empty: neither"
     )

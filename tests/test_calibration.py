@@ -1,11 +1,17 @@
 """Classification and calibration against scikit-learn, closed forms and hand-made bins."""
 
+import json
+import types
+
 import numpy as np
 import pytest
+import tiny
 from scipy.special import log_softmax
 from sklearn import metrics as sklearn_metrics
 
+from jem_jax.datasets import Split
 from jem_jax.evaluation import calibration, classification
+from jem_jax.report import classification as report_classification
 
 
 @pytest.fixture
@@ -123,3 +129,33 @@ def test_a_temperature_scaled_posterior_has_the_smallest_nll_there_is(random_log
     nll = classification.negative_log_likelihood(logits / best, labels)
     for other in (0.5 * best, 0.9 * best, 1.1 * best, 2 * best):
         assert nll < classification.negative_log_likelihood(logits / other, labels)
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["all right", "all wrong"])
+def test_there_is_no_best_temperature_at_a_bound(random_logits, sign):
+    logits, _ = random_logits
+    assert calibration.fit_temperature(logits, (sign * logits).argmax(axis=1)) is None
+
+
+def test_a_temperature_that_does_not_exist_has_no_column(tmp_path):
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (60, 8, 8, 1)).astype(np.uint8), np.arange(60) % 3
+    split = Split(images, labels.astype(np.int32))
+    right, noise = np.eye(3)[labels] * 5, random.normal(size=(60, 3))
+    # All validation images are classified correctly by the JEM, and not by the classifier.
+    logits = {"jem": right + 0.1 * noise, "baseline": right + 4 * noise}
+    facts = types.SimpleNamespace(config=tiny.config())
+    subject = types.SimpleNamespace(
+        settings=facts.config.evaluation, facts=facts, folder=tmp_path, test_logits=logits,
+        dataset=types.SimpleNamespace(validation=split, test=split), logits=lambda name, _: logits[name],
+    )  # fmt: skip
+    result = report_classification.calibrate(subject)
+    jem, baseline = result.models["jem"], result.models["baseline"]
+    assert jem.keys() - {"temperature_missing"} == baseline.keys()
+    assert jem["temperature"] is None
+    assert jem["nll_scaled"] is None
+    assert "classified correctly" in jem["temperature_missing"]
+    assert baseline["nll_scaled"] < baseline["nll"]
+    (table,) = (block for block in result.blocks if block["kind"] == "table")
+    assert [row[0].split(",")[0] for row in table["rows"]] == ["JEM", "classifier", "classifier"]
+    assert json.loads(json.dumps(result.models)) == result.models

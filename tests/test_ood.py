@@ -117,8 +117,9 @@ def test_refinement_clips_as_it_is_told(linear):
 def test_scores_do_not_depend_on_how_images_are_put_into_batches(linear):
     weights, images, logits_fn = linear
     net = types.SimpleNamespace(logits=logits_fn)
-    score = lambda keys, logits_fn, x: ood.scores(keys, logits_fn, x, num_steps=3)  # noqa: E731
-    one, other = (inputs.over_examples(net, score, size)(weights, jax.random.key(1), images) for size in (4, 12))
+    score = lambda keys, logits_fn, _, x: ood.scores(keys, logits_fn, x, num_steps=3)  # noqa: E731
+    configs = (tiny.config(**{"evaluation.batch_size": size}) for size in (4, 12))
+    one, other = (inputs.over_examples(some, net, score, 1)(weights, jax.random.key(1), images) for some in configs)
     for name in ood.SCORES:
         np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5)
 

@@ -105,6 +105,16 @@ def test_the_last_batch_needs_no_program_of_its_own():
     assert set(traced) == {(8 // jax.device_count(), 2)}
 
 
+@pytest.mark.parametrize(("total", "batch_size"), [(10, 4), (8, 4), (3, 4), (9, 1)])
+def test_examples_that_pass_together_are_different_ones_on_every_device(total, batch_size):
+    """Each example's row says who was in its batch."""
+    everyone = devices.over_examples(lambda _, x: jnp.zeros((len(x), total)).at[:, x].add(1), together=True)
+    found = everyone(None, np.arange(total), batch_size)
+    assert found.max() == 1
+    assert (found.sum(axis=1) == min(batch_size, total)).all()
+    assert (np.diagonal(found) == 1).all()
+
+
 _SLOW_CALL = """
 import jax, jax.numpy as jnp
 from jem_jax.distributed import devices, processes

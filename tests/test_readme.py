@@ -49,6 +49,12 @@ def test_the_composition_example_climbs():
     assert after > before
 
 
+def test_every_config_is_on_its_page():
+    page = (PAGES / "configs.md").read_text(encoding="utf-8")
+    names = {path.name for path in (ROOT / "configs").glob("*.py")} - {"__init__.py"}
+    assert {name for name in names if f"`{name}`" not in page} == set()
+
+
 def test_ones_own_config_is_one():
     names = {}
     exec(compile(examples(PAGES / "configs.md")[0], "configs.md", "exec"), names)

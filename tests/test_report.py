@@ -158,8 +158,8 @@ def seen(whole, tmp_path) -> inputs.Subject:
 def test_both_models_are_attacked_as_the_settings_say(seen, monkeypatch):
     attacks, how, over_examples, pgd = [], [], inputs.Subject.over_examples, adversarial.pgd
 
-    def watched(subject, function):
-        run = over_examples(subject, function)
+    def watched(subject, function, chains=0):
+        run = over_examples(subject, function, chains)
         # An attack is given images, labels and ε; what judges its points, images and labels.
         return lambda name, key, *arrays: (
             (attacks.append((name, *np.unique(arrays[2]).tolist())) if len(arrays) == 3 else None)

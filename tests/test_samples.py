@@ -38,9 +38,9 @@ def test_conditional_chains_raise_the_logit_of_their_class(net):
 
 def test_a_chain_depends_on_its_place_alone(net):
     model, variables = net
-    chains = lambda keys, logits_fn, x: sampling.chains(keys, logits_fn, x, num_steps=5, **SETTINGS)  # noqa: E731
-    start = np.zeros((12, *SHAPE), np.float32)
-    one, other = (inputs.over_examples(model, chains, size)(variables, jax.random.key(3), start) for size in (4, 12))
+    chains = lambda keys, logits_fn, _, x: sampling.chains(keys, logits_fn, x, num_steps=5, **SETTINGS)  # noqa: E731
+    start, configs = np.zeros((12, *SHAPE), np.float32), (tiny.config(**{"evaluation.batch_size": n}) for n in (4, 12))
+    one, other = (inputs.over_examples(some, model, chains, 1)(variables, jax.random.key(3), start) for some in configs)
     np.testing.assert_allclose(one, other, atol=1e-5)
     assert len(np.unique(one[:, 0, 0, 0])) == 12
 

@@ -1,6 +1,7 @@
 """The training step as TPU's compiler makes it for four described chips: what lies where, moves, and is exchanged."""
 
 import importlib.util
+import re
 
 import jax
 import pytest
@@ -12,18 +13,18 @@ TEXT = """\
 HloModule tiny, is_scheduled=true
 
 %fused (p.0: bf16[16,8,8,10], p.1: bf16[3,3,10,20]) -> bf16[16,8,8,20] {
-  %p.0 = bf16[16,8,8,10]{3,0,2,1:T(8,128)(2,1)S(1)} parameter(0)
-  %p.1 = bf16[3,3,10,20]{3,2,1,0:T(8,128)(2,1)} parameter(1)
-  ROOT %convolution.1 = bf16[16,8,8,20]{3,0,2,1:T(8,128)(2,1)} convolution(%p.0, %p.1), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f
+  %p.0 = IMAGE parameter(0)
+  %p.1 = KERNEL parameter(1)
+  ROOT %convolution.1 = RESULT convolution(%p.0, %p.1), dim_labels=b01f_01io->b01f
 }
 
 %chain (turn: (s32[], bf16[16,8,8,10], /*index=2*/bf16[3,3,10,20])) -> (s32[], bf16[16,8,8,10], bf16[3,3,10,20]) {
-  %turn = (s32[]{:T(128)}, bf16[16,8,8,10]{3,0,2,1:T(8,128)(2,1)S(1)}, /*index=2*/bf16[3,3,10,20]{3,2,1,0:T(8,128)(2,1)}) parameter(0)
-  %x = bf16[16,8,8,10]{3,0,2,1:T(8,128)(2,1)S(1)} get-tuple-element(%turn), index=1
-  %kernel = bf16[3,3,10,20]{3,2,1,0:T(8,128)(2,1)} get-tuple-element(%turn), index=2
-  %fusion.1 = bf16[16,8,8,20]{3,0,2,1:T(8,128)(2,1)} fusion(%x, %kernel), kind=kOutput, calls=%fused
+  %turn = (s32[]{:T(128)}, IMAGE, /*index=2*/KERNEL) parameter(0)
+  %x = IMAGE get-tuple-element(%turn), index=1
+  %kernel = KERNEL get-tuple-element(%turn), index=2
+  %fusion.1 = RESULT fusion(%x, %kernel), kind=kOutput, calls=%fused
   %copy.1 = bf16[16,8,8,20]{0,3,2,1:T(8,128)(2,1)} copy(%fusion.1), metadata={op_name="a(b)"}
-  ROOT %next = (s32[]{:T(128)}, bf16[16,8,8,10]{3,0,2,1:T(8,128)(2,1)S(1)}, bf16[3,3,10,20]{3,2,1,0:T(8,128)(2,1)}) tuple(%turn)
+  ROOT %next = (s32[]{:T(128)}, IMAGE, KERNEL) tuple(%turn)
 }
 
 %go (turn.1: (s32[])) -> pred[] {
@@ -35,16 +36,21 @@ ENTRY %main (rows: f32[1,64,8,128], images: u8[50,8,128]) -> f32[1,64,8,128] {
   %rows = f32[1,64,8,128]{3,2,1,0:T(8,128)} parameter(0)
   %images = u8[50,8,128]{2,1,0:T(8,128)(4,1)} parameter(1)
   %copy.2 = f32[1,64,8,128]{2,3,1,0:T(8,128)} copy(%rows)
-  %while.1 = (s32[]{:T(128)}, bf16[16,8,8,10]{3,0,2,1:T(8,128)(2,1)S(1)}, bf16[3,3,10,20]{3,2,1,0:T(8,128)(2,1)}) while(%start), condition=%go, body=%chain
+  %while.1 = (s32[]{:T(128)}, IMAGE, KERNEL) while(%start), condition=%go, body=%chain
   %all-reduce.1 = (f32[10]{0:T(128)}, f32[3,3]{1,0:T(4,128)}) all-reduce(%a, %b), channel_id=1, to_apply=%add
   ROOT %scatter.1 = f32[1,64,8,128]{3,2,1,0:T(8,128)} fusion(%copy.2), kind=kCustom, calls=%fused
 }
 """
+LAYOUTS = {
+    "IMAGE": "bf16[16,8,8,10]{3,0,2,1:T(8,128)(2,1)S(1)}",
+    "KERNEL": "bf16[3,3,10,20]{3,2,1,0:T(8,128)(2,1)}",
+    "RESULT": "bf16[16,8,8,20]{3,0,2,1:T(8,128)(2,1)}",
+}
 
 
 @pytest.fixture(scope="module")
 def hlo():
-    return tpu_program.Hlo(TEXT, turns=3)
+    return tpu_program.Hlo(re.sub("|".join(LAYOUTS), lambda name: LAYOUTS[name[0]], TEXT), turns=3)
 
 
 def test_what_a_program_does_is_read_from_its_text(hlo):

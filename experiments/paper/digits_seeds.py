@@ -46,10 +46,13 @@ def _summary(runs: Sequence[Report], model: str) -> dict[str, Any]:
     some = runs[0][model]
     across: Callable[..., dict[str, float]] = lambda *path: _spread(_at(run[model], path) for run in runs)  # noqa: E731
     summary: dict[str, Any] = {
-        name: across(name)
-        for name in ("accuracy", "nll", "brier", "ece", "mce", "ece_scaled", "nll_scaled", "temperature")
-        if name in some
+        name: across(name) for name in ("accuracy", "nll", "brier", "ece", "mce") if name in some
     }
+    # A seed whose validation images have no best temperature has none of these.
+    scaled = [run[model] for run in runs if run[model].get("temperature") is not None]
+    for name in ("ece_scaled", "nll_scaled", "temperature") if scaled else ():
+        summary[name] = _spread(values[name] for values in scaled)
+    summary["temperature_seeds"] = len(scaled)
     summary["auroc"] = {
         name: {score: across("ood", name, score, "auroc") for score in scores} for name, scores in some["ood"].items()
     }

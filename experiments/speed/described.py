@@ -44,8 +44,8 @@ def compiled(
     program = schedule.phases(config, total)[-1].program
     parts = parts_of(config, net, rule, images[1], CLASSES, program, total)
     with (
-        mock.patch.object(jax, "default_backend", lambda: backend),
-        mock.patch.object(devices, "count", lambda: len(chips)),
+        mock.patch.object(jax, "default_backend", return_value=backend),
+        mock.patch.object(devices, "count", return_value=len(chips)),
         mock.patch.object(devices, "per_device", per_device),
     ):
         lowered: Any = train_step.per_device(parts)(*_arguments(config, net, rule, len(chips), steps, *images))

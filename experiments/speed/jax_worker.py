@@ -44,7 +44,7 @@ def _train_logits_apart(
     self: network.Network, variables: network.Variables, batches: Sequence[jax.Array], key: jax.Array
 ) -> tuple[list[jax.Array], network.Variables]:
     """`train_logits` of a network without statistics, a pass for each batch."""
-    return [self._train(variables, batch, key)[0] for batch in batches], {}
+    return [self.train_pass(variables, batch, key)[0] for batch in batches], {}
 
 
 def prepare(shape: dict, settings: dict) -> dict:

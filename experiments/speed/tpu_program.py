@@ -105,7 +105,7 @@ def tiny() -> dict[str, Any]:
 
 
 def pod_config(name: str, topology: str, depth: int | None = None, more: Any = ()) -> Config:
-    """A config file's settings for a slice: 16 images of p(x) a chip, and the buffer the config's or 160 slots a chip."""
+    """Settings of a config file for a slice: 16 images of p(x) a chip, at least 160 slots a chip, bfloat16."""
     config, chips = config_files.read(name), len(_chips(topology))
     labelled = config.training.labelled_batch_size * IMAGES_A_CHIP * chips // config.training.batch_size
     settings = {

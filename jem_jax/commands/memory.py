@@ -16,7 +16,7 @@ from jem_jax.common.errors import UserError
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset, checks
 from jem_jax.distributed import devices
-from jem_jax.report import adversarial, sections
+from jem_jax.report import adversarial, inputs, sections
 from jem_jax.training import device_data, forecast, network, sizes
 
 _FLOAT = 4
@@ -136,7 +136,9 @@ def _evaluation(config: Config, dataset: Dataset, found: _Network, mode: str) ->
     rows = min(settings.batch_size, longest) / count
     chains = 0.0
     if "adversarial" in wanted and settings.refined_linf and _buffer(config, dataset):
-        refined = min(settings.refined_images, settings.batch_size, len(dataset.test))
+        together = inputs.chain_batch(config)
+        most = max(1, together // adversarial.COPIES) * count if together else settings.batch_size
+        refined = min(settings.refined_images, most, len(dataset.test))
         # Through every step of a chain go a forward pass and its gradient.
         chains = refined / count * adversarial.COPIES * 2 * max(adversarial.REFINEMENTS)
     return [

@@ -14,6 +14,7 @@ from jem_jax.datasets import Dataset
 from jem_jax.distributed import devices, processes
 from jem_jax.distributed.interrupts import Interrupted, Interrupts
 from jem_jax.distributed.processes import Cluster
+from jem_jax.report import inputs
 from jem_jax.runs import workdir
 from jem_jax.runs.metrics import duration
 from jem_jax.runs.workdir import RunFacts
@@ -172,7 +173,7 @@ def _sample(facts: RunFacts, dataset: Dataset, path: Path) -> int:
     started = time.monotonic()
     model = trained.read_model(path, facts)
     settings = facts.config.evaluation
-    _say(f"drawing {settings.num_samples} samples in {settings.sample_steps} steps …")
+    _say(f"drawing {settings.num_samples} samples in {inputs.sample_steps(facts.config)} steps …")
     files = export.write(path / workdir.SAMPLES, model, facts, dataset)
     _say(f"took {duration(time.monotonic() - started)}; look at:")
     for file in files:

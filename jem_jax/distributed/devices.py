@@ -244,31 +244,38 @@ def _merge(array: Array, entry: tuple[int, ...]) -> Array:
     return array.reshape(array.shape[0] * array.shape[1], *entry)
 
 
-def over_examples(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any, int], Any]:
+def over_examples(function: Callable[[Any, Any], Any], *, together: bool = False) -> Callable[[Any, Any, int], Any]:
     """`function` over a long axis of examples, cut into batches and over this process's devices.
 
     Args:
       function: (shared pytree, pytree of [b, ...]) -> pytree of [b, ...], each example on its own.
+      together: the examples of a batch influence each other instead, as by batch statistics. Every device then takes
+        whole batches, each of examples from anywhere among the N. Results depend on N and `batch_size`, not on the
+        devices.
 
     Returns:
       (shared, examples, batch_size) -> pytree of NumPy arrays [N, ...]; `examples` is a pytree of arrays or PRNG keys
-      [N, ...], `shared` what every batch needs alike (variables). The last batch is filled up, so that one
-      program, compiled once, serves all.
+      [N, ...], `shared` what every batch needs alike (variables). The last batch is filled up with
+      the first examples, so that one program, compiled once, serves all.
     """
     devices = _local()
     mapped = jax.pmap(function, axis_name=AXIS, in_axes=(None, 0), devices=devices)
 
     def run(shared: Any, examples: Any, batch_size: int) -> Any:
         total = len(jax.tree.leaves(examples)[0])
-        size = -(-min(batch_size, total) // len(devices)) * len(devices)
+        share = min(batch_size, total) if together else -(-min(batch_size, total) // len(devices))
+        size = share * len(devices)
+        # Neighbours are often alike, such as examples in the order of their classes.
+        order = np.random.default_rng(0).permutation(total) if together else np.arange(total)
         shared, examples = replicate(shared), jax.tree.map(_on_host, examples)
         results = []
         for start in range(0, total, size):
-            rows = np.arange(start, start + size) % total
+            rows = order[np.arange(start, start + size) % total]
             batch = jax.tree.map(lambda leaf, rows=rows: leaf(rows, len(devices)), examples)
             result = jax.device_get(mapped(shared, batch))
             results.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result))
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:total], *results)
+        back = np.argsort(order)
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *results)
 
     return run
 

@@ -34,6 +34,7 @@ def refined(
     logits_fn: energy.LogitsFunction,
     x: Array,
     *,
+    chain_logits_fn: energy.LogitsFunction | None = None,
     num_steps: int,
     step_size: float = 1.0,
     noise_std: float = 0.01,
@@ -52,6 +53,7 @@ def refined(
       key: one PRNG key, or one per example [B].
       logits_fn: x [B, ...] -> logits [B, K].
       x: [B, ...].
+      chain_logits_fn: the logits whose log p~ the chain follows, where they are others than `logits_fn`'s.
       num_steps: n; 0 leaves the input noise and the average.
       step_size, noise_std, grad_clip, bounds: of the chain, as in `sgld.chain`.
       input_noise: standard deviation of the copies' noise, in [-1, 1] units (official default 0.03).
@@ -67,7 +69,7 @@ def refined(
     noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(noise_keys)
     start = jnp.repeat(x, copies, axis=0) + input_noise * noise
     end = sgld.chain(
-        chain_keys, energy.marginal(logits_fn), start,
+        chain_keys, energy.marginal(chain_logits_fn or logits_fn), start,
         num_steps=num_steps, step_size=step_size, noise_std=noise_std, grad_clip=grad_clip, bounds=bounds,
     )  # fmt: skip
     if not backpropagate:

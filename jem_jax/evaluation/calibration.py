@@ -86,19 +86,25 @@ def ece_interval(
     return float(low), float(high)
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """The temperature T in [0.01, 100] whose softmax(logits / T) has the smallest NLL on these examples.
 
     They must not be the test examples. Above 1 the classifier was overconfident, below 1 underconfident.
+
+    Returns:
+      T, or None where no T between the bounds is better than both. If all examples are classified correctly, their NLL
+      falls towards 0 with T; if they are classified worse than by chance, it falls as T grows.
     """
     # Only here: every command would wait half a second for it.
     from scipy import optimize
 
     low, high = np.log(_TEMPERATURES)
-    found = optimize.minimize_scalar(
-        lambda log_t: negative_log_likelihood(logits / np.exp(log_t), labels), bounds=(low, high), method="bounded"
-    )
-    return float(np.exp(found.x))
+
+    def nll(log_t: float) -> float:
+        return negative_log_likelihood(logits / np.exp(log_t), labels)
+
+    found = optimize.minimize_scalar(nll, bounds=(low, high), method="bounded")
+    return float(np.exp(found.x)) if nll(found.x) < min(nll(low), nll(high)) else None
 
 
 def _binned(logits: np.ndarray, labels: np.ndarray, bins: int, equal_mass: bool) -> _Binned:

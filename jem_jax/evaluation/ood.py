@@ -45,6 +45,7 @@ def scores(
     logits_fn: energy.LogitsFunction,
     x: Array,
     *,
+    chain_logits_fn: energy.LogitsFunction | None = None,
     num_steps: int = 20,
     step_size: float = 1.0,
     noise_std: float = 0.01,
@@ -61,6 +62,8 @@ def scores(
       key: one PRNG key, or one per example [B].
       logits_fn: x [B, ...] -> logits [B, K].
       x: [B, ...].
+      chain_logits_fn: the logits whose log p~ the chain follows, where they are others than `logits_fn`'s: batch
+        statistics instead of running ones.
       num_steps, step_size, noise_std, grad_clip, bounds: of the chain that leads from x to x′, as in `sgld.chain`
         (official defaults 20, 1, 0.01, no clipping).
 
@@ -69,7 +72,7 @@ def scores(
     """
     density = energy.marginal(logits_fn)
     refined = sgld.chain(
-        key, density, x,
+        key, energy.marginal(chain_logits_fn or logits_fn), x,
         num_steps=num_steps, step_size=step_size, noise_std=noise_std, grad_clip=grad_clip, bounds=bounds,
     )  # fmt: skip
     logits = logits_fn(x)

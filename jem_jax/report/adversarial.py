@@ -11,7 +11,7 @@ from jem_jax import energy, replay_buffer
 from jem_jax.augment import to_float
 from jem_jax.evaluation import adversarial, distal
 from jem_jax.report import figures
-from jem_jax.report.inputs import TITLES, Subject
+from jem_jax.report.inputs import TITLES, Subject, chains_in_words, how_chains_pass
 from jem_jax.report.result import Result, percent
 from jem_jax.runs import image_grid
 from jem_jax.training import quantities
@@ -22,8 +22,8 @@ REFINEMENTS = (0, 1, 10)
 """SGLD steps before the JEM classifies"""
 COPIES = 5
 """of each image, whose logits are averaged, as officially"""
-Defence = Callable[[jax.Array, energy.LogitsFunction, jax.Array], jax.Array]
-"""(keys [b], logits_fn, x [b, ...]) -> logits [b, K]"""
+Defence = Callable[[jax.Array, energy.LogitsFunction, energy.LogitsFunction, jax.Array], jax.Array]
+"""(keys [b], logits_fn, chain_logits_fn, x [b, ...]) -> logits [b, K]"""
 Attack = Callable[[str, Sequence[float], int], dict[str, float]]
 """(model's name, ε, images) -> ε -> accuracy, from ε 0"""
 _DISTAL_PER_CLASS = 5
@@ -38,11 +38,12 @@ def attack(subject: Subject) -> Result:
         "steps": settings.attack_steps, "restarts": settings.attack_restarts, "images": settings.attack_images,
         "epsilon": "in [0, 1] pixels", "seed": config.seed, "refined_images": settings.refined_images,
         "refinement": "logits averaged over 5 chains from inputs with noise 0.03, SGLD as in training",
+        "refinement_chains": how_chains_pass(config),
     })  # fmt: skip
     panels = []
     for norm, epsilons in (("linf", settings.attack_linf), ("l2", settings.attack_l2)):
         lines = []
-        run = _attack(subject, lambda _, logits_fn, x: logits_fn(x), norm)
+        run = _attack(subject, _undefended, norm)
         for name in subject.models:
             values = run(name, epsilons, settings.attack_images)
             result.models.setdefault(name, {}).setdefault("pgd", {})[norm] = values
@@ -60,20 +61,32 @@ def attack(subject: Subject) -> Result:
     return result
 
 
-def _attack(subject: Subject, defence: Defence, norm: str) -> Attack:
+def _undefended(_: Any, logits_fn: energy.LogitsFunction, __: Any, x: jax.Array) -> jax.Array:
+    return logits_fn(x)
+
+
+def _attack(subject: Subject, defence: Defence, norm: str, chains: int = 0) -> Attack:
     """The accuracy under PGD of any of the models behind a defence, by one program for all ε and models."""
     settings = subject.settings
 
     def strongest(
-        keys: jax.Array, logits_fn: energy.LogitsFunction, x: jax.Array, labels: jax.Array, epsilon: jax.Array
+        keys: jax.Array,
+        logits_fn: energy.LogitsFunction,
+        chain_logits_fn: energy.LogitsFunction,
+        x: jax.Array,
+        labels: jax.Array,
+        epsilon: jax.Array,
     ) -> jax.Array:
-        classifier = lambda keys, x: defence(keys, logits_fn, x)  # noqa: E731
+        classifier = lambda keys, x: defence(keys, logits_fn, chain_logits_fn, x)  # noqa: E731
         how = {"num_steps": settings.attack_steps, "restarts": settings.attack_restarts}
         return adversarial.pgd(keys, classifier, x, labels, epsilon, norm=norm, **how)[0]
 
-    attack = subject.over_examples(strongest)
+    attack = subject.over_examples(strongest, chains)
     judge = subject.over_examples(
-        lambda keys, logits_fn, x, labels: adversarial.margin(defence(keys, logits_fn, x), labels) < 0
+        lambda keys, logits_fn, chain_logits_fn, x, labels: (
+            adversarial.margin(defence(keys, logits_fn, chain_logits_fn, x), labels) < 0
+        ),
+        chains,
     )
 
     def accuracies(name: str, epsilons: Sequence[float], count: int) -> dict[str, float]:
@@ -108,7 +121,7 @@ def _refined(subject: Subject, result: Result) -> None:
         for backpropagate in (False, True) if steps else (False,):
             how = {"num_steps": steps, "copies": COPIES, "backpropagate": backpropagate, **chain}
             defence = functools.partial(_refine, how)
-            values = _attack(subject, defence, "linf")("jem", settings.refined_linf, settings.refined_images)
+            values = _attack(subject, defence, "linf", COPIES)("jem", settings.refined_linf, settings.refined_images)
             mode = "backpropagated" if backpropagate else "straight_through"
             found[f"jem_{steps}_{mode}"] = values
             attack = "" if not steps else ", attack through the chain" if backpropagate else ", official attack"
@@ -118,14 +131,21 @@ def _refined(subject: Subject, result: Result) -> None:
         "JEM-n classifies after n SGLD steps from a noisy copy of the input, averaged over 5 chains. The official "
         "attack takes its gradient at the chain's end and passes it straight to the input; an attack through the chain "
         "knows more. A defence is worth what the stronger of the two leaves."
+        + chains_in_words(subject.facts.config, "The chains of different images")
     )
     head = ("L∞ ε", *(f"{epsilon:g}" for epsilon in (0.0, *settings.refined_linf)))
     count = min(settings.refined_images, len(subject.test))
     result.table(head, rows, f"accuracy of the JEM through refinement; {count} test images")
 
 
-def _refine(how: dict[str, Any], keys: jax.Array, logits_fn: energy.LogitsFunction, x: jax.Array) -> jax.Array:
-    return adversarial.refined(keys, logits_fn, x, **how)
+def _refine(
+    how: dict[str, Any],
+    keys: jax.Array,
+    logits_fn: energy.LogitsFunction,
+    chain_logits_fn: energy.LogitsFunction,
+    x: jax.Array,
+) -> jax.Array:
+    return adversarial.refined(keys, logits_fn, x, chain_logits_fn=chain_logits_fn, **how)
 
 
 def climb(subject: Subject) -> Result:
@@ -134,7 +154,7 @@ def climb(subject: Subject) -> Result:
     classes = np.repeat(np.arange(len(names), dtype=np.int32), _DISTAL_PER_CLASS)
     shape = subject.facts.image_shape
     ascend = subject.over_examples(
-        lambda keys, logits_fn, classes: distal.ascend(
+        lambda keys, logits_fn, _, classes: distal.ascend(
             logits_fn, replay_buffer.uniform(keys, len(classes), shape), classes
         )
     )

@@ -10,6 +10,11 @@ from jem_jax.report import figures
 from jem_jax.report.inputs import TITLES, Subject
 from jem_jax.report.result import Result, percent
 
+_SCALED = ("ece_scaled", "ece_scaled_interval", "ece_scaled_equal_mass", "mce_scaled", "nll_scaled")
+_NO_TEMPERATURE = (
+    "no temperature has the smallest NLL on the validation images, as where all of them are classified correctly"
+)
+
 
 def classify(subject: Subject) -> Result:
     """Accuracy, NLL and Brier score on the test split, class by class, and who is taken for whom."""
@@ -63,7 +68,13 @@ def calibrate(subject: Subject) -> Result:
     for name, logits in subject.test_logits.items():
         temperature = calibration.fit_temperature(subject.logits(name, to_float(validation.images)), validation.labels)
         values: dict[str, Any] = {"ece_bins": bins, "temperature": temperature}
-        for when, scaled in (("", logits), ("_scaled", logits / temperature)):
+        variants = {"": logits}
+        if temperature is None:
+            values |= dict.fromkeys(_SCALED) | {"temperature_missing": _NO_TEMPERATURE}
+            result.text(f"The {TITLES[name]} is not temperature-scaled: {_NO_TEMPERATURE}.")
+        else:
+            variants["_scaled"] = logits / temperature
+        for when, scaled in variants.items():
             low, high = calibration.ece_interval(scaled, labels, bins, seed=subject.facts.config.seed)
             ece = calibration.expected_calibration_error(scaled, labels, bins)
             mass = calibration.expected_calibration_error(scaled, labels, bins, equal_mass=True)

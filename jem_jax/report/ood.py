@@ -10,7 +10,7 @@ from jem_jax.datasets import ood_sets
 from jem_jax.datasets.ood_sets import OutsideSet
 from jem_jax.evaluation import ood
 from jem_jax.report import figures
-from jem_jax.report.inputs import TITLES, Subject
+from jem_jax.report.inputs import TITLES, Subject, chains_in_words, how_chains_pass
 from jem_jax.report.result import Result
 from jem_jax.training import quantities
 
@@ -26,19 +26,24 @@ def detect(subject: Subject) -> Result:
     test = to_float(subject.some_test(settings.ood_images).images) if few else subject.test
     result = Result(how={
         "inside": f"{len(test)} of {len(subject.test)} test images", "scores": dict(ood.SCORES),
-        "refinement_steps": _STEPS,
+        "refinement_steps": _STEPS, "refinement": how_chains_pass(subject.facts.config),
         "aupr": "test images are the positive class", "fpr95": "share let in where 95 % of test images are",
         "nan": "a score that is NaN counts as the lowest",
     })  # fmt: skip
     sets = _sets(subject, result)
     chain = {"num_steps": _STEPS, **quantities.sgld_settings(subject.facts.config.sampler)}
-    score = subject.over_examples(lambda keys, logits_fn, x: ood.scores(keys, logits_fn, x, **chain))
+    score = subject.over_examples(
+        lambda keys, logits_fn, chain_logits_fn, x: ood.scores(
+            keys, logits_fn, x, chain_logits_fn=chain_logits_fn, **chain
+        ),
+        chains=1,
+    )
     scores: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     images = {"test": test} | {key: some.images for key, some in sets.items()}
     for name in subject.models:
         scores[name] = {key: score(name, subject.key(_STREAM), some) for key, some in images.items()}
         result.models[name] = {"ood": {key: _detections(scores[name], key) for key in sets}}
-    _tables(result, sets)
+    _tables(result, sets, chains_in_words(subject.facts.config, "The chains of the refinement scores"))
     drawn, formulas = {}, {}
     for name in subject.models:
         for kind in _DRAWN:
@@ -73,12 +78,13 @@ def _detections(scores: dict[str, dict[str, np.ndarray]], outside: str) -> dict[
     return {kind: ood.detection(inside[kind], scores[outside][kind])._asdict() for kind in ood.SCORES}
 
 
-def _tables(result: Result, sets: dict[str, OutsideSet]) -> None:
+def _tables(result: Result, sets: dict[str, OutsideSet], passing: str) -> None:
     result.text(
         "AUROC is the probability that a test image scores higher than an image of the set: 0.5 is chance, 1 perfect, "
         "and below 0.5 the score takes the set for more like the data than the data. "
         + "; ".join(f"{name.replace('_', ' ')}: {some.description}" for name, some in sets.items())
         + "."
+        + passing
     )
     for measure, title, better in (("auroc", "AUROC", max), ("fpr95", "FPR at 95 % TPR", min), ("aupr", "AUPR", max)):
         rows = []

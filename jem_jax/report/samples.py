@@ -11,7 +11,16 @@ from jem_jax import energy, replay_buffer
 from jem_jax.augment import to_float
 from jem_jax.common import paths
 from jem_jax.evaluation import classification, fid, inpainting, sample_quality, sampling
-from jem_jax.report.inputs import TITLES, Subject, start_of_chains, starts
+from jem_jax.report.inputs import (
+    TITLES,
+    Subject,
+    chain_batch,
+    chains_in_words,
+    how_chains_pass,
+    sample_steps,
+    start_of_chains,
+    starts,
+)
 from jem_jax.report.result import Result, percent
 from jem_jax.runs import image_grid
 from jem_jax.runs.workdir import RunFacts
@@ -47,16 +56,18 @@ def draw_buffer(folder: Path, images: np.ndarray, logits: np.ndarray, facts: Run
 def draw(subject: Subject) -> Result:
     """Samples of every kind: afresh, by class, from the buffer, the most and least dense, and a chain's film strip."""
     facts, folder = subject.facts, subject.folder
-    steps = subject.settings.sample_steps
+    steps = sample_steps(facts.config)
     start = start_of_chains(facts.config)
+    passing = chains_in_words(facts.config)
     files = draw_fresh(folder, subject.fresh, facts)
-    result = Result(how={"steps": steps, "start": start, "seed": facts.config.seed,
+    result = Result(how={"steps": steps, "start": start, "seed": facts.config.seed, **how_chains_pass(facts.config),
                          "images": {name: len(images) for name, images in subject.fresh.items()}})  # fmt: skip
     result.images(
-        files[0], f"Chains that began as {start} and followed one class's logit, ∇ f(x)[y], for {steps} steps."
+        files[0], f"Chains that began as {start} and followed one class's logit, ∇ f(x)[y], for {steps} steps.{passing}"
     )
     result.images(
-        files[1], f"Chains that began as {start} and followed ∇ log p~(x) for {steps} steps, whatever the class."
+        files[1],
+        f"Chains that began as {start} and followed ∇ log p~(x) for {steps} steps, whatever the class.{passing}",
     )
     densities = {"test image": (subject.test, _log_density(subject.test_logits["jem"]))}
     if subject.jem.buffer is not None:
@@ -78,7 +89,7 @@ def draw(subject: Subject) -> Result:
         image_grid.save(image_grid.grid(rows, names), folder / "density_extremes.png"),
         f"The {_EXTREMES} images of the highest and the lowest log p~(x) by the JEM.",
     )
-    result.images(_film_strip(subject), f"{_STRIP_CHAINS} chains from noise (left) to step {steps} (right).")
+    result.images(_film_strip(subject), f"{_STRIP_CHAINS} chains from noise (left) to step {steps} (right).{passing}")
     return result
 
 
@@ -98,7 +109,8 @@ def judge(subject: Subject) -> Result:
     result = Result(how={
         "network": f"the {TITLES[judge]}'s penultimate features and predictions; neither FID nor Inception score",
         "reference": f"{len(some)} training images", "values": "clipped to [-1, 1]",
-        "fresh_chains": f"{subject.settings.sample_steps} steps from {start_of_chains(facts.config)}",
+        "fresh_chains": {"steps": sample_steps(facts.config), "start": start_of_chains(facts.config),
+                         **how_chains_pass(facts.config)},
     })  # fmt: skip
     reference_features = subject.features(judge, reference)
     values = {
@@ -116,7 +128,8 @@ def judge(subject: Subject) -> Result:
     result.text(
         f"The judge is the {TITLES[judge]}, by its penultimate features and predictions: these are neither FID nor "
         f"Inception scores and compare only within this table. Reference: {len(some)} training images. A Fréchet "
-        "distance is larger where there are fewer images."
+        "distance is larger where there are fewer images. Fresh chains began as "
+        f"{start_of_chains(facts.config)} and took {sample_steps(facts.config)} steps.{chains_in_words(facts.config)}"
     )
     if few := sources.keys() - values.keys():
         result.text(f"Of {', '.join(sorted(few))} there is a single image, which has no spread to compare.")
@@ -155,24 +168,26 @@ def _inception(subject: Subject, result: Result) -> None:
 
 def inpaint(subject: Subject) -> Result:
     """Hidden pixels sampled given the others, and the error beside filling in the training images' mean."""
-    facts, steps = subject.facts, subject.settings.sample_steps
-    images = to_float(subject.some_test(_INPAINTED).images)
+    facts, steps = subject.facts, sample_steps(subject.facts.config)
+    images = to_float(subject.some_test(max(_INPAINTED, chain_batch(facts.config))).images)
     mean = to_float(subject.dataset.train.images).mean(axis=0)
     chain = {"num_steps": steps, **quantities.sgld_settings(facts.config.sampler)}
     fill = subject.over_examples(
-        lambda keys, logits_fn, x, known: inpainting.inpaint(keys, energy.marginal(logits_fn), x, known, **chain)
+        lambda keys, _, logits_fn, x, known: inpainting.inpaint(keys, energy.marginal(logits_fn), x, known, **chain),
+        chains=1,
     )
     start_key, chain_key = jax.random.split(subject.key(_INPAINT_STREAM))
     noise = np.asarray(replay_buffer.uniform(start_key, len(images), facts.image_shape))
-    result = Result(how={"images": len(images), "steps": steps, "error": "root mean square of hidden pixels, [0, 1]"})
-    pictured, names, rows, values = [images], ["original"], [], {}
+    result = Result(how={"images": len(images), "steps": steps, "error": "root mean square of hidden pixels, [0, 1]",
+                         **how_chains_pass(facts.config)})  # fmt: skip
+    pictured, names, rows, values = [images[:_INPAINTED]], ["original"], [], {}
     for name, known in inpainting.masks(facts.image_shape).items():
         filled = fill("jem", chain_key, np.where(known, images, noise), np.broadcast_to(known, images.shape))
         by_mean = np.where(known, images, mean)
         values[name] = {"sampled": inpainting.error(images, filled, known),
                         "mean_image": inpainting.error(images, by_mean, known)}  # fmt: skip
         rows.append((name, f"{values[name]['sampled']:.3f}", f"{values[name]['mean_image']:.3f}"))
-        pictured += [np.where(known, images, 0), filled]
+        pictured += [np.where(known, images, 0)[:_INPAINTED], filled[:_INPAINTED]]
         names += [f"{name} hidden", "sampled"]
     result.models["jem"] = {"inpainting": values}
     result.text(
@@ -182,7 +197,8 @@ def inpaint(subject: Subject) -> Result:
     result.table(("hidden", "sampled", "mean training image"), rows, "root mean squared error of hidden pixels, [0, 1]")
     result.images(
         image_grid.save(image_grid.grid(pictured, names), subject.folder / "inpainting.png"),
-        f"Hidden pixels (grey) filled in by {steps} SGLD steps with the known ones held fixed.",
+        f"Hidden pixels (grey) filled in by {steps} SGLD steps with the known ones held fixed."
+        + chains_in_words(facts.config),
     )
     return result
 
@@ -209,13 +225,13 @@ def _neighbours(subject: Subject, samples: np.ndarray, reference: np.ndarray, re
 
 
 def _film_strip(subject: Subject) -> Path:
-    steps = subject.settings.sample_steps
+    steps = sample_steps(subject.facts.config)
     count = max(number for number in range(1, _STRIP_PICTURES) if steps % number == 0)
     config, key = subject.facts.config, subject.key(_STRIP_STREAM)
     chain = {"num_steps": steps, "every": steps // count, **quantities.sgld_settings(config.sampler)}
-    film = subject.over_examples(lambda keys, logits_fn, x: sampling.film(keys, logits_fn, x, **chain))
-    start = starts(config, subject.dataset, key, _STRIP_CHAINS, by_class=False)
-    states = film("jem", jax.random.split(key)[1], start)
+    film = subject.over_examples(lambda keys, _, logits_fn, x: sampling.film(keys, logits_fn, x, **chain), chains=1)
+    start = starts(config, subject.dataset, key, max(_STRIP_CHAINS, chain_batch(config)), by_class=False)
+    states = film("jem", jax.random.split(key)[1], start)[:_STRIP_CHAINS]
     return image_grid.save(image_grid.grid(list(states)), subject.folder / "film_strip.png")
 
 

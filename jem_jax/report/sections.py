@@ -19,7 +19,7 @@ from jem_jax.report.inputs import Subject
 from jem_jax.report.result import Result
 from jem_jax.runs import workdir
 
-_FORMAT = 1
+_FORMAT = 2
 """raised where what a section measures, or how, changes"""
 
 

@@ -1,5 +1,6 @@
 """A trained model read back from its workdir."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -73,5 +74,6 @@ def read_model(path: Path, facts: workdir.RunFacts, *, baseline: bool = False, b
     state, buffer = loop.template(config, facts.image_shape, facts.num_classes)
     found = checkpoint.restore(directory, loop.tree(checkpoint.template_of(state), None if best else buffer))
     variables = checkpoint.from_tree(state, found.tree["state"]).evaluation_variables
-    net = network.build(config.model, facts.num_classes)
+    # Chains with batch statistics pass in training mode, which would drop units.
+    net = network.build(dataclasses.replace(config.model, dropout=0.0), facts.num_classes)
     return Model(net, net.cast(variables), found.tree.get("buffer"), found.step)
