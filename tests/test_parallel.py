@@ -89,7 +89,7 @@ def test_images_lie_as_whole_rows_of_lanes_where_they_fill_them(shape, flat):
     assert devices.flat(shape) == flat
     rows = devices.shard_buffer(buffer)
     assert rows.shape == (4, 2, *flat)
-    np.testing.assert_array_equal(devices.whole_buffer(rows, shape), buffer.reshape(-1, *shape))
+    np.testing.assert_array_equal(devices.whole_buffer(rows, shape), buffer[:, None])
 
 
 def test_devices_of_all_processes_stand_process_by_process(monkeypatch):
