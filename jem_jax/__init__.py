@@ -15,12 +15,13 @@ def load(workdir: str | os.PathLike[str], *, baseline: bool = False, best: bool 
     """A trained model, as functions and arrays: `logits, buffer, config = jem_jax.load("runs/digits")`.
 
     Args:
-      workdir: of a run.
+      workdir: of a run; or a model folder, such as experiments/models/fashion_mnist.
       baseline: the plain classifier that was trained beside it; its buffer is None.
       best: the checkpoint of the best validation accuracy rather than the last; its buffer is None.
 
     Returns:
-      A named tuple: `logits`, x [B, H, W, C] float32 in [-1, 1] -> [B, K], which works under jit, grad, vmap and pmap;
+      A named tuple: `logits`, x [B, H, W, C] float32 in [-1, 1] -> [B, K], which works under jit, grad, vmap and pmap,
+        and `logits.in_chains` for the steps of chains;
       `buffer` [S, classes or 1, H, W, C] float32 or None; `config`, the frozen settings.
 
     Raises:

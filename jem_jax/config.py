@@ -28,9 +28,13 @@ def _setting(
     above: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
+    example: tuple[float, ...] = (),
 ) -> Any:
-    """A dataclass field with its range: low <= value <= high, value > above, or one of choices."""
-    metadata = {"meaning": meaning, "low": low, "above": above, "high": high, "choices": choices}
+    """A dataclass field with its range: low <= value <= high, value > above, or one of choices.
+
+    `example` is what a tuple may be whose default is empty.
+    """
+    metadata = {"meaning": meaning, "low": low, "above": above, "high": high, "choices": choices, "example": example}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -126,7 +130,9 @@ class Optimizer:
     momentum: float = _setting(0.9, "of sgd", low=0, high=0.999999)
     weight_decay: float = _setting(0.0, "L2 penalty's gradient, added before the rule as PyTorch does", low=0, high=10)
     warmup_steps: int = _setting(0, "linear from 0 over so many iterations", low=0, high=10**9)
-    decay_epochs: tuple[float, ...] = _setting((), "the learning rate is multiplied at these epochs", above=0, high=1e9)
+    decay_epochs: tuple[float, ...] = _setting(
+        (), "the learning rate is multiplied at these epochs", above=0, high=1e9, example=(20, 30)
+    )
     decay_factor: float = _setting(0.3, "by this", above=0, high=1)
     ema_decay: float = _setting(0.0, "decay of averaged parameters for evaluation; 0: none", low=0, high=0.9999999)
     sam_rho: float = _setting(0.0, "radius of sharpness-aware minimisation; 0: off", low=0, high=1000)
@@ -153,6 +159,7 @@ class Schedule:
         "first",
         low=0,
         high=100_000,
+        example=(0.1, 1, 0.3, 5),
     )
     sam_start: float = _setting(0.0, "share from which on optimizer.sam_rho is used", low=0, high=0.99)
     freeze_norm: float = _setting(
@@ -186,6 +193,11 @@ class Training:
     labelled_batch_size: int = _setting(0, "images of the p(y | x) branch; 0: as many as of p(x)", low=0, high=10**6)
     epochs: int = _setting(40, "passes over the training images, by the larger of the two batches", low=1, high=10**6)
     cpu_devices: int = _setting(0, "devices of a CPU; 0: the most of 4, 2, 1 that fit cores and sizes", low=0, high=256)
+    init_from: str = _setting(
+        "",
+        "start from the parameters and batch statistics of a workdir or a model folder, and from its replay buffer "
+        "where that has this run's shape; the classifier beside it starts from scratch",
+    )
     baseline: bool = _setting(True, "train a plain classifier of the same shape beside it")
     statistics_images: int = _setting(
         2000,
@@ -455,7 +467,9 @@ def _value(key: str, value: Any, field: dataclasses.Field) -> Any:
     default, metadata = field.default, field.metadata
     if isinstance(default, tuple):
         if not isinstance(value, tuple | list) or not all(_is_number(item) for item in value):
-            raise UserError(f"{key} must be a tuple of numbers such as (20, 30), not {shown(value)}")
+            raise UserError(
+                f"{key} must be a tuple of numbers such as {default[:2] or metadata['example']}, not {shown(value)}"
+            )
         if len(value) > _MOST_NUMBERS:
             raise UserError(f"{key} holds {len(value)} numbers; {_MOST_NUMBERS} is the most")
         value = tuple(float(item) for item in value)

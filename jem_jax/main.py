@@ -13,7 +13,10 @@ from pathlib import Path
 from jem_jax.commands import command_line
 from jem_jax.common import paths
 
-_MODES = ("train", "evaluate", "sample")
+_MODES = ("train", "evaluate", "sample", "export_model")
+_MODES_IN_WORDS = (
+    "train (or go on with) a run, evaluate it, draw samples, or make a model folder of the last checkpoint"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,17 +38,39 @@ def _run(arguments: Sequence[str]) -> int:
 
     parser = _parser()
     flags, rest = parser.parse_known_args(arguments)
-    config = config_files.read(flags.config, command_line.overrides(parser, rest))
+    overrides = command_line.overrides(parser, rest)
+    _check(parser, flags)
+    config = config_files.read(flags.config, overrides) if flags.config else None
     if not flags.debug:
         _quiet_libraries()
     # JAX and all that needs it come only now, so that a wrong flag is said at once.
     command_line.import_jax()
-    from jem_jax.commands import modes
+    from jem_jax.commands import export_model, modes
     from jem_jax.distributed import processes
+    from jem_jax.training import network
 
+    if flags.config:
+        network.look_in(config_files.find(flags.config).parent)
     path = paths.local("--workdir", flags.workdir or f"runs/{Path(flags.config).stem}")
+    if config is None:
+        config = modes.settings_of(path, overrides)
+    if flags.mode == "export_model":
+        return export_model.run(config, path, paths.local("--model_dir", flags.model_dir), flags.data_set)
     cluster = processes.Cluster(flags.coordinator_address, flags.num_processes, flags.process_id, flags.distributed)
-    return modes.run(flags.mode, config, path, flags.overwrite, cluster, flags.require_devices)
+    report_dir = paths.local("--report_dir", flags.report_dir) if flags.report_dir else None
+    return modes.run(flags.mode, config, path, flags.overwrite, cluster, flags.require_devices, report_dir)
+
+
+def _check(parser: command_line.Parser, flags: argparse.Namespace) -> None:
+    """Refuses flags that do not go together."""
+    if flags.config is None and (flags.mode == "train" or flags.workdir is None):
+        parser.error("the following arguments are required: --config")
+    if (flags.mode == "export_model") != (flags.model_dir is not None):
+        parser.error("--mode=export_model and --model_dir go together")
+    if flags.data_set and flags.mode != "export_model":
+        parser.error("--data_set goes with --mode=export_model")
+    if flags.overwrite and flags.mode == "export_model":
+        parser.error("--overwrite does not go with --mode=export_model, which deletes nothing")
 
 
 def _parser() -> command_line.Parser:
@@ -59,9 +84,22 @@ def _parser() -> command_line.Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help=f"a config file, or one of: {_names()}")
-    add("--mode", choices=_MODES, default="train", help="train (or go on with) a run, evaluate it, or draw samples")
-    add("--workdir", metavar="DIR", help="where the run lives; default: runs/<config name>")
+    add(
+        "--config", metavar="FILE", help=f"a config file, or one of: {_names()}; default but in training: the workdir's"
+    )
+    add("--mode", choices=_MODES, default="train", help=_MODES_IN_WORDS)
+    add("--workdir", metavar="DIR", help="where the run lives, or a model folder; default: runs/<config name>")
+    add(
+        "--report_dir",
+        metavar="DIR",
+        help="where reports and samples go; default: the workdir, or runs/<name> if that is only read",
+    )
+    add("--model_dir", metavar="DIR", help="the model folder that export_model makes: missing or empty")
+    add(
+        "--data_set",
+        metavar="NAME",
+        help="with export_model: the data's public name, such as cifar10 for an .npz of it",
+    )
     add("--overwrite", action="store_true", help="start anew, deleting the run that the workdir holds")
     add("--require_devices", type=int, default=1, metavar="N", help="refuse to start with fewer devices in all")
     add("--distributed", action="store_true", help="one of several processes, on a TPU pod, Slurm or Kubernetes")

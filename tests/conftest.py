@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import tempfile
 
 import compilation
@@ -24,6 +25,9 @@ import tiny
 
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
+
+# A shell starts programs in its background with Ctrl-C ignored, and those that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What was imported stays; looking through it again and again takes a tenth of the time of tracing.
 gc.freeze()

@@ -122,6 +122,21 @@ def test_a_file_that_is_no_python_file_is_an_error(write):
         ("data.name", "3", "3"),
         ("model.factory", "package.module:function", "package.module:function"),
         ("seed", "12", 12),
+        # As people type them in a shell.
+        ("optimizer.decay_epochs", "20", (20.0,)),
+        ("optimizer.decay_epochs", "20,30", (20.0, 30.0)),
+        ("evaluation.attack_linf", "0.03", (0.03,)),
+        ("evaluation.attack_linf", "8/255", (8 / 255,)),
+        ("evaluation.attack_linf", "(2/255, 8/255)", (2 / 255, 8 / 255)),
+        ("evaluation.attack_linf", "[2/255,0.03]", (2 / 255, 0.03)),
+        ("data.input_noise", " 1/255", 1 / 255),
+        ("training.epochs", "1e2", 100),
+        ("seed", "100/2", 50),
+        ("data.flip", "1", True),
+        ("data.flip", "0", False),
+        ("data.flip", "Yes", True),
+        ("data.flip", "off", False),
+        ("data.name", "8/255", "8/255"),
     ],
 )
 def test_overrides_are_read_as_what_the_setting_is(name, text, value):
@@ -151,13 +166,32 @@ def test_an_override_that_is_not_finite_is_said(text):
         ("sampler.num_steps", ""),
         ("sampler.num_steps", "none"),
         ("optimizer.decay_epochs", "(3,"),
-        ("sampler.clip_x", "yes"),
+        ("sampler.clip_x", "maybe"),
+        ("sampler.clip_x", "2"),
+        ("training.epochs", "2.5"),
+        ("training.epochs", "5/2"),
+        ("optimizer.decay_epochs", "8/0"),
+        ("optimizer.decay_epochs", "8**255"),
+        ("evaluation.attack_linf", "8/'a'"),
+        ("optimizer.learning_rate", "1,5"),
         ("model", "3"),
         ("training.epochs", "__import__('os').abort()"),
     ],
 )
 def test_an_override_of_a_wrong_type_names_its_key(name, text):
     assert f"config.{name} must be" in _error("digits", [(name, text)])
+
+
+@pytest.mark.parametrize(
+    ("name", "example"),
+    [
+        ("optimizer.decay_epochs", "(20, 30)"),
+        ("schedule.num_steps", "(0.1, 1, 0.3, 5)"),
+        ("evaluation.attack_linf", "(0.004, 0.008)"),
+    ],
+)
+def test_the_example_fits_the_setting(name, example):
+    assert f"config.{name} must be a tuple of numbers such as {example}, not 'a'" in _error("digits", [(name, "a")])
 
 
 @pytest.mark.parametrize("name", ["modle.depth", "model.depth.x", "a.b.c"])

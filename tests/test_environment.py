@@ -25,6 +25,7 @@ FLAGS = {
     "jax_transfer_guard": "disallow",
     "jax_default_prng_impl": "rbg",
     "jax_random_seed_offset": 3,
+    "jax_disable_jit": True,
 }
 
 
@@ -62,6 +63,7 @@ def test_jax_settings_are_given_back():
         ("JAX_NUM_CPU_DEVICES=", 'JAX cannot start: Invalid value "" for JAX flag jax_num_cpu_devices; correct'),
         ("JAX_ENABLE_X64=maybe", "JAX cannot start: invalid truth value 'maybe' for environment 'JAX_ENABLE_X64'; "),
         ("JAX_NUM_CPU_DEVICES=0", "JAX_NUM_CPU_DEVICES must be at least 1, not 0"),
+        ("JAX_NUM_CPU_DEVICES=-3", "JAX_NUM_CPU_DEVICES must be at least 1, not -3"),
     ],
 )
 def test_a_wrong_jax_variable_is_said_in_a_line(tmp_path, variable, said):

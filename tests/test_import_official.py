@@ -1,6 +1,7 @@
 """An official checkpoint becomes a workdir that evaluates, samples and trains further."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,29 @@ def test_the_printed_command_evaluates_and_the_run_can_go_on(config_file, tmp_pa
     assert main.main([argument for argument in printed[3:] if not argument.startswith("--mode")]) == 0
     report = json.loads((workdir / "report" / "report.json").read_text())
     assert report["run"]["iterations"] == 64 // 4
+
+
+@pytest.mark.parametrize(("p_x", "slots"), [("1.0", 40), ("0.0", None)])
+def test_weights_without_a_buffer_are_evaluated_and_trained_further(config_file, tmp_path, capsys, p_x, slots):
+    torch = pytest.importorskip("torch")
+    bare, run = tmp_path / "bare.pt", tmp_path / "run"
+    torch.save(torch.load(CHECKPOINT, weights_only=True)["model_state_dict"], bare)
+    settings = [f"--config.objective.p_x={p_x}", "--config.sampler.buffer_size=40"]
+    assert command(bare, f"--config={config_file}", f"--workdir={run}", *settings) == 0
+    printed = capsys.readouterr().out
+    assert ("holds no replay buffer; its chains begin afresh" in printed) == (slots is not None)
+    logits, buffer, _ = jem_jax.load(run)
+    official = np.load(ARRAYS)
+    ours = np.asarray(logits(official["x"].transpose(0, 2, 3, 1)))
+    np.testing.assert_allclose(ours, official["logits"], atol=1e-5 * abs(official["logits"]).max())
+    assert (buffer is None) == (slots is None)
+    if buffer is not None:
+        assert buffer.shape == (slots, 1, 32, 32, 3)
+        assert -1 <= buffer.min() < -0.9 < 0.9 < buffer.max() <= 1
+    arguments = shlex.split(printed.splitlines()[-1])[3:]
+    assert main.main([*arguments, "--config.evaluation.sections=classification"]) == 0
+    arguments.remove("--mode=evaluate")
+    assert main.main([*arguments, "--config.evaluation.sections=classification"]) == 0
 
 
 def test_other_classes_and_other_images_are_refused(config_file, tmp_path, capsys):

@@ -33,7 +33,8 @@ def test_the_help_lists_every_flag_and_setting(capsys):
     text = capsys.readouterr().out
     for described in configuration.describe():
         assert described in text
-    for flag in ("--config FILE", "--mode {train,evaluate,sample}", "--workdir DIR", "--overwrite", "--distributed"):
+    modes = "--mode {train,evaluate,sample,export_model}"
+    for flag in ("--config FILE", modes, "--workdir DIR", "--report_dir DIR", "--overwrite", "--distributed"):
         assert flag in text
     assert "runs/<config name>" in text
     assert "digits" in text.split("a config file, or one of:")[1].split("--mode")[0]

@@ -202,3 +202,15 @@ def test_colour_becomes_grey_by_luma(tmp_path):
 def test_a_set_that_is_not_there_says_so():
     with pytest.raises(UserError, match="nowhere"):
         ood_sets.named(Data(), "nowhere.npz", (8, 8, 1), 3, seed=0)
+
+
+@pytest.mark.parametrize(("count", "classes", "side", "empty"),
+                         [(1, 1, 8, {"midpoints", "midpoints_of_classes"}), (5, 1, 8, {"midpoints_of_classes"}),
+                          (2, 2, 112, set()), (2, 2, 224, set()), (2, 2, 700, set())])  # fmt: skip
+def test_few_and_large_test_images_make_the_sets_they_can(count, classes, side, empty):
+    images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    test = Split(images, (np.arange(count) % classes).astype(np.int32))
+    sets = ood_sets.builtin(test, 3, seed=0)
+    assert {name for name, some in sets.items() if not len(some.images)} <= empty
+    assert all(some.images.shape[1:] == (side, side, 3) for some in sets.values())
+    assert len(sets["photographs"].images) == 3

@@ -396,3 +396,101 @@ def test_pictures_that_would_not_fit_the_memory_are_refused_before_they_are_read
     _write(tmp_path, IMAGES, LABELS)
     monkeypatch.setattr(checks, "memory", lambda: 2000)
     _refused(tmp_path, "60 images of 8×8 would take .* GiB")
+
+
+@pytest.mark.parametrize(
+    ("folders", "sizes"),
+    [
+        (("train", "val", "test"), (60, 6, 9)),
+        (("Training", "VALID", "Testing"), (60, 6, 9)),
+        (("train", "validation"), (54, 6, 6)),
+        (("TRAIN", "test"), (54, 6, 6)),
+    ],
+)
+def test_parts_by_their_usual_names(tmp_path, folders, sizes):
+    for folder, count in zip(folders, (60, 6, 9), strict=False):
+        _write(tmp_path / folder, IMAGES[:count], LABELS[:count])
+    (tmp_path / "lost+found").mkdir()
+    dataset = _load(tmp_path)
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == sizes
+    (tmp_path / "val").mkdir(exist_ok=True)
+    (tmp_path / "valid").mkdir(exist_ok=True)
+    _refused(tmp_path, "which are one part; keep one of them")
+
+
+@pytest.mark.parametrize(
+    "kind", ["avif", "bmp", "dib", "gif", "jfif", "jpe", "jp2", "pcx", "pnm", "qoi", "sgi", "tga", "tif", ""]
+)
+def test_every_suffix_of_plain_pictures_is_read(tmp_path, kind):
+    formats = {"": "PNG", **{suffix[1:]: name for suffix, name in Image.registered_extensions().items()}}
+    if formats[kind] not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {formats[kind]}")
+    _write(tmp_path, IMAGES[:59], LABELS[:59])
+    Image.fromarray(IMAGES[59]).save(tmp_path / "c" / (f"last.{kind}" if kind else "last"), format=formats[kind])
+    dataset = _load(tmp_path)
+    assert sum(map(len, (dataset.train, dataset.validation, dataset.test))) == 60
+
+
+def test_what_is_left_out_is_counted(tmp_path, capsys):
+    _write(tmp_path, IMAGES, LABELS)
+    (tmp_path / "a" / "x.heic").write_bytes(b"ftypheic")
+    (tmp_path / "b" / "deep").mkdir()
+    for name in ("b/deep/y.png", "labels.csv", "b/.DS_Store", "c/Thumbs.db", "c/z.heic", "c/plain"):
+        (tmp_path / name).write_text("no image")
+    _load(tmp_path)
+    said = capsys.readouterr().err
+    assert "5 files are left out: 2 .heic, 1 .csv, 1 in deeper folders, 1 without suffix" in said
+
+
+@pytest.mark.parametrize("turn", [3, 6, 8])
+@pytest.mark.parametrize("kind", ["png", "tif", "webp"])
+def test_a_turned_picture_is_read_upright_in_every_format(tmp_path, kind, turn):
+    _write(tmp_path, IMAGES[:, :4], LABELS)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    tall = IMAGES[0] if turn == 3 else IMAGES[0, :, :4]
+    stored = tall[:4] if turn == 3 else tall
+    how = {"lossless": True} if kind == "webp" else {}
+    Image.fromarray(stored).save(tmp_path / "a" / f"turned.{kind}", exif=exif, **how)
+    # How often np.rot90 turns what is stored, counterclockwise.
+    upright = np.rot90(stored, {3: 2, 6: -1, 8: 1}[turn])
+    assert (upright.tobytes(), 0) in _all(_load(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"labels": LABELS[:, None]}, r"labels must be \[N\], not \[60, 1\]; save labels.reshape\(-1\)"),
+        ({"labels": np.eye(3, dtype=int)[LABELS]}, r"; save labels.argmax\(axis=1\)"),
+        ({"labels": LABELS.astype(float)}, r"; save labels.astype\(int\) if they are whole numbers"),
+        ({"labels": LABELS.astype(str)}, r"; save np.unique\(labels, return_inverse=True\)\[1\]"),
+        ({"images": IMAGES.transpose(0, 3, 1, 2)}, r"they come last: save images.transpose\(0, 2, 3, 1\)"),
+        ({"images": IMAGES / 255}, r"; save \(images \* 255\).round\(\).astype\(np.uint8\)"),
+        ({"val_images": IMAGES}, "only one of val_images and val_labels"),
+    ],
+)  # fmt: skip
+def test_a_wrong_array_comes_with_what_would_be_right(tmp_path, arrays, words):
+    _refused(_npz(tmp_path, **arrays), words)
+
+
+@pytest.mark.parametrize(
+    ("keys", "hint"),
+    [
+        ("x_train y_train x_test y_test", "Rename x_test to test_images, x_train to images, y_test to test_labels"),
+        ("train_images train_labels val_images val_labels", "Rename train_images to images, train_labels to labels"),
+        ("X y", "Rename X to images, y to labels"),
+        ("arr_0 arr_1", "Rename arr_0 to images, arr_1 to labels"),
+    ],
+)
+def test_keys_of_others_are_recognised(tmp_path, keys, hint):
+    arrays = (IMAGES, LABELS) * 2
+    np.savez(tmp_path / "mine.npz", **dict(zip(keys.split(), arrays, strict=False)))
+    _refused(tmp_path / "mine.npz", hint)
+
+
+def test_a_validation_part_is_read_and_other_keys_are_named(tmp_path, capsys):
+    path = _npz(tmp_path, val_images=IMAGES[:7], val_labels=LABELS[:7], test_images=IMAGES[:5], test_labels=LABELS[:5],
+                weights=LABELS)  # fmt: skip
+    dataset = _load(path.rename(tmp_path / "mine.NPZ"))
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (60, 7, 5)
+    assert "mine.NPZ: not read: weights" in capsys.readouterr().err

@@ -27,7 +27,7 @@ def wheel(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("jem_jax", "configs"):
+    for name in ("jem_jax", "configs", "experiments"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", source / "dist", source]
     subprocess.run(command, check=True)
@@ -39,7 +39,9 @@ def test_the_wheel_holds_every_module_and_config_and_the_type_marker(wheel):
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "jem_jax").rglob("*.py")}
     configs = {f"jem_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
     assert modules | configs | {"jem_jax/py.typed"} <= names
-    assert not [name for name in names if name.startswith(("configs/", "tests/"))]
+    assert not [
+        name for name in names if name.startswith(("configs/", "tests/", "experiments/")) or name.endswith(".npz")
+    ]
 
 
 def test_an_installed_wheel_runs_a_config_that_came_with_it(wheel, tmp_path):

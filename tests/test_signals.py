@@ -7,7 +7,9 @@ import pytest
 import tiny
 from command import TINY, Command, metrics, restored, steps_logged
 
+from jem_jax.main import main
 from jem_jax.runs import checkpoint
+from jem_jax.training import loop
 
 # A window of the log is seven iterations, so that interruptions fall into one.
 LONG = (*TINY, "--config.training.epochs=12", "--config.training.checkpoint_every=2", "--config.training.log_every=7")
@@ -94,3 +96,17 @@ def test_before_there_is_anything_to_save_ctrl_c_ends_it_without_a_traceback(tmp
     status, _, errors = command.wait()
     assert status == 130
     assert "Traceback" not in errors
+
+
+def test_a_signal_after_the_last_iteration_leaves_the_report_to_the_next_command(tmp_path, monkeypatch, capsys):
+    train = loop.train
+
+    def train_and_be_stopped(*arguments):
+        trained = train(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+        return trained
+
+    monkeypatch.setattr(loop, "train", train_and_be_stopped)
+    assert main([*TINY, f"--workdir={tmp_path / 'run'}"]) == 143
+    assert "stopped at iteration 18 of 18; saved in" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "report").exists()

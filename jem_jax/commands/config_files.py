@@ -17,6 +17,8 @@ from jem_jax.common import paths
 from jem_jax.common.errors import UserError, shown
 from jem_jax.config import Config
 
+_SWITCHES: dict[object, bool] = {1: True, "yes": True, "on": True, 0: False, "no": False, "off": False}
+
 
 def read(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     """The settings of a config file, with overrides from the command line.
@@ -29,7 +31,11 @@ def read(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     Raises:
       UserError: no such file, a Python error in it (with its line), or settings that are wrong.
     """
-    settings = _get_config(find(path))
+    return overridden(_get_config(find(path)), overrides)
+
+
+def overridden(settings: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]]) -> Config:
+    """Settings with overrides from the command line. Errors are those of `read`."""
     for name, text in overrides:
         _override(settings, name, text)
     return configuration.validate(settings)
@@ -119,11 +125,22 @@ def _override(settings: ml_collections.ConfigDict, name: str, text: str) -> None
             raise UserError(f"config.{shown(name)[1:-1]} is not a setting; the groups are: {_groups(settings)}")
         place = place[group]
     with settings.unlocked(), place.ignore_type():
-        value = text if isinstance(place.get(key), str) else _value(text)
+        old = place.get(key)
+        value = text if isinstance(old, str) else _fitted(_value(text), old)
         if key in place:
             # Over an old value ConfigDict converts the new one: true to 1.0, and an int too large to an OverflowError.
             del place[key]
         place[key] = value
+
+
+def _fitted(value: object, old: object) -> object:
+    """A typed value as the kind of the old one, where that is what was meant: 20 for (20,), 1e2 for 100, 1 for True."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(old, bool) and (isinstance(value, str) or is_number):
+        return _SWITCHES.get(value.lower() if isinstance(value, str) else value, value)
+    if type(old) is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return (value,) if isinstance(old, tuple | list) and is_number else value
 
 
 def _value(text: str) -> object:
@@ -133,11 +150,21 @@ def _value(text: str) -> object:
     if text.lower() in ("nan", "inf", "-inf"):
         return float(text)
     try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = ast.literal_eval(_Quotients().visit(ast.parse(text.strip(), mode="eval")))
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, ArithmeticError):
         return text
     # No setting is a dict, which ConfigDict would take apart.
     return text if isinstance(value, dict) else value
+
+
+class _Quotients(ast.NodeTransformer):
+    """Puts numbers in the place of quotients such as 8/255."""
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        """Divides literals; what is left is for `literal_eval` to refuse."""
+        if not isinstance(node.op, ast.Div):
+            return node
+        return ast.copy_location(ast.Constant(ast.literal_eval(node.left) / ast.literal_eval(node.right)), node)
 
 
 def _groups(settings: ml_collections.ConfigDict) -> str:

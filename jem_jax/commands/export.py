@@ -1,6 +1,5 @@
 """Samples as files that other programs read: a folder of PNGs and an .npz of each kind, as FID tools take them."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from jem_jax.datasets import Dataset
 from jem_jax.distributed import devices
 from jem_jax.report import samples
 from jem_jax.report.inputs import fresh_chains
+from jem_jax.runs import workdir
 from jem_jax.runs.workdir import RunFacts
 from jem_jax.training.trained import Model
 
@@ -37,7 +37,7 @@ def write(folder: Path, model: Model, facts: RunFacts, dataset: Dataset) -> list
         )
         shown.append(samples.draw_buffer(folder, drawn["buffer"], logits, facts))
     target = folder / _FOLDER
-    shutil.rmtree(target, ignore_errors=True)
+    files.remove(target, workdir.EXPORTS)
     for kind, images in drawn.items():
         per_class = len(images) // facts.num_classes
         labels = np.repeat(np.arange(facts.num_classes), per_class) if kind == "by_class" else None
@@ -49,7 +49,7 @@ def _write_kind(folder: Path, images: np.ndarray, labels: np.ndarray | None) -> 
     """The images as PNGs in a folder, and beside it as an .npz, which is returned."""
     pixels = to_uint8(images)
     pixels = pixels if pixels.shape[-1] == 3 else np.repeat(pixels[..., :1], 3, axis=-1)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{number:06d}.png")
     arrays = [pixels] if labels is None else [pixels, labels]

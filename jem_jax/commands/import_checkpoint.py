@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from jem_jax import datasets, torch_import
@@ -23,9 +22,8 @@ from jem_jax.datasets import Dataset
 from jem_jax.distributed import processes
 from jem_jax.runs import checkpoint, workdir
 from jem_jax.torch_import import Imported
-from jem_jax.training import loop, network, optimizer, quantities, sizes
-from jem_jax.training.state import init_state
-from jem_jax.training.statistics import COLLECTION
+from jem_jax.training import network, quantities, trained
+from jem_jax.training.run import prepare
 
 
 class _Arguments(NamedTuple):
@@ -41,7 +39,8 @@ def write_workdir(imported: Imported, config: Config, dataset: Dataset, path: Pa
 
     Args:
       imported: of `torch_import.load`.
-      config: its model and buffer size must be the checkpoint's, as by `settings_of`.
+      config: its model and buffer size must be the checkpoint's, as by `settings_of`. Where it needs a buffer and the
+        checkpoint holds none, chains begin afresh.
       dataset: what the run is to go on with.
       path: an empty or missing folder.
 
@@ -49,47 +48,41 @@ def write_workdir(imported: Imported, config: Config, dataset: Dataset, path: Pa
       UserError: the workdir is not empty, or the data set has other classes, channels or image sides.
     """
     _check(imported, dataset)
-    sizes.check(config, dataset)
-    net = network.build(config.model, dataset.num_classes)
-    first = jnp.zeros((1, *dataset.image_shape))
-    rule = optimizer.build(config.optimizer, 1)
-    state = init_state(config, net, rule, jax.random.key(config.seed), first)
-    params = imported.variables["params"]
-    collections = {name: value for name, value in imported.variables.items() if name != "params"}
-    averaged = params if state.ema is not None else None
-    state = state._replace(
-        params=params, model_state=collections, opt_state=rule.init(params), ema=averaged,
-        evaluation_stats=collections.get(COLLECTION) if state.evaluation_stats is not None else None,
-    )  # fmt: skip
-    buffer = imported.buffer if sizes.buffer_size(config, dataset.num_classes)[0] else None
+    run = prepare(config, dataset)
+    run.data.close()
+    state, buffer = run.begin()
+    state = trained.with_variables(state, imported.variables)
+    if buffer is not None:
+        buffer = jnp.asarray(buffer if imported.buffer is None else imported.buffer)
     with workdir.held(path):
         workdir.prepare_empty(path)
         workdir.write_facts(path, workdir.facts_of(config, dataset, 0))
         checkpoints = checkpoint.Checkpoints(path / workdir.CHECKPOINTS, config.training.keep_checkpoints)
-        checkpoints.save(0, loop.tree(checkpoint.to_tree(state), buffer), {"best_accuracy": -1.0, "seconds": 0.0})
+        checkpoints.save(0, trained.tree(checkpoint.to_tree(state), buffer), {"best_accuracy": -1.0, "seconds": 0.0})
         checkpoints.close()
 
 
 def settings_of(imported: Imported) -> list[tuple[str, str]]:
-    """The settings that a checkpoint decides, as overrides of a config file.
-
-    Raises:
-      UserError: it holds no replay buffer.
-    """
+    """The settings that a checkpoint decides, as overrides of a config file."""
     model = imported.model
     settings = [("model.depth", model.depth), ("model.width", model.width), ("model.norm", model.norm)]
-    if imported.buffer is None:
-        raise UserError("the checkpoint holds no replay buffer, and a run cannot go on without one")
-    slots, classes = imported.buffer.shape[:2]
-    settings.append(("sampler.buffer_size", slots * classes))
+    if imported.buffer is not None:
+        slots, classes = imported.buffer.shape[:2]
+        settings.append(("sampler.buffer_size", slots * classes))
     return [(name, str(value)) for name, value in settings]
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit status. Errors are those of its parts, `UserError`s."""
     given = _parse(arguments)
+    with processes.own_settings():
+        return _import(given)
+
+
+def _import(given: _Arguments) -> int:
     processes.start(processes.Cluster(), 1, 1)
     config = config_files.read(given.config, given.overrides)
+    network.look_in(config_files.find(given.config).parent)
     conditional = quantities.buffer_classes(config, 2) > 1
     try:
         imported = torch_import.load(given.checkpoint, given.norm, class_conditional=conditional)
@@ -98,11 +91,18 @@ def run(arguments: Sequence[str]) -> int:
     overrides = [*given.overrides, *settings_of(imported)]
     config = config_files.read(given.config, overrides)
     write_workdir(imported, config, datasets.load(config.data), paths.local("--workdir", given.workdir))
+    if imported.buffer is None and quantities.weights(config).needs_samples:
+        print("the checkpoint holds no replay buffer; its chains begin afresh")
+    print(printable(f"wrote {given.workdir}; go on with:"))
+    print(printable(f"  {_next_command(given, overrides)}"))
+    return 0
+
+
+def _next_command(given: _Arguments, overrides: Sequence[tuple[str, str]]) -> str:
+    """What evaluates the run, quoted for a shell."""
     flags = [f"--config={given.config}", f"--workdir={given.workdir}"]
     flags += [f"--config.{name}={text}" for name, text in overrides]
-    print(printable(f"wrote {given.workdir}; go on with:"))
-    print(printable(f"  python -m jem_jax.main --mode=evaluate {shlex.join(flags)}"))
-    return 0
+    return f"python -m jem_jax.main --mode=evaluate {shlex.join(flags)}"
 
 
 def _parse(arguments: Sequence[str]) -> _Arguments:

@@ -2,12 +2,17 @@
 
 import contextlib
 import hashlib
+import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import ml_collections
+
+from jem_jax import config as configuration
 from jem_jax import datasets, report
-from jem_jax.commands import export, memory
+from jem_jax.commands import config_files, export, memory
 from jem_jax.common.errors import UserError, printable
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
@@ -15,26 +20,35 @@ from jem_jax.distributed import devices, processes
 from jem_jax.distributed.interrupts import Interrupted, Interrupts
 from jem_jax.distributed.processes import Cluster
 from jem_jax.report import inputs
-from jem_jax.runs import workdir
+from jem_jax.runs import checkpoint, model_folder, workdir
 from jem_jax.runs.metrics import duration
 from jem_jax.runs.workdir import RunFacts
 from jem_jax.training import loop, quantities, sizes, trained
 from jem_jax.training.loop import Trained
 
-__all__ = ["Cluster", "run"]
+__all__ = ["Cluster", "run", "settings_of"]
 
 _SHARED_SECONDS = 60
 
 
-def run(mode: str, config: Config, path: Path, overwrite: bool, cluster: Cluster, require_devices: int) -> int:
+def run(
+    mode: str,
+    config: Config,
+    path: Path,
+    overwrite: bool,
+    cluster: Cluster,
+    require_devices: int,
+    report_dir: Path | None = None,
+) -> int:
     """Runs a mode in a workdir and returns the exit status.
 
     Args:
       mode: "train", "evaluate" or "sample".
-      path: the workdir.
+      path: the workdir; a model folder but for "train".
       overwrite: delete the run that the workdir holds first; only for "train".
       cluster: how this process finds the others.
       require_devices: refuse to start with fewer.
+      report_dir: where reports and samples go; by default the workdir, or runs/<name> where that is only read.
 
     Raises:
       UserError: in one line, what is wrong and what would be right.
@@ -44,14 +58,15 @@ def run(mode: str, config: Config, path: Path, overwrite: bool, cluster: Cluster
     if require_devices < 1:
         raise UserError(f"--require_devices must be at least 1, not {require_devices}")
     report.check(config.evaluation)
-    known = None if overwrite else workdir.find_facts(path)
+    report_dir = _report_dir(mode, path, report_dir)
+    known = None if overwrite else trained.find_facts(path)
     if mode != "train" and known is None:
         raise UserError(f"{path} holds no run to {mode}; train one first, or name its folder with --workdir")
     dataset = datasets.load(config.data)
     with processes.own_settings():
         processes.start(cluster, _cpu_devices(config, dataset, known, cluster), require_devices)
         try:
-            return _in_workdir(mode, config, dataset, path, overwrite)
+            return _in_workdir(mode, config, dataset, path, report_dir, overwrite)
         except BaseException as error:
             processes.exit_without_barrier()
             reason = processes.explain_runtime_error(error)
@@ -60,7 +75,42 @@ def run(mode: str, config: Config, path: Path, overwrite: bool, cluster: Cluster
             raise UserError(reason) from error
 
 
-def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, overwrite: bool) -> int:
+def settings_of(path: Path, overrides: Sequence[tuple[str, str]]) -> Config:
+    """The settings of what a workdir or a model folder holds, with overrides from the command line.
+
+    Raises:
+      UserError: it holds neither, or an override is wrong.
+    """
+    config = trained.read_facts(path).config
+    return config_files.overridden(ml_collections.ConfigDict(configuration.as_dict(config)), overrides)
+
+
+def _report_dir(mode: str, path: Path, given: Path | None) -> Path:
+    """Where reports and samples go.
+
+    Raises:
+      UserError: into a model folder, or training is to.
+    """
+    model = model_folder.containing(path)
+    if mode == "train" and model is not None:
+        raise UserError(
+            f"{model} is a model folder, which is only read; train in another --workdir, which can start from it with "
+            f"--config.training.init_from={model}"
+        )
+    if mode == "train":
+        if given is not None:
+            raise UserError("--report_dir goes with --mode=evaluate and sample; a run's report is in its workdir")
+        return path
+    only_read = model_folder.is_one(path) or (path.is_dir() and not os.access(path, os.W_OK))
+    found = given or (Path("runs") / path.resolve().name if only_read else path)
+    if model_folder.containing(found) is not None:
+        raise UserError(f"{found} lies in a model folder, which is only read; name another folder with --report_dir")
+    if only_read and found.resolve() == path.resolve():
+        raise UserError(f"{path} cannot be written; name another folder for what is measured with --report_dir")
+    return path if found.resolve() == path.resolve() else found
+
+
+def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, report_dir: Path, overwrite: bool) -> int:
     if len(set(processes.gather_strings(_fingerprint(mode, config, overwrite)))) > 1:
         raise UserError("the processes were started with different settings; give all of them the same command")
     if len(set(processes.gather_strings(dataset.fingerprint))) > 1:
@@ -71,14 +121,22 @@ def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, overwri
             if mode == "train":
                 # Before anything of an older run is touched.
                 loop.check(config, dataset)
+                if config.training.init_from and (overwrite or not checkpoint.steps(path / workdir.CHECKPOINTS)):
+                    trained.check_source(config, dataset, path)
             memory.check(config, dataset, mode)
-            stack.enter_context(workdir.held(path, processes.is_first()))
-            workdir.prepare(path, facts, overwrite, mode == "train", processes.is_first())
+            stack.enter_context(workdir.held(report_dir, processes.is_first()))
+            if report_dir == path:
+                workdir.prepare(path, facts, overwrite, mode == "train", processes.is_first())
+            else:
+                workdir.prepare_reports(report_dir, processes.is_first())
+                # Which copy of the images a shared model is judged by is for its user to say.
+                but = ("data.name",) if model_folder.is_one(path) else ()
+                workdir.check_reading(path, trained.read_facts(path), facts, but)
         if mode == "train":
             return _train(facts, dataset, path)
         if mode == "evaluate":
-            return _evaluate(facts, dataset, path)
-        return _sample(facts, dataset, path)
+            return _evaluate(facts, dataset, path, report_dir)
+        return _sample(facts, dataset, path, report_dir)
 
 
 def _fingerprint(mode: str, config: Config, overwrite: bool) -> str:
@@ -101,6 +159,8 @@ def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
             workdir.write_facts(path, facts)
     with processes.fail_together():
         _check_shared(path)
+    for name, why in report.missing(facts).items() if processes.is_first() else ():
+        _say(f"outside set {name} cannot be had: {why}; unless it is there at the end, the report leaves it out")
     try:
         with Interrupts() as interrupts:
             trained = loop.train(facts.config, dataset, path, "JEM", interrupts)
@@ -144,20 +204,32 @@ def _train_baseline(facts: RunFacts, dataset: Dataset, path: Path, interrupts: I
     return loop.train(config, dataset, path / workdir.BASELINE, "classifier", interrupts)
 
 
-def _evaluate(facts: RunFacts, dataset: Dataset, path: Path) -> int:
+def _evaluate(facts: RunFacts, dataset: Dataset, path: Path, report_dir: Path) -> int:
     if not processes.is_first():
         return 0
+    return _write_report(facts, dataset, path, _seconds(path), report_dir)
+
+
+def _seconds(path: Path) -> dict[str, float]:
+    """How long each part of a run took, as far as that is known."""
+    if model_folder.is_one(path):
+        return model_folder.describe(path).about.get("training", {}).get("seconds", {})
     old = report.read(path)
-    return _write_report(facts, dataset, path, old.values["run"]["seconds"] if old else {})
+    return old.values["run"]["seconds"] if old else {}
 
 
-def _write_report(facts: RunFacts, dataset: Dataset, path: Path, seconds: dict[str, float]) -> int:
+def _write_report(
+    facts: RunFacts, dataset: Dataset, path: Path, seconds: dict[str, float], report_dir: Path | None = None
+) -> int:
     _say("evaluating:")
-    return _show(report.write(path, facts, dataset, seconds, _say_piece))
+    return _show(report.write(path, facts, dataset, seconds, _say_piece, report_dir))
 
 
 def _show(shown: report.Report) -> int:
     print("", *map(printable, report.table(shown).splitlines()), "", sep="\n", flush=True)
+    for section, some in shown.values["sections"].items():
+        if some.get("missing"):
+            _say(f"section {section} lacks {', '.join(some['missing'])}, which could not be had; the page says why")
     for section, failure in shown.failures.items():
         _say(f"section {section} failed: {failure}; --mode=evaluate tries it again")
     _say(f"time: {report.seconds_in_words(shown)}")
@@ -167,14 +239,14 @@ def _show(shown: report.Report) -> int:
     return 1 if shown.failures else 0
 
 
-def _sample(facts: RunFacts, dataset: Dataset, path: Path) -> int:
+def _sample(facts: RunFacts, dataset: Dataset, path: Path, report_dir: Path) -> int:
     if not processes.is_first():
         return 0
     started = time.monotonic()
     model = trained.read_model(path, facts)
     settings = facts.config.evaluation
     _say(f"drawing {settings.num_samples} samples in {inputs.sample_steps(facts.config)} steps …")
-    files = export.write(path / workdir.SAMPLES, model, facts, dataset)
+    files = export.write(report_dir / workdir.SAMPLES, model, facts, dataset)
     _say(f"took {duration(time.monotonic() - started)}; look at:")
     for file in files:
         _say(f"  {file}")

@@ -12,7 +12,7 @@ from jem_jax.datasets import checks, digits, own_folder, own_npz, prepared, resi
 from jem_jax.datasets.dataset import Dataset, Split
 from jem_jax.datasets.sources import SOURCES
 
-__all__ = ["Dataset", "Split", "load", "version"]
+__all__ = ["Dataset", "Split", "check_name", "load", "version"]
 
 _NAMES = (digits.NAME, *SOURCES)
 
@@ -40,8 +40,25 @@ def version(name: str) -> list[list[Any]]:
     return files.version(paths.local("config.data.name", name))
 
 
+def check_name(setting: str, name: str) -> None:
+    """Makes sure that there can be a data set of that name, without reading it.
+
+    Args:
+      setting: that gives the name, for the error.
+
+    Raises:
+      UserError: it is none of the names, and no .npz and no folder is there.
+    """
+    if name in _NAMES or name.startswith(tfds_named.PREFIX):
+        return
+    path = paths.local(setting, name)
+    if not name or not (path.is_dir() or (path.is_file() and path.suffix.lower() == ".npz")):
+        raise UserError(_no_such(setting, name, path))
+
+
 def _load(data: Data) -> Dataset:
     name = data.name
+    check_name("config.data.name", name)
     if name == digits.NAME:
         return digits.load()
     if name in SOURCES:
@@ -51,23 +68,19 @@ def _load(data: Data) -> Dataset:
         name = name.removeprefix(tfds_named.PREFIX)
         return tfds_named.load(name, prepared.data_folder(data.data_dir), data.image_size)
     path = paths.local("config.data.name", name)
-    if name and path.is_dir():
-        return own_folder.load(path, data.image_size)
-    if path.is_file() and path.suffix.lower() == ".npz":
-        return own_npz.load(path)
-    raise UserError(_no_such(name, path))
+    return own_folder.load(path, data.image_size) if path.is_dir() else own_npz.load(path)
 
 
-def _no_such(name: str, path: Path) -> str:
+def _no_such(setting: str, name: str, path: Path) -> str:
     if name and path.exists():
-        return f"config.data.name {shown(name)} must be an .npz file or a folder of class folders of images"
+        return f"{setting} {shown(name)} must be an .npz file or a folder of class folders of images"
     if path.suffix.lower() == ".npz" or os.sep in name:
-        return f"config.data.name {shown(name)}: there is no such file or folder"
+        return f"{setting} {shown(name)}: there is no such file or folder"
     plain = name.lower().replace("-", "_")
     near = [f"{tfds_named.PREFIX}{known}" for known in tfds_named.known() if known == plain and known not in SOURCES]
     near = near or difflib.get_close_matches(plain, _NAMES, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? There" if near else "there"
     return (
-        f"config.data.name {shown(name)} is not a data set; {hint} are {', '.join(_NAMES)}, tfds:NAME for others of "
+        f"{setting} {shown(name)} is not a data set; {hint} are {', '.join(_NAMES)}, tfds:NAME for others of "
         "tensorflow-datasets, and the path of an .npz or of a folder of class folders"
     )

@@ -55,9 +55,13 @@ def even_order(labels: np.ndarray) -> np.ndarray:
 def with_tenths(name: str, parts: Parts) -> Dataset:
     """The data set, with a tenth of its training images for each of validation and test that it has no part for.
 
+    A validation part alone is the one to test on, and others are held out to validate on.
+
     Raises:
       UserError: there are too few images to hold any out.
     """
+    if parts.test is None:
+        parts = Parts(parts.class_names, parts.train, test=parts.validation)
     missing = sum(part is None for part in (parts.validation, parts.test))
     tenth = max(1, round(len(parts.train) / 10))
     if len(parts.train) < missing * tenth + len(parts.class_names):

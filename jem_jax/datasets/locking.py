@@ -1,10 +1,10 @@
 """One process at a time makes files that all of them read."""
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jem_jax.common import files
 from jem_jax.common.errors import UserError
 from jem_jax.datasets.notices import first_line, say
 
@@ -21,12 +21,9 @@ def held(folder: Path, what: str) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"another program is preparing {what} in {folder}; waiting for it")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with files.held(
+            folder / ".lock", lambda: say(f"another program is preparing {what} in {folder}; waiting for it")
+        ):
             yield
     except OSError as error:
         raise UserError(

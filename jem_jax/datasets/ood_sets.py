@@ -4,6 +4,7 @@ Every set is float32 [N, H, W, C] in [-1, 1], a function of the test images and 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from jem_jax.datasets import resize
 from jem_jax.datasets.dataset import Split
 
 _PHOTOGRAPHS_SHRINK = 4
+"""times at most; less where patches would not fit otherwise"""
 
 
 class OutsideSet(NamedTuple):
@@ -27,7 +29,7 @@ class OutsideSet(NamedTuple):
 
 
 def builtin(test: Split, count: int, seed: int) -> dict[str, OutsideSet]:
-    """All sets that need no download, of at most `count` images each.
+    """All sets that need no download, of at most `count` images each; those that these images do not make are empty.
 
     Args:
       test: in-distribution images.
@@ -97,10 +99,7 @@ def _photographs(test: Split, count: int, random: np.random.Generator) -> np.nda
     from sklearn.datasets import load_sample_images
 
     height, width, channels = test.images.shape[1:]
-    shrunk = []
-    for photograph in load_sample_images().images:
-        picture = Image.fromarray(photograph)
-        shrunk.append(np.asarray(picture.reduce(_PHOTOGRAPHS_SHRINK)))
+    shrunk = [_not_below(Image.fromarray(photograph), width, height) for photograph in load_sample_images().images]
     patches = np.empty((count, height, width, 3), np.uint8)
     for i in range(count):
         photograph = shrunk[i % len(shrunk)]
@@ -110,13 +109,22 @@ def _photographs(test: Split, count: int, random: np.random.Generator) -> np.nda
     return to_float(_to_channels(patches, channels))
 
 
+def _not_below(picture: Image.Image, width: int, height: int) -> np.ndarray:
+    """A picture shrunk by a whole factor, or enlarged, so that it holds a patch."""
+    room = min(picture.width / width, picture.height / height)
+    if room >= 1:
+        return np.asarray(picture.reduce(min(_PHOTOGRAPHS_SHRINK, int(room))))
+    size = (math.ceil(picture.width / room), math.ceil(picture.height / room))
+    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+
+
 _BUILTIN: Mapping[str, tuple[str, Callable[[Split, int, np.random.Generator], np.ndarray]]] = {
     "midpoints": ("midpoints of random pairs of test images", _midpoints),
     "midpoints_of_classes": ("midpoints of pairs of test images of different classes", _midpoints_of_classes),
     "inverted": ("test images, light and dark exchanged", _inverted),
     "rotated": ("test images turned by 90° (by 180° where they are not square)", _rotated),
     "photographs": (
-        f"patches of scikit-learn's two photographs, shrunk {_PHOTOGRAPHS_SHRINK} times",
+        f"patches of scikit-learn's two photographs, shrunk {_PHOTOGRAPHS_SHRINK} times, or less for large images",
         _photographs,
     ),
     "uniform_noise": ("every value from U(-1, 1)", _uniform_noise),
@@ -129,7 +137,9 @@ def _some(test: Split, count: int, random: np.random.Generator) -> np.ndarray:
 
 
 def _pairs(size: int, count: int, random: np.random.Generator, repeat: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of two different images."""
+    """Pairs of two different images; none where there is one image."""
+    if size < 2:
+        return np.zeros(0, int), np.zeros(0, int)
     count = count if repeat else min(count, size)
     first = random.integers(size, size=count) if repeat else random.permutation(size)[:count]
     # The second is drawn among the others, so that no image is paired with itself.

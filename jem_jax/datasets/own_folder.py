@@ -1,6 +1,8 @@
 """One's own images as files in class folders."""
 
+import functools
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,16 +10,25 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
+from jem_jax.common import files
 from jem_jax.common.errors import UserError, in_a_line, shown
 from jem_jax.datasets import checks, resize
 from jem_jax.datasets.dataset import Dataset, Split
 from jem_jax.datasets.held_out import Parts, with_tenths
+from jem_jax.datasets.notices import say
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-
-# The formats of these suffixes; others run programs (EPS: Ghostscript) or read more than pixels.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# Formats of pixels alone; others run programs (EPS: Ghostscript) or hold more than pixels.
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "SGI", "TIFF", "WEBP")
+_UNMARKED_FORMATS = ("PCX", "TGA")
+"""nothing in such a file tells it from any other, so that only its suffix does"""
+_PARTS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""names of folders of parts, in lower case"""
 _BYTES_OF_A_PIXEL = 16
 """of a picture while it is read: as it was, composed over black, in the channels that are wanted"""
 
@@ -37,11 +48,11 @@ class _File:
 
 
 def load(path: Path, image_size: int) -> Dataset:
-    """The data set in a folder of class folders of image files, or of `train` and `test`, each of those.
+    """The data set in a folder of class folders of image files, or of parts, each of those.
 
-    Classes are numbered in the order of their names. Images are grey if all are, else RGB; transparent is black.
-    A tenth of the images is held out for validation, and another for testing where there is no test folder, always the
-    same ones (`held_out.even_order`).
+    Parts are `train`, `val` and `test`, by the names of `_PARTS` in any case. Classes are numbered in the order of
+    their names. Images are grey if all are, else RGB; transparent is black; photographs are turned upright. What no
+    part is there for is held out as `held_out.with_tenths` says. What is left out is counted on the screen.
 
     Args:
       image_size: resize to this square (`resize.to_side`); 0: as they are, which is then one size.
@@ -49,31 +60,42 @@ def load(path: Path, image_size: int) -> Dataset:
     Raises:
       UserError: in one line, what is wrong with which folder or file.
     """
-    train_folder, test_folder = _parts(path)
+    folders = _parts(path)
+    train_folder = folders["train"]
     names = tuple(folder.name for folder in _class_folders(train_folder))
     checks.class_names(str(train_folder), names)
-    train = _files(train_folder, names)
-    test = _files(test_folder, names) if test_folder else []
-    checks.every_class(str(train_folder), np.array([file.label for file in train], np.int64), names)
-    channels = 1 if all(file.grey for file in (*train, *test)) else 3
-    width, height = (image_size, image_size) if image_size else _one_size((*train, *test))
+    left_out: Counter[str] = Counter()
+    if train_folder != path:
+        left_out.update(map(_suffix, _other_files(path)))
+    found = {part: _files(folder, names, left_out, part == "train") for part, folder in folders.items()}
+    _say_left_out(path, left_out)
+    every = [file for part in found.values() for file in part]
+    checks.every_class(str(train_folder), np.array([file.label for file in found["train"]], np.int64), names)
+    channels = 1 if all(file.grey for file in every) else 3
+    width, height = (image_size, image_size) if image_size else _one_size(every)
     shape = (height, width, channels)
-    count = len(train) + len(test)
     # Twice, since they are cut into parts, which are copies.
-    checks.fits_memory(f"{path}: {count} images of {_times((width, height))}", (2, count, *shape))
-    parts = Parts(names, _split(train, shape), _split(test, shape) if test else None)
-    return with_tenths(str(path), parts)
+    checks.fits_memory(f"{path}: {len(every)} images of {_times((width, height))}", (2, len(every), *shape))
+    return with_tenths(str(path), Parts(names, **{part: _split(some, shape) for part, some in found.items()}))
 
 
-def _parts(path: Path) -> tuple[Path, Path | None]:
-    """The folders of classes to train and to test on; `train` is a class like any other if it holds images itself."""
-    train, test = path / "train", path / "test"
-    if not train.is_dir() or not _folders(train):
-        return path, None
-    others = [folder.name for folder in _folders(path) if folder not in (train, test)]
+def _parts(path: Path) -> dict[str, Path]:
+    """The folders of class folders, by part; `train` is a class like any other if it holds images itself."""
+    folders = _folders(path)
+    found = {part: [folder for folder in folders if folder.name.lower() in names] for part, names in _PARTS.items()}
+    if not found["train"] or not any(map(_folders, found["train"])):
+        return {"train": path}
+    twice = next((some for some in found.values() if len(some) > 1), None)
+    if twice:
+        raise UserError(f"{path} holds {twice[0].name!r} and {twice[1].name!r}, which are one part; keep one of them")
+    parts = {part: some[0] for part, some in found.items() if some}
+    others = [folder.name for folder in folders if folder not in parts.values()]
     if others:
-        raise UserError(f"{path} holds {others[0]!r} beside train; only train and test are read, move it elsewhere")
-    return train, test if test.is_dir() else None
+        raise UserError(
+            f"{path} holds {others[0]!r} beside {parts['train'].name}; only parts are read "
+            f"({', '.join(name for names in _PARTS.values() for name in names)}); move it elsewhere"
+        )
+    return parts
 
 
 def _class_folders(path: Path) -> list[Path]:
@@ -84,25 +106,71 @@ def _class_folders(path: Path) -> list[Path]:
 
 
 def _folders(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry for entry in path.iterdir() if not files.is_litter(entry) and entry.is_dir())
 
 
-def _files(path: Path, names: Sequence[str]) -> list[_File]:
-    files = []
+def _other_files(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if not files.is_litter(entry) and not entry.is_dir())
+
+
+def _files(path: Path, names: Sequence[str], left_out: Counter[str], every_class: bool) -> list[_File]:
+    """The images in class folders; what else is there is added to `left_out`, by suffix."""
+    found = []
     numbers = {name: number for number, name in enumerate(names)}
+    left_out.update(map(_suffix, _other_files(path)))
     for folder in _class_folders(path):
         if folder.name not in numbers:
             there = shown(", ".join(names))[1:-1]
             raise UserError(f"{folder} is a class that train does not have; there are: {there}")
-        images = [entry for entry in sorted(folder.iterdir()) if _is_image(entry)]
-        if not images:
-            raise UserError(f"class folder {folder} holds no images ({', '.join(SUFFIXES)})")
-        files += [_look(image, numbers[folder.name]) for image in images]
-    return files
+        images = []
+        for file in _other_files(folder):
+            if _is_image(file):
+                images.append(_look(file, numbers[folder.name]))
+            else:
+                left_out[_suffix(file)] += 1
+        left_out["in deeper folders"] += sum(len(_other_files(deeper)) for deeper in _folders(folder))
+        if not images and every_class:
+            raise UserError(f"class folder {folder} holds no images ({', '.join(_suffixes())})")
+        found += images
+    if not found:
+        raise UserError(f"{path} holds no images ({', '.join(_suffixes())})")
+    return found
+
+
+def _say_left_out(path: Path, left_out: Counter[str]) -> None:
+    count = left_out.total()
+    if count:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in left_out.most_common() if number)
+        say(f"{path}: {count} file{'s are' if count > 1 else ' is'} left out: {kinds}")
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower() or "without suffix"
+
+
+@functools.cache
+def _suffixes() -> list[str]:
+    """Those of the formats that are read, as far as this Pillow reads them."""
+    known = Image.registered_extensions()
+    return sorted({suffix for suffix, kind in known.items() if kind in _formats(*_FORMATS, *_UNMARKED_FORMATS)})
+
+
+def _formats(*wanted: str) -> tuple[str, ...]:
+    """Those that this Pillow reads: some need a library that it may have been built without."""
+    Image.init()
+    return tuple(kind for kind in wanted if kind in Image.OPEN)
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    """By its suffix, or by how its content begins."""
+    if path.suffix.lower() in _suffixes():
+        return True
+    try:
+        checks.is_file(path)
+        with Image.open(path, formats=_formats(*_FORMATS)):
+            return True
+    except Exception:  # whatever it is, no image
+        return False
 
 
 def _look(path: Path, label: int) -> _File:
@@ -110,14 +178,20 @@ def _look(path: Path, label: int) -> _File:
     checks.is_file(path)
     try:
         with _opened(path) as image:
-            mode, (width, height) = image.mode, image.size
+            mode = image.mode
+            # Of a TIFF, Pillow gives the size upright from version 11 on.
+            size = (image.tag_v2[256], image.tag_v2[257]) if isinstance(image, TiffImageFile) else image.size
+            # Before PNG's orientation is looked for, which can come behind the pixels.
+            what = f"{path} of {_times(size)}, while it is read,"
+            checks.fits_memory(what, (*size, _BYTES_OF_A_PIXEL))
             turned = image.getexif().get(_ORIENTATION) in _TURNED
+    except UserError:
+        raise
     except Exception as error:
         raise _unreadable(path, error) from error
     if mode not in _EIGHT_BIT_MODES:
         raise UserError(f"{path} has pixels of kind {mode!r}; images must have 8 bits a channel")
-    checks.fits_memory(f"{path} of {_times((width, height))}, while it is read,", (height, width, _BYTES_OF_A_PIXEL))
-    return _File(path, label, mode in _GREY_MODES, (height, width) if turned else (width, height))
+    return _File(path, label, mode in _GREY_MODES, size[::-1] if turned else size)
 
 
 @contextmanager
@@ -127,29 +201,29 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         # Of odd tags, which change no pixel.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=_formats(*_FORMATS, *_UNMARKED_FORMATS)) as image:
             yield image
 
 
-def _one_size(files: Sequence[_File]) -> tuple[int, int]:
-    other = next((file for file in files if file.size != files[0].size), None)
+def _one_size(every: Sequence[_File]) -> tuple[int, int]:
+    other = next((file for file in every if file.size != every[0].size), None)
     if other is not None:
         raise UserError(
-            f"{other.path} is {_times(other.size)} and {files[0].path} {_times(files[0].size)}; images of several "
+            f"{other.path} is {_times(other.size)} and {every[0].path} {_times(every[0].size)}; images of several "
             "sizes need --config.data.image_size=N to be resized"
         )
-    return files[0].size
+    return every[0].size
 
 
 def _times(size: tuple[int, int]) -> str:
     return f"{size[0]}×{size[1]}"
 
 
-def _split(files: Sequence[_File], shape: tuple[int, int, int]) -> Split:
-    images = np.empty((len(files), *shape), np.uint8)
-    for number, file in enumerate(files):
+def _split(some: Sequence[_File], shape: tuple[int, int, int]) -> Split:
+    images = np.empty((len(some), *shape), np.uint8)
+    for number, file in enumerate(some):
         images[number] = _read(file.path, shape)
-    return Split(images, np.array([file.label for file in files], np.int32))
+    return Split(images, np.array([file.label for file in some], np.int32))
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> np.ndarray:

@@ -3,7 +3,7 @@
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -15,9 +15,24 @@ from jem_jax.common.errors import UserError, in_a_line, shown
 from jem_jax.datasets import checks
 from jem_jax.datasets.dataset import Dataset, Split
 from jem_jax.datasets.held_out import Parts, with_tenths
+from jem_jax.datasets.notices import say
 
-_KEYS = "images [N, H, W] or [N, H, W, C] uint8, labels [N]; optional test_images, test_labels, class_names"
-
+_KEYS = (
+    "images [N, H, W] or [N, H, W, C] uint8, labels [N]; optional test_images, test_labels, val_images, val_labels, "
+    "class_names"
+)
+_PARTS = {"train": "", "test": "test_", "validation": "val_"}
+"""parts and what their keys begin with"""
+_OF_OTHERS = {
+    "images": ("x_train", "train_images", "train_x", "images_train", "train_data", "x", "data", "image", "arr_0"),
+    "labels": ("y_train", "train_labels", "train_y", "labels_train", "y", "label", "targets", "target", "arr_1"),
+    "test_images": ("x_test", "test_x", "images_test", "test_data"),
+    "test_labels": ("y_test", "test_y", "labels_test"),
+    "val_images": ("x_val", "val_x", "x_valid", "valid_images", "validation_images"),
+    "val_labels": ("y_val", "val_y", "y_valid", "valid_labels", "validation_labels"),
+    "class_names": ("classes", "names", "label_names"),
+}
+"""what the keys are called elsewhere, in lower case"""
 _LONGEST_NAME = 200
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """what NumPy writes; Python unpacks others by whole blocks, however much is in them"""
@@ -27,39 +42,42 @@ def load(path: Path) -> Dataset:
     """The data set in an .npz of `np.savez` or `np.savez_compressed`.
 
     Keys: `images` [N, H, W] or [N, H, W, C] uint8, C 1 or 3; `labels` [N] integers from 0; optional `test_images` and
-    `test_labels`; optional `class_names` [K] strings. Others are not looked at. A tenth of the images is held out for
-    validation, and another for testing where there is no test part, always the same ones (`held_out.even_order`).
+    `test_labels`, `val_images` and `val_labels`; optional `class_names` [K] strings. What no part is there for is held
+    out as `held_out.with_tenths` says. Other keys are named on the screen and not looked at.
 
     Raises:
       UserError: in one line, what is wrong with which key.
     """
     with _opened(path) as archive:
         keys = {name.removesuffix(".npy") for name in archive.namelist()}
-        missing = sorted({"images", "labels"} - keys)
-        if missing:
-            found = shown(", ".join(sorted(keys)) or "nothing")[1:-1]
-            raise UserError(f"{path} has no key {missing[0]!r}; there are: {found}. It must hold {_KEYS}")
-        if len({"test_images", "test_labels"} & keys) == 1:
-            raise UserError(f"{path} has only one of test_images and test_labels; give both or neither")
+        _check_keys(path, keys)
         members = {key: _looked_at(archive, f"{path}: {key}", key) for key in _CHECKS if key in keys}
         _check_sizes(path, members)
         arrays = {key: _read(archive, member) for key, member in members.items()}
-    train = _split(path, arrays, "")
-    test = _split(path, arrays, "test_") if "test_images" in arrays else None
-    names = _names(path, arrays["class_names"]) if "class_names" in arrays else _numbers(path, train.labels)
-    parts = Parts(names, train, test)
-    _check(path, parts)
-    return with_tenths(str(path), parts)
+    splits = {part: _split(path, arrays, prefix) for part, prefix in _PARTS.items() if f"{prefix}images" in arrays}
+    labels = splits["train"].labels
+    names = _names(path, arrays["class_names"]) if "class_names" in arrays else _numbers(path, labels)
+    for part, split in splits.items():
+        checks.labels(f"{path}: {_PARTS[part]}labels", split.labels, len(names))
+        checks.alike(str(path), splits["train"].images, split.images)
+    checks.every_class(str(path), labels, names)
+    return with_tenths(str(path), Parts(names, **splits))
 
 
-def _check(path: Path, parts: Parts) -> None:
-    train, test, names = parts.train, parts.test, parts.class_names
-    checks.labels(f"{path}: labels", train.labels, len(names))
-    checks.every_class(str(path), train.labels, names)
-    if test is None:
-        return
-    checks.labels(f"{path}: test_labels", test.labels, len(names))
-    checks.alike(str(path), train.images, test.images)
+def _check_keys(path: Path, keys: Set[str]) -> None:
+    others = {other: ours for ours, names in _OF_OTHERS.items() for other in names}
+    renamed = {key: others[key.lower()] for key in sorted(keys) if others.get(key.lower(), key) not in keys}
+    hint = f". Rename {', '.join(f'{key} to {ours}' for key, ours in renamed.items())}" if renamed else ""
+    missing = sorted({"images", "labels"} - keys)
+    if missing:
+        found = shown(", ".join(sorted(keys)) or "nothing")[1:-1]
+        raise UserError(f"{path} has no key {missing[0]!r}; there are: {found}. It must hold {_KEYS}{hint}")
+    for prefix in _PARTS.values():
+        if len({f"{prefix}images", f"{prefix}labels"} & keys) == 1:
+            raise UserError(f"{path} has only one of {prefix}images and {prefix}labels; give both or neither{hint}")
+    unread = sorted(keys - _CHECKS.keys())
+    if unread:
+        say(f"{path}: not read: {shown(', '.join(unread))[1:-1]}{hint}")
 
 
 def _split(path: Path, arrays: Mapping[str, np.ndarray], prefix: str) -> Split:
@@ -70,18 +88,30 @@ def _split(path: Path, arrays: Mapping[str, np.ndarray], prefix: str) -> Split:
 
 
 def _check_images(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    key = where.rpartition(" ")[2]
     if dtype != np.uint8:
-        raise UserError(f"{where} must be uint8, 0 to 255, not {dtype}")
+        scaled = f"; save ({key} * 255).round().astype(np.uint8) if they are in [0, 1]" if dtype.kind == "f" else ""
+        raise UserError(f"{where} must be uint8, 0 to 255, not {dtype}{scaled}")
     if len(shape) not in (3, 4):
         raise UserError(f"{where} must be [N, H, W] or [N, H, W, C], not {list(shape)}")
+    if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
+        raise UserError(
+            f"{where} has {shape[3]} channels; images must have 1 (grey) or 3 (colour), and they come last: save "
+            f"{key}.transpose(0, 2, 3, 1)"
+        )
     checks.image_shape(where, shape if len(shape) == 4 else (*shape, 1))
 
 
 def _check_labels(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    key = where.rpartition(" ")[2]
+    if dtype.kind == "f":
+        raise UserError(f"{where} must be integers, not {dtype}; save {key}.astype(int) if they are whole numbers")
     if dtype.kind not in "iu":
-        raise UserError(f"{where} must be integers, not {dtype}")
+        right = f"; save np.unique({key}, return_inverse=True)[1], and class_names" if dtype.kind in "US" else ""
+        raise UserError(f"{where} must be integers, not {dtype}{right}")
     if len(shape) != 1:
-        raise UserError(f"{where} must be [N], not {list(shape)}")
+        right = f"{key}.argmax(axis=1)" if len(shape) == 2 and shape[1] > 1 else f"{key}.reshape(-1)"
+        raise UserError(f"{where} must be [N], not {list(shape)}; save {right}")
 
 
 def _check_names(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -96,6 +126,8 @@ _CHECKS = {
     "labels": _check_labels,
     "test_images": _check_images,
     "test_labels": _check_labels,
+    "val_images": _check_images,
+    "val_labels": _check_labels,
     "class_names": _check_names,
 }
 """what is read, and what its shape and type must be"""
@@ -154,7 +186,7 @@ def _looked_at(archive: zipfile.ZipFile, where: str, key: str) -> _Member:
 
 def _check_sizes(path: Path, members: Mapping[str, _Member]) -> None:
     """Whether arrays that are not read yet go together, and fit the memory together."""
-    for prefix in ("", "test_"):
+    for prefix in _PARTS.values():
         if f"{prefix}images" in members:
             images, labels = (members[f"{prefix}{what}"].shape[0] for what in ("images", "labels"))
             if images != labels:

@@ -33,6 +33,7 @@ _SETTINGS = {
     "jax_transfer_guard_device_to_device": "allow",
     "jax_transfer_guard_device_to_host": "allow",
     "jax_debug_key_reuse": False,
+    "jax_disable_jit": False,
 }
 """What a run's numbers and checkpoints depend on, whatever the environment or other code in this process says"""
 _LAST_SECONDS = 24 * 3600
@@ -82,8 +83,9 @@ def start(cluster: Cluster, cpu_devices: int, require_devices: int) -> None:
     # A CPU has one program at a time.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if devices.set_by_environment():
-        if os.environ.get("JAX_NUM_CPU_DEVICES") == "0":
-            raise UserError("JAX_NUM_CPU_DEVICES must be at least 1, not 0")
+        wanted = int(os.environ.get("JAX_NUM_CPU_DEVICES", 1))  # JAX itself has read it as an integer
+        if wanted < 1:
+            raise UserError(f"JAX_NUM_CPU_DEVICES must be at least 1, not {wanted}")
     else:
         # JAX has its devices already where other code used it.
         with contextlib.suppress(RuntimeError):
@@ -132,9 +134,16 @@ def _join(cluster: Cluster) -> None:
 
 
 def _use_compilation_cache() -> None:
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jem_jax" / "xla"))
+    """Keeps compiled programs for the next start, where this user has a folder for it."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jem_jax" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a read-only home, or none at all
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

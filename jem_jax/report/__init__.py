@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jem_jax
+from jem_jax import datasets
+from jem_jax.common import paths
+from jem_jax.common.errors import UserError
 from jem_jax.config import Evaluation
-from jem_jax.datasets import Dataset
+from jem_jax.datasets import Dataset, ood_sets
 from jem_jax.distributed import devices
 from jem_jax.report import html, inputs, samples, sections, summary
 from jem_jax.report.inputs import Subject
@@ -52,28 +55,49 @@ class Report:
 
 
 def check(settings: Evaluation) -> None:
-    """Makes sure that the settings name sections that there are.
+    """Makes sure that the settings name sections and outside sets that there are, and paths of this machine.
 
     Raises:
       UserError: they do not.
     """
-    sections.wanted(settings)
+    if any("ood_sets" in section.settings for section in sections.wanted(settings)):
+        for name in settings.ood_set_names:
+            datasets.check_name("config.evaluation.ood_sets", name)
+    paths.local("config.evaluation.inception_weights", settings.inception_weights)
+
+
+def missing(facts: RunFacts) -> dict[str, str]:
+    """Outside sets that the report is to measure and that cannot be had, and why; those still to fetch are fetched."""
+    settings, found = facts.config.evaluation, {}
+    if any("ood_sets" in section.settings for section in sections.wanted(settings)):
+        for name in settings.ood_set_names:
+            try:
+                ood_sets.named(facts.config.data, name, facts.image_shape, 1, 0)
+            except UserError as error:
+                found[name] = str(error)
+    return found
 
 
 def write(
-    path: Path, facts: RunFacts, dataset: Dataset, seconds: dict[str, float], say: Callable[[str], None]
+    path: Path,
+    facts: RunFacts,
+    dataset: Dataset,
+    seconds: dict[str, float],
+    say: Callable[[str], None],
+    report_dir: Path | None = None,
 ) -> Report:
     """Measures a run's last checkpoint, and its baseline's, and writes report/.
 
     Args:
-      path: the workdir.
+      path: the workdir, or a model folder.
       seconds: how long each part of the run took.
       say: is given the progress, piece by piece.
+      report_dir: gets report/; the workdir by default.
 
     Raises:
       UserError: the run has no finished checkpoint.
     """
-    about = inputs.read(path, facts, dataset)
+    about = inputs.read(path, facts, dataset, report_dir)
     outcomes = list(sections.run(about, say))
     values: dict[str, Any] = {name: {"iteration": model.step} for name, model in about.models.items()}
     for outcome in outcomes:

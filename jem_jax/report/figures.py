@@ -12,6 +12,7 @@ import numpy as np
 from jem_jax.common import files
 from jem_jax.evaluation.calibration import Reliability
 from jem_jax.report.inputs import TITLES
+from jem_jax.runs import fonts, image_grid
 
 COLOURS = {"jem": "#0072B2", "baseline": "#D55E00"}
 _STYLE: Any = {
@@ -49,7 +50,7 @@ class TrainingLine(NamedTuple):
 def save(figure: Any, path: Path) -> Path:
     """Writes the PNG whole or not at all, and makes its folder."""
     with files.whole(path) as partial:
-        figure.savefig(partial, format="png")
+        figure.savefig(partial, format="png", metadata={"Software": image_grid.MADE_BY})
     return path
 
 
@@ -93,7 +94,9 @@ def _find_matplotlib() -> None:
 def confusion(counts: Mapping[str, np.ndarray], class_names: Sequence[str], path: Path) -> Path:
     """Confusion matrices side by side; counts are written where there are few classes."""
     few = len(class_names) <= 12
-    with _drawn(path, 1, len(counts), {"axes.grid": False}, figsize=(4.2 * len(counts), 4.2)) as axes:
+    style = {"axes.grid": False, "font.family": fonts.families(class_names if few else ())}
+    class_names = [fonts.written(name)[0] for name in class_names]
+    with _drawn(path, 1, len(counts), style, figsize=(4.2 * len(counts), 4.2)) as axes:
         for axis, (name, matrix) in zip(axes[0], counts.items(), strict=True):
             axis.imshow(matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
             axis.set(title=TITLES[name], xlabel="predicted class", ylabel="class")
@@ -142,7 +145,8 @@ def histograms(
       formulas: row title -> axis label.
     """
     size = (1.6 * len(sets), 1.5 * len(scores))
-    with _drawn(path, len(scores), len(sets), {"font.size": 8}, figsize=size) as axes:
+    style = {"font.size": 8, "font.family": fonts.families(sets)}
+    with _drawn(path, len(scores), len(sets), style, figsize=size) as axes:
         for row, (title, by_set) in enumerate(scores.items()):
             colour = COLOURS["jem" if title.startswith(TITLES["jem"]) else "baseline"]
             for column, name in enumerate(sets):
@@ -156,7 +160,7 @@ def histograms(
                 axis.set_yticks([])
                 axis.locator_params(axis="x", nbins=3)
                 if row == 0:
-                    axis.set_title(name.replace("_", " "), fontsize=8)
+                    axis.set_title(fonts.written(name)[0].replace("_", " "), fontsize=8)
                 if column == 0:
                     # Model, score and formula on lines of their own: a row is too low for two of them in one line.
                     axis.set_ylabel("\n".join([*title.split(", ", 1), formulas[title]]))

@@ -15,7 +15,7 @@ from jem_jax.config import Config, Evaluation
 from jem_jax.datasets import Dataset, Split
 from jem_jax.distributed import devices
 from jem_jax.evaluation import sampling
-from jem_jax.runs import workdir
+from jem_jax.runs import checkpoint, workdir
 from jem_jax.runs.workdir import RunFacts
 from jem_jax.training import device_data, quantities, trained
 from jem_jax.training.network import Network
@@ -34,6 +34,8 @@ class Subject:
     dataset: Dataset
     models: dict[str, Model]
     """"jem" and, where one was trained, "baseline"; of the same shape, so that one program serves both"""
+    report_dir: Path | None = None
+    """gets the report where `path` is only read"""
 
     @property
     def jem(self) -> Model:
@@ -48,7 +50,7 @@ class Subject:
     @property
     def folder(self) -> Path:
         """Where figures go."""
-        return self.path / workdir.REPORT
+        return (self.report_dir or self.path) / workdir.REPORT
 
     @property
     def settings(self) -> Evaluation:
@@ -130,16 +132,16 @@ def over_examples(
     )
 
 
-def read(path: Path, facts: RunFacts, dataset: Dataset) -> Subject:
-    """The last checkpoints of a run and of its baseline.
+def read(path: Path, facts: RunFacts, dataset: Dataset, report_dir: Path | None = None) -> Subject:
+    """The last checkpoints of a run and of its baseline, or the model of a model folder.
 
     Raises:
       UserError: the run has no finished checkpoint.
     """
     models = {"jem": trained.read_model(path, facts)}
-    if (path / workdir.BASELINE).is_dir():
+    if checkpoint.steps(path / workdir.BASELINE / workdir.CHECKPOINTS):
         models["baseline"] = trained.read_model(path, facts, baseline=True)
-    return Subject(path, facts, dataset, models)
+    return Subject(path, facts, dataset, models, report_dir)
 
 
 def chain_batch(config: Config) -> int:

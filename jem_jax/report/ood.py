@@ -61,6 +61,11 @@ def detect(subject: Subject) -> Result:
 def _sets(subject: Subject, result: Result) -> dict[str, OutsideSet]:
     settings, seed = subject.settings, subject.facts.config.seed
     sets = ood_sets.builtin(subject.dataset.test, settings.ood_images, seed)
+    empty = [name for name, some in sets.items() if not len(some.images)]
+    if empty:
+        names = " and ".join(name.replace("_", " ") for name in empty)
+        result.text(f"Left out: {names}. They take test images of several classes, or several at all.")
+    sets = {name: some for name, some in sets.items() if name not in empty}
     for name in settings.ood_set_names:
         try:
             sets[name] = ood_sets.named(

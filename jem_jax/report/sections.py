@@ -18,6 +18,7 @@ from jem_jax.report import adversarial, classification, ood, samples, training
 from jem_jax.report.inputs import Subject
 from jem_jax.report.result import Result
 from jem_jax.runs import workdir
+from jem_jax.training import trained
 
 _FORMAT = 2
 """raised where what a section measures, or how, changes"""
@@ -198,6 +199,5 @@ def _identity(subject: Subject, section: Section) -> str:
     parts.append(subject.dataset.fingerprint)
     parts += [state for name, state in versions(subject.settings).items() if name in section.settings]
     for name, model in subject.models.items():
-        part = subject.path / workdir.BASELINE if name == "baseline" else subject.path
-        parts.append((part / workdir.CHECKPOINTS / str(model.step) / "manifest.json").read_text(encoding="utf-8"))
+        parts.append(trained.identity(subject.path, model.step, baseline=name == "baseline"))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

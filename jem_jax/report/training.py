@@ -36,7 +36,7 @@ def follow(subject: Subject) -> Result:
         series["schedule"] = ("share of the largest value", scheduled)
     _tell_recoveries(result, subject)
     if not series:
-        result.text("metrics.jsonl holds no training metrics; the model was imported.")
+        result.text("There are no training metrics: the model was imported, or comes from a model folder.")
         return result
     result.plot(
         figures.training(series, subject.folder / "training.png"),

@@ -10,8 +10,12 @@ devices or processes can read it.
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import logging
+import os
+import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -24,9 +28,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from jem_jax.common import files
 from jem_jax.common.errors import UserError
 
 _MANIFEST = "manifest.json"
+_NAME = re.compile(r"([a-z]+-)?\d+(-\d+)?")
+_ORBAX_PARTIAL = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 _WAY_OUT = "restore it from a copy, or start anew with --overwrite"
 
 
@@ -201,9 +208,7 @@ def restore(directory: Path, template: Any, step: int | None = None, checked: bo
 
 def steps(directory: Path) -> list[int]:
     """The steps of the finished checkpoints, in order."""
-    if not directory.is_dir():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and (path / _MANIFEST).exists())
+    return sorted(int(path.name) for path in found(directory) if (path / _MANIFEST).exists())
 
 
 def regular(directory: Path) -> set[int]:
@@ -237,25 +242,68 @@ def newest_whole(directory: Path) -> tuple[int | None, dict[Path, str]]:
 
 def unfinished(directory: Path) -> list[Path]:
     """Checkpoints without a manifest: a run was cut off while it wrote them."""
+    return [path for path in found(directory) if not (path / _MANIFEST).exists()]
+
+
+def remove(path: Path) -> None:
+    """Deletes a checkpoint's files; others that lie among them are left, in a folder out of the next one's way."""
+    manifest = _manifest(path)
+    for file in _files(path):
+        if manifest is None or str(file.relative_to(path)) in manifest["sha256"]:
+            file.unlink()
+    (path / _MANIFEST).unlink(missing_ok=True)
+    folders = (below for below in path.rglob("*") if below.is_dir() and not files.is_litter(below))
+    files.remove_empty(*sorted(folders, reverse=True), path)
+    if path.exists():
+        path.rename(_free(path.with_name(f"{path.name}.not_ours")))
+
+
+def clear(directory: Path) -> None:
+    """Deletes all checkpoints, finished or not or set aside, and what Orbax left of one that was cut off."""
+    for path in list(directory.iterdir()) if directory.is_dir() else ():
+        if _ORBAX_PARTIAL.fullmatch(path.name) or (_NAME.fullmatch(path.name) and _is_checkpoint(path)):
+            remove(path)
+    files.remove(directory, [f".*.{_MANIFEST}"])
+    files.remove_empty(directory)
+
+
+def set_aside(path: Path, folder: Path) -> Path:
+    """Moves a checkpoint that is not whole into a folder, where it is out of the way but not lost."""
+    target = _free(folder / f"{path.parent.name}-{path.name}")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Checkpoints may lie on another disk, behind a symbolic link.
+    shutil.move(path, target)
+    return target
+
+
+def _free(path: Path) -> Path:
+    """The path, or with a number behind it where there is something already."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(found for found in itertools.chain([path], numbered) if not os.path.lexists(found))
+
+
+def found(directory: Path) -> list[Path]:
+    """The folders of checkpoints, finished or not; a folder of a user's that is called by a number is none."""
     if not directory.is_dir():
         return []
-    return [path for path in directory.iterdir() if path.name.isdigit() and not (path / _MANIFEST).exists()]
+    return [path for path in directory.iterdir() if path.name.isdecimal() and _is_checkpoint(path)]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return any((path / mark).exists() for mark in (_MANIFEST, "_CHECKPOINT_METADATA", "tree"))
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """What is wrong with a checkpoint's files, or None; files that it was not written with do not count."""
     manifest = _manifest(path)
     if manifest is None:
         return f"its {_MANIFEST} cannot be read"
     expected = manifest["sha256"]
     try:
-        present = {str(file.relative_to(path)): file for file in _files(path)}
-        for name in sorted(expected.keys() | present.keys()):
-            if name not in present:
+        for name in sorted(expected):
+            if not (path / name).is_file():
                 return f"{name} is missing"
-            if name not in expected:
-                return f"{name} does not belong to it"
-            if _sha256(present[name]) != expected[name]:
+            if _sha256(path / name) != expected[name]:
                 return f"{name} is not what was written"
     except OSError as error:  # what a failing disk cannot give back is as lost as what it changed
         return f"its files cannot be read ({error.strerror})"
@@ -313,7 +361,9 @@ def difference(expected: Any, found: Any, with_dtypes: bool = True) -> str | Non
 def _described(tree: Any, with_dtypes: bool) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
     return {
-        jax.tree_util.keystr(place, simple=True, separator="/"): f"{leaf.dtype if with_dtypes else ''} {tuple(leaf.shape)}"
+        jax.tree_util.keystr(
+            place, simple=True, separator="/"
+        ): f"{leaf.dtype if with_dtypes else ''} {tuple(leaf.shape)}"
         for place, leaf in leaves
         if hasattr(leaf, "shape")
     }
@@ -339,7 +389,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    return (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != _MANIFEST)
+    """What Orbax wrote, which hides nothing; other programs may have left their own since."""
+    found = (file for file in sorted(path.rglob("*")) if file.is_file() and not files.is_litter(file))
+    return (file for file in found if file.name != _MANIFEST)
 
 
 def _write_manifest(path: Path, is_regular: bool) -> None:

@@ -1,10 +1,9 @@
 """A run's directory: whose it is, what is in it, and that only one program works in it at a time."""
 
+import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +12,11 @@ from typing import Any
 
 from jem_jax import config as configuration
 from jem_jax.common import files
-from jem_jax.runs import metrics
+from jem_jax.common.errors import UserError, shown
 from jem_jax.config import Config
-from jem_jax.common.errors import UserError
-from jem_jax.common.errors import shown
 from jem_jax.datasets.dataset import Dataset
 from jem_jax.datasets.notices import say
+from jem_jax.runs import checkpoint, image_grid, metrics
 
 RUN_FILE = "run.json"
 RECOVERIES = "recoveries.json"
@@ -26,18 +24,26 @@ CHECKPOINTS, BEST, BASELINE, SAMPLES, REPORT, SET_ASIDE = (
     "checkpoints", "best", "baseline", "samples", "report", "set_aside",
 )  # fmt: skip
 _LOCK = ".lock"
-_OURS = (
-    CHECKPOINTS,
-    BEST,
-    BASELINE,
-    SAMPLES,
-    REPORT,
-    SET_ASIDE,
-    RUN_FILE,
+EXPORTS = (
+    "unconditional.npz",
+    "by_class.npz",
+    "buffer.npz",
+    "unconditional/[0-9]*.png",
+    "by_class/[0-9]*.png",
+    "buffer/[0-9]*.png",
+)
+"""what an export holds, as patterns"""
+_WRITTEN = (
     RECOVERIES,
     metrics.FILE,
-    "tensorboard",
+    "tensorboard/events.out.tfevents.*",
+    *(f"{SAMPLES}/export/{pattern}" for pattern in EXPORTS),
+    f"{REPORT}/report.*",
+    f"{REPORT}/sections/*.json",
+    ".*.partial",
+    "*/.*.partial",
 )
+"""what a training writes beside checkpoints and pictures, as patterns"""
 _COMPARED = ("data", "model", "sampler", "objective", "optimizer", "schedule", "seed")
 
 
@@ -132,17 +138,17 @@ def held(path: Path, writes: bool = True) -> Iterator[None]:
         raise UserError(
             f"workdir {shown(str(path))} is no Unicode text (UTF-8); name another with --workdir"
         ) from error
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / _LOCK).open("a")
-    except OSError as error:
-        raise UserError(f"workdir {path} cannot be written: {error.strerror}; name another with --workdir") from error
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.held(path / _LOCK))
+        except BlockingIOError as error:
             raise UserError(
                 f"workdir {path} is in use by another run; wait for it, or name another with --workdir"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"workdir {path} cannot be written: {error.strerror}; name another with --workdir"
             ) from error
         yield
 
@@ -188,6 +194,27 @@ def prepare(path: Path, facts: RunFacts, overwrite: bool, trains: bool = True, w
         write_facts(path, dataclasses.replace(there, fingerprint=facts.fingerprint))
 
 
+def check_reading(path: Path, there: RunFacts, here: RunFacts, but: tuple[str, ...] = ()) -> None:
+    """Makes sure that a folder that is only read holds a model of these settings, and of such images.
+
+    Args:
+      but: settings that may differ: "data.name".
+
+    Raises:
+      UserError: it does not, with all that differ.
+    """
+    differences = list(_differences(there, here, but))
+    if differences:
+        raise UserError(
+            f"{path} is of other settings: {'; '.join(differences)}. Leave --config out, and they are its own"
+        )
+    changed = _changed_data(there, here)
+    if changed and (there.image_shape, there.num_classes) != (here.image_shape, here.num_classes):
+        raise UserError(f"{path} is of other data: {changed}. Name such data as its own with --config.data.name")
+    if changed:
+        say(f"{path} was trained on other data: {changed}; what follows is of the data as they are now")
+
+
 def _changed_data(there: RunFacts, here: RunFacts) -> str:
     """How the data differ from those that a run was started with, in words; empty where they are the same."""
     name = shown(here.config.data.name)
@@ -212,22 +239,23 @@ def prepare_empty(path: Path) -> None:
         raise UserError(f"workdir {path} is not empty ({found[0]}); name an empty or missing one with --workdir")
 
 
-def set_aside(path: Path, root: Path) -> Path:
-    """Moves something that is not whole to where it is out of the way but not lost."""
-    target = root / SET_ASIDE / f"{path.parent.name}-{path.name}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        shutil.rmtree(target)
-    path.rename(target)
-    return target
+def prepare_reports(path: Path, writes: bool = True) -> None:
+    """Makes sure that a folder for another folder's reports and samples holds nothing else.
+
+    Raises:
+      UserError: it holds a run, whose report would be lost, or other files.
+    """
+    other = [name for name in _entries(path) if name not in (REPORT, SAMPLES)] if writes else []
+    if other:
+        raise UserError(f"folder {path} holds {other[0]!r}; name an empty or missing one with --report_dir")
 
 
 def _entries(path: Path) -> list[str]:
-    """Names of what is in a workdir, but for the lock and what a start that was cut off left of a file."""
-    return sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK and not files.is_partial(entry))
+    """Names of what somebody put into a workdir; what systems leave in every folder, and logs, are not in the way."""
+    return sorted(entry.name for entry in path.iterdir() if not files.is_litter(entry) and not files.is_log(entry))
 
 
-def _differences(there: RunFacts, here: RunFacts) -> Iterator[str]:
+def _differences(there: RunFacts, here: RunFacts, but: tuple[str, ...] = ()) -> Iterator[str]:
     old, new = _compared(there.config), _compared(here.config)
     # The same content can lie in several places, and a place can be spelled in many ways.
     if there.fingerprint and there.fingerprint == here.fingerprint:
@@ -235,7 +263,7 @@ def _differences(there: RunFacts, here: RunFacts) -> Iterator[str]:
     elif _place(there.config.data.name) == _place(here.config.data.name):
         del old["data.name"]
     for name in old:
-        if old[name] != new[name]:
+        if old[name] != new[name] and name not in but:
             yield f"{name} is {old[name]!r} there, {new[name]!r} here"
     setting = here.config.schedule.by_progress
     epochs = there.config.training.epochs, here.config.training.epochs
@@ -265,14 +293,20 @@ def _compared(config: Config) -> dict[str, Any]:
         "training.batch_size": unlabelled,
         "training.labelled_batch_size": labelled,
         "training.statistics_images": config.training.statistics_images,
+        "training.init_from": config.training.init_from,
     }
 
 
 def _clear(path: Path) -> None:
-    # run.json goes last: cut off before, the folder still is a run's, and can be overwritten again.
-    for name in (*(name for name in _OURS if name != RUN_FILE), RUN_FILE):
-        entry = path / name
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
+    """Deletes a run, and nothing that it did not write."""
+    for part in (path / BASELINE, path):
+        for folder in (CHECKPOINTS, BEST, SET_ASIDE):
+            checkpoint.clear(part / folder)
+        for picture in (file for folder in (SAMPLES, REPORT) for file in (part / folder).glob("*.png")):
+            if image_grid.is_ours(picture):
+                picture.unlink()
+        files.remove(part, _WRITTEN)
+        files.remove_empty(*(part / folder for folder in (SAMPLES, REPORT, "tensorboard")))
+    files.remove_empty(path / BASELINE)
+    # Last: cut off before, the folder still is a run's, and can be overwritten again.
+    (path / RUN_FILE).unlink()

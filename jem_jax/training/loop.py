@@ -28,9 +28,12 @@ from jem_jax.training.network import Variables
 from jem_jax.training.recovery import History, Recovery
 from jem_jax.training.run import Run, prepare
 from jem_jax.training.schedule import Program
-from jem_jax.training.state import TrainState, init_state
+from jem_jax.training.state import TrainState
 from jem_jax.training.statistics import COLLECTION
 from jem_jax.training.step import Step
+from jem_jax.training.trained import template, tree
+
+__all__ = ["Trained", "check", "template", "train", "tree"]
 
 Array = jax.Array
 
@@ -185,22 +188,6 @@ def check(config: Config, dataset: Dataset) -> None:
     preflight.check_network(net, dataset.image_shape, dataset.num_classes)
 
 
-def template(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> tuple[TrainState, Any]:
-    """Shapes of a run's state and whole buffer (None where there is none), without computing anything."""
-    net = network.build(config.model, num_classes)
-    rule = optimizer.build(config.optimizer, 1)
-    image = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(lambda key, x: init_state(config, net, rule, key, x), key, image)
-    slots, classes = sizes.buffer_size(config, num_classes)
-    return state, jax.ShapeDtypeStruct((slots, classes, *image_shape), jnp.float32) if slots else None
-
-
-def tree(state: Any, buffer: Any) -> dict[str, Any]:
-    """What a checkpoint holds."""
-    return {"state": state} if buffer is None else {"state": state, "buffer": buffer}
-
-
 def _set_up(config: Config, dataset: Dataset, directory: Path, stack: contextlib.ExitStack) -> _Training:
     """Everything before the first iteration: begun anew, or from the last checkpoint if there is one.
 
@@ -287,13 +274,13 @@ def _restore(
     step = json.loads(processes.gather_strings(json.dumps(step))[0])
     if processes.is_first():
         for path, fault in faults.items():
-            target = workdir.set_aside(path, directory)
+            target = checkpoint.set_aside(path, directory / workdir.SET_ASIDE)
             print(f"checkpoint {path} is not used: {fault}; moved to {target}", flush=True)
         for later in checkpoint.steps(best):
             if later > (step or 0) and later != best_before:
-                workdir.set_aside(best / str(later), directory)
+                checkpoint.set_aside(best / str(later), directory / workdir.SET_ASIDE)
         for path in checkpoint.unfinished(best):
-            workdir.set_aside(path, directory)
+            checkpoint.set_aside(path, directory / workdir.SET_ASIDE)
     processes.wait("checkpoints")
     if step is None:
         return None

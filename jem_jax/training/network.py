@@ -5,7 +5,10 @@ import dataclasses
 import importlib
 import inspect
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import flax.core
@@ -15,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jem_jax import wide_resnet
+from jem_jax.common import paths
 from jem_jax.common.errors import UserError, in_a_line, shown
 from jem_jax.config import Model
 from jem_jax.distributed.devices import AXIS
@@ -22,6 +26,8 @@ from jem_jax.wide_resnet import WideResNet
 
 Array = jax.Array
 Variables = dict[str, Any]
+_FOLDERS: ContextVar[tuple[Path, ...]] = ContextVar("folders", default=())
+_ASKING = threading.Lock()
 _CPU_PIXELS = 2**13
 """of images that pass a network together on a CPU: feature maps of more leave a core's cache between layers"""
 _TRAINING = {
@@ -183,17 +189,18 @@ def _at_least_float32(logits: Any) -> Array:
 def _streams_asked_for(found: set[str]) -> Iterator[None]:
     """Adds the name of every PRNG stream that a module asks for, or asks whether it is there."""
     scope: Any = flax.core.Scope
-    has_rng = scope.has_rng
 
     def noted(self: flax.core.Scope, name: str) -> bool:
         found.add(name)
         return has_rng(self, name)
 
-    scope.has_rng = noted  # Flax has no hook for it
-    try:
-        yield
-    finally:
-        scope.has_rng = has_rng
+    # Flax has no hook for it. Programs are traced side by side, and each must find what it is to put back.
+    with _ASKING:
+        has_rng, scope.has_rng = scope.has_rng, noted
+        try:
+            yield
+        finally:
+            scope.has_rng = has_rng
 
 
 def _over_devices(
@@ -238,6 +245,11 @@ def in_parts(function: Callable[[Any], Array], batch: Any, shape: tuple[int, ...
     return found.reshape(-1, *found.shape[2:])
 
 
+def look_in(*folders: Path) -> None:
+    """Has `model.factory` looked for in these folders too, beside the working folder and Python's own."""
+    _FOLDERS.set(folders)
+
+
 def build(model: Model, num_classes: int) -> Network:
     """The network that the settings name: a WRN, or what `model.factory` returns for `num_classes`.
 
@@ -263,8 +275,10 @@ def build(model: Model, num_classes: int) -> Network:
 def _from_factory(path: str, num_classes: int) -> nn.Module:
     module_name, _, function_name = path.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-        module = function(num_classes=num_classes)
+        # As `python -m` finds it, which puts the working folder first; the console script does not.
+        with paths.importable(Path.cwd(), *_FOLDERS.get()):
+            function = getattr(importlib.import_module(module_name), function_name)
+            module = function(num_classes=num_classes)
     # A module that exits must not end the program as if it were done.
     except (Exception, SystemExit) as error:
         raise UserError(

@@ -45,6 +45,7 @@ def sgld_settings(sampler: Sampler) -> dict[str, Any]:
 
 
 def classifier_config(config: Config) -> Config:
-    """The same settings for a plain classifier: cross-entropy alone."""
+    """The same settings for a plain classifier that never saw a sample: cross-entropy alone, and from scratch."""
     weights = dataclasses.replace(config.objective, p_x=0.0, p_y_given_x=1.0, p_xy=0.0, energy_l2=0.0)
-    return dataclasses.replace(config, objective=weights)
+    training = dataclasses.replace(config.training, init_from="")
+    return dataclasses.replace(config, objective=weights, training=training)

@@ -8,7 +8,6 @@ come between.
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,9 +176,9 @@ def settle(directory: Path, folder: Path, history: History) -> History:
     """
     if not history or history[-1].settled:
         return history
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.isdigit() and int(path.name) > history[-1].back_to:
-            shutil.rmtree(path)
+    for path in checkpoint.found(folder):
+        if int(path.name) > history[-1].back_to:
+            checkpoint.remove(path)
     history = settled(history)
     write(directory, history)
     return history

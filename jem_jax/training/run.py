@@ -4,13 +4,15 @@ import functools
 from dataclasses import dataclass, field
 
 import jax
+import numpy as np
 import optax
 
 from jem_jax import class_gaussians, objective, prng, replay_buffer
 from jem_jax.augment import to_float
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
-from jem_jax.training import device_data, network, optimizer, quantities, schedule, sizes, state
+from jem_jax.distributed import processes
+from jem_jax.training import device_data, network, optimizer, quantities, schedule, sizes, state, trained
 from jem_jax.training import step as train_step
 from jem_jax.training.device_data import DeviceData, Order
 from jem_jax.training.network import Network
@@ -61,13 +63,22 @@ class Run:
             self._steps[program] = train_step.per_device(parts, self.data.streamed)
         return self._steps[program]
 
-    def begin(self) -> tuple[TrainState, Array | None]:
-        """The state and the whole buffer [S, C, H, W, channels] before the first iteration."""
+    def begin(self) -> tuple[TrainState, Array | np.ndarray | None]:
+        """The state and the whole buffer [S, C, H, W, channels] before the first iteration.
+
+        Raises:
+          UserError: there is no such model as `training.init_from` names, or it does not fit.
+        """
         config = self.config
         first = to_float(self.dataset.train.images[self.order.batch(0, 0)])
         init = jax.jit(lambda key, x: state.init_state(config, self.network, self.optimizer, key, x))
         key = jax.random.key(config.seed)
-        return init(key, first), self.fresh_buffer(key)
+        begun = init(key, first)
+        buffer: Array | np.ndarray | None = None
+        if config.training.init_from:
+            with processes.fail_together():
+                begun, buffer = trained.begin_from(config, self.dataset, begun)
+        return begun, self.fresh_buffer(key) if buffer is None else buffer
 
     def fresh_buffer(self, key: Array) -> Array | None:
         """A whole buffer of chains that have not begun; None where the objective needs none."""

@@ -74,7 +74,13 @@ def estimator(network: Network, split: Split, count: int, seed: int) -> Callable
             images = devices.shard_rows(batches, np.minimum(chosen, len(batches) - 1))
             news, kept = mapped(variables, images.reshape(-1, *batches.shape[1:]), devices.shard_each(weight))
             total = news if total is None else jax.tree.map(jnp.add, total, news)
-        return jax.tree.map(lambda new, old: _without_momentum(new * (places / len(batches)), old), total, kept)
+        means = jax.tree.map(lambda new, old: _without_momentum(new * (places / len(batches)), old), total, kept)
+        # Counts are not statistics, and a checkpoint holds what the network keeps in its own precision.
+        return jax.tree.map(
+            lambda mean, own: mean.astype(own.dtype) if jnp.issubdtype(own.dtype, jnp.floating) else own,
+            means,
+            variables[COLLECTION],
+        )
 
     return estimate
 

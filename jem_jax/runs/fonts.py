@@ -1,0 +1,60 @@
+"""Which font writes a name: DejaVu Sans, which matplotlib brings, or an installed one that has all its characters."""
+
+import functools
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+
+@functools.cache
+def written(name: str) -> tuple[str, Path]:
+    """A name as it can be drawn, and the file of a font that has all of its characters.
+
+    A character that no font on this machine has is written as its number, such as U+732B, as is one that would end the
+    line. Invisible marks, such as those between joined letters, are dropped.
+    """
+    name = "".join(c for c in name if unicodedata.category(c) != "Cf")
+    found = next((font for font in _fonts(name) if _covers(font, name)), None)
+    if found is not None:
+        return name, found
+    plain = _dejavu()
+    return "".join(c if _covers(plain, c) else f"U+{ord(c):04X} " for c in name).rstrip(), plain
+
+
+def families(names: Iterable[str]) -> list[str]:
+    """What matplotlib calls the fonts that the names are written in, DejaVu Sans first."""
+    from matplotlib import ft2font
+
+    used = dict.fromkeys([_dejavu(), *(written(name)[1] for name in names)])
+    return [ft2font.FT2Font(str(font)).family_name for font in used]
+
+
+def _fonts(name: str) -> list[Path]:
+    plain = _dejavu()
+    if _covers(plain, name):
+        return [plain]
+    # Looks through all installed fonts, which takes seconds the first time.
+    from matplotlib import font_manager
+
+    return sorted({Path(font.fname) for font in font_manager.fontManager.ttflist})
+
+
+def _covers(font: Path, text: str) -> bool:
+    return all(c == " " or (c.isprintable() and ord(c) in _characters(font)) for c in text)
+
+
+@functools.cache
+def _characters(font: Path) -> frozenset[int]:
+    from matplotlib import ft2font
+
+    try:
+        return frozenset(ft2font.FT2Font(str(font)).get_charmap())
+    except (OSError, RuntimeError):  # a font that was deleted, or is damaged
+        return frozenset()
+
+
+@functools.cache
+def _dejavu() -> Path:
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"

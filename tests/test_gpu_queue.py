@@ -1,0 +1,56 @@
+"""The queue of work for a GPU."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import gpu_queue
+from jem_jax.commands import config_files
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_table_lists_the_queue_in_its_order():
+    page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^[|] `(\w+)` [|] (\d+) [|] (.+) [|]$", page, re.MULTILINE)
+    listed = [(name, int(limit), question) for name, limit, question in rows]
+    assert listed == [(name, entry.limit, entry.question) for name, entry in gpu_queue.ENTRIES.items()]
+
+
+@pytest.mark.parametrize("name", gpu_queue.ENTRIES)
+def test_every_entry_has_settings_that_exist(name):
+    entry = gpu_queue.ENTRIES[name]
+    config_files.read(entry.config, [tuple(setting.split("=", 1)) for setting in entry.settings])
+    assert entry.limit <= 600
+
+
+def test_epochs_fill_the_time_that_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_queue, "RESULTS", tmp_path)
+    (tmp_path / "trial.json").write_text(json.dumps({"speed": {"joint": 0.038, "start_seconds": 60.0}}))
+    epochs = gpu_queue._epochs_within(540, tmp_path / "run")
+    seconds = 60 + epochs * (87 * 0.038 + 0.15)
+    assert 540 - (87 * 0.038 + 0.15) < seconds <= 540
+
+
+def test_a_run_that_goes_on_keeps_its_epochs(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"training": {"epochs": 77}}}))
+    assert gpu_queue._epochs_within(540, tmp_path) == 77
+
+
+@pytest.mark.slow
+def test_an_entry_can_be_rehearsed_on_a_cpu(tmp_path):
+    command = [
+        sys.executable,
+        "experiments/gpu_queue.py",
+        "--rehearse",
+        f"--runs={tmp_path}",
+        f"--out={tmp_path / 'out'}",
+    ]
+    subprocess.run([*command, "trial"], cwd=ROOT, check=True, timeout=300)
+    result = json.loads((tmp_path / "out" / "trial_tiny.json").read_text())
+    assert result["status"] == 0
+    assert result["report"]["jem"]["accuracy"] > 0
