@@ -7,7 +7,7 @@ import jax
 import pytest
 import scripts
 
-tpu_program = scripts.load("tpu_program")
+hlo_text, tpu_program = scripts.load("hlo"), scripts.load("tpu_program")
 
 TEXT = """\
 HloModule tiny, is_scheduled=true
@@ -50,7 +50,7 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def hlo():
-    return tpu_program.Hlo(re.sub("|".join(LAYOUTS), lambda name: LAYOUTS[name[0]], TEXT), turns=3)
+    return hlo_text.Hlo(re.sub("|".join(LAYOUTS), lambda name: LAYOUTS[name[0]], TEXT), turns=3)
 
 
 def test_what_a_program_does_is_read_from_its_text(hlo):
