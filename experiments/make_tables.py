@@ -38,7 +38,6 @@ ITERATION_FLOPS, PARAMETERS = 37.3e12, 36_471_338
 LINKS = (
     ("H200, NVLink within 8", 790e12, 450e9, (8,), "NVIDIA H200 data sheet: 900 GB/s both ways together"),
     ("H200, InfiniBand NDR", 790e12, 50e9, (64, 512), "NVIDIA ConnectX-7 data sheet: 400 Gb/s a port, one a GPU"),
-    ("TPU v5p, ICI", 459e12, 300e9, (8, 64, 512), "Google Cloud TPU v5p documentation: 4,800 Gb/s a chip, both ways"),
 )
 
 
@@ -573,6 +572,38 @@ def watch() -> str:
     return table(("with, ms", "without, ms", "ratio in each round"), [row], found)
 
 
+def tpu_program() -> str:
+    """What TPU's compiler makes of the training step, on each chip."""
+    found = read("tpu_program")
+    heads = ("program", "arguments, MiB", "temporary, MiB", "all-reduces", "exchanged, MB", "copies in the chain",
+             "lanes filled", "padding written", "TFLOP", "roof, ms")  # fmt: skip
+    rows = []
+    for name, program in found["summary"]["programs"].items():
+        exchanges = program["collectives"]
+        rows.append((
+            f"`{name}`", f"{program['argument_bytes'] / 2**20:,.0f}", f"{program['temporary_bytes'] / 2**20:,.0f}",
+            len(exchanges), f"{sum(one['bytes'] for one in exchanges) / 1e6:.1f}",
+            len(program["chain_copies"]), f"{program['lanes_filled']:.0%}", f"{program['memory_padding']:.0%}",
+            f"{program['flops'] / 1e12:.3g}", f"{max(program['roof_ms'].values()):.3g}",
+        ))  # fmt: skip
+    return table(heads, rows, found)
+
+
+def tpu_chips() -> str:
+    """A model of data parallelism on TPUs, from the arithmetic and the bytes of compiled programs."""
+    found = read("tpu_program")
+    rows = []
+    for name, program in found["summary"]["programs"].items():
+        compute = program["roof_ms"]["arithmetic"]
+        payload = sum(one["bytes"] for one in program["collectives"])
+        for count in (8, 64, 256, 512):
+            if count <= program["pod_chips"]:
+                exchange = 1e3 * 2 * (count - 1) / count * payload / program["link_bytes_per_second"]
+                rows.append((f"`{name}`", count, sum(program["batch_a_chip"]) * count, f"{compute:.3g}",
+                             f"{exchange:.2g}", f"{compute / (compute + exchange):.1%}"))  # fmt: skip
+    return table(("program", "chips", "images in a batch", "compute, ms", "all-reduce, ms", "efficiency"), rows, found)
+
+
 def several_chips() -> str:
     """A model of data parallelism, from arithmetic and link speeds."""
     rows = []
@@ -600,6 +631,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "divergence-healthy": healthy,
     "agreement": agreement,
     "gpu-program": gpu_program,
+    "tpu-program": tpu_program,
+    "tpu-chips": tpu_chips,
     "versions": versions,
     "watch": watch,
     "several-chips": several_chips,

@@ -8,7 +8,8 @@ import tiny
 from jem_jax import class_gaussians
 from jem_jax.augment import to_float
 from jem_jax.datasets import Split
-from jem_jax.training import device_data, loop
+from jem_jax.training import device_data
+from jem_jax.training import run as training_run
 from jem_jax.training.device_data import Order
 
 DRAWS = 20_000
@@ -100,7 +101,7 @@ def test_a_buffer_of_draws_holds_the_classes_in_equal_shares(split, num_slots, n
 def test_a_run_begins_with_chains_from_the_gaussians(conditional):
     settings = {"sampler.init": "class_gaussians", "sampler.buffer_size": 96}
     config = tiny.config(**settings, **{"sampler.class_conditional": conditional})
-    found = np.array(loop._fresh_buffer(config, tiny.dataset(), jax.random.key(5)))
+    found = np.array(training_run.prepare(config, tiny.dataset()).fresh_buffer(jax.random.key(5)))
     assert found.shape == ((32, 3, 8, 8, 1) if conditional else (96, 1, 8, 8, 1))
     images = to_float(tiny.dataset().train.images)
     means = np.stack([images[tiny.dataset().train.labels == label].mean(axis=0) for label in range(3)])
@@ -120,7 +121,7 @@ def test_an_epochs_starts_are_placed_once_and_are_the_same_however_images_come()
         data.close()
         assert found[place][0] is found[place][1]
     first, _, later = (np.array(starts) for starts in found["device"])
-    assert first.shape[1:] == (tiny.CLASSES, tiny.SIDE, tiny.SIDE, 1)
+    assert first.shape[1:] == (tiny.CLASSES, tiny.SIDE**2)
     assert not np.array_equal(first, later)
     for ours, theirs in zip(*found.values(), strict=True):
         assert np.array_equal(ours, theirs)

@@ -24,7 +24,7 @@ def _gathered(data, step, sizes):
     for order, size in ((np.array(data.order), sizes[0]), (np.array(data.labelled_order), sizes[1])):
         start = step % (len(order) // size) * size
         rows = order[start : start + size]
-        batches += [np.array(data.images)[rows], np.array(data.labels)[rows]]
+        batches += [np.array(data.images)[rows].reshape(size, 8, 8, 1), np.array(data.labels)[rows]]
     return batches
 
 

@@ -81,6 +81,25 @@ def test_what_is_cut_by_device_is_whole_again():
     np.testing.assert_array_equal(devices.whole(parts), array)
 
 
+@pytest.mark.parametrize(
+    ("shape", "flat"), [((32, 32, 3), (24, 128)), ((1, 16, 16, 1), (2, 128)), ((28, 28, 1), (784,)), ((8, 8, 1), (64,))]
+)
+def test_images_lie_as_whole_rows_of_lanes_where_they_fill_them(shape, flat):
+    buffer = np.arange(8 * np.prod(shape), dtype=np.float32).reshape(8, *shape)
+    assert devices.flat(shape) == flat
+    rows = devices.shard_buffer(buffer)
+    assert rows.shape == (4, 2, *flat)
+    np.testing.assert_array_equal(devices.whole_buffer(rows, shape), buffer[:, None])
+
+
+def test_devices_of_all_processes_stand_process_by_process(monkeypatch):
+    # As on a v5e:4x4, whose first host has the devices 0, 1, 4 and 5.
+    own, others = jax.devices()[:2], jax.devices()[2:]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "local_devices", lambda process_index=1: (others, own)[process_index])
+    assert list(devices._mesh_of_all().devices) == [*others, *own]
+
+
 def test_rows_are_cut_as_the_gathered_array_would_be():
     array, rows = np.arange(100), np.random.default_rng(0).permutation(100)[:16]
     np.testing.assert_array_equal(devices.shard_rows(array, rows), devices.shard(array[rows]))

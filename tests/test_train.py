@@ -21,7 +21,7 @@ from jem_jax.evaluation import classification
 from jem_jax.runs import checkpoint, metrics, workdir
 from jem_jax.runs.metrics import TIME_FIELDS
 from jem_jax.runs.workdir import RunFacts
-from jem_jax.training import loop, quantities, sizes, trained
+from jem_jax.training import loop, preflight, quantities, sizes, trained
 
 EPOCHS, STEPS = 3, 5
 LAST = EPOCHS * STEPS
@@ -91,6 +91,19 @@ def whole(tmp_path_factory):
 
 
 # To its end
+
+
+@pytest.mark.parametrize(
+    ("batches", "collection", "images"),
+    [((32, 0), "batch_stats", 0), ((28, 0), "batch_stats", 7), ((32, 16), "batch_stats", 4), ((4, 0), "other", 0)],
+)
+def test_batch_norm_of_few_images_on_a_device_is_warned_of(batches, collection, images):
+    sizes = {"training.batch_size": batches[0], "training.labelled_batch_size": batches[1]}
+    config = tiny.config(**sizes, **{"sampler.buffer_size": 96})
+    said = preflight.few_images(config, {collection: {}})
+    assert (said is None) == (images == 0)
+    assert said is None or f"sees {images} images on each of 4 devices" in said
+    assert said is None or "Use batches of at least 32, or fewer devices" in said
 
 
 def test_a_run_writes_a_line_every_so_many_iterations_and_at_every_validation(whole):
@@ -173,6 +186,12 @@ def test_the_loss_is_of_the_weights_in_the_settings(tmp_path):
     assert len(losses) == 2
     for loss, cross_entropy in losses:
         assert loss == pytest.approx(3 * cross_entropy, rel=1e-5)
+
+
+def test_a_run_says_at_its_start_that_batch_norm_sees_few_images(tmp_path, capsys):
+    with pytest.raises(Interrupted):
+        _train(tmp_path, Stop(1))
+    assert "tiny: warning: batch norm sees 2 images on each of 4 devices" in capsys.readouterr().out
 
 
 def test_a_finished_run_returns_at_once(whole, tmp_path, capsys):

@@ -470,6 +470,7 @@ def test_chains_that_start_afresh_do_so_where_it_is_set(init):
         assert found.std() == pytest.approx(1 / np.sqrt(3), rel=0.1)
         return
     starts = np.array(start.data.at(0).starts)
+    starts = starts.reshape(*starts.shape[:2], *found.shape[1:])
     for x, label in zip(found, classes, strict=True):
         assert np.isclose(starts[:, label], x, atol=1e-5).all(axis=(1, 2, 3)).any()
 

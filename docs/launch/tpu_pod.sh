@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on every host of a Cloud TPU slice. Untried.
+# Trains on every host of a Cloud TPU slice. Untried on a slice; a test runs it with hosts that are local processes.
 #
 # Run it on your own machine, from the root of this repository, with the slice created and the same NFS share mounted on
 # all of its hosts:
@@ -18,8 +18,10 @@ on_all_hosts() {
 
 # The repository goes to the shared folder once; each host installs it for itself. The hosts need Python 3.11 or newer,
 # which Ubuntu 22.04 has beside its own.
-git archive --format=tar.gz --output=/tmp/jem_jax.tar.gz HEAD
-gcloud compute tpus tpu-vm scp /tmp/jem_jax.tar.gz "$TPU_NAME:$SHARED/jem_jax.tar.gz" --zone="$ZONE" --worker=0
+archive=$(mktemp --suffix=.tar.gz)
+trap 'rm -f "$archive"' EXIT
+git archive --format=tar.gz --output="$archive" HEAD
+gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:$SHARED/jem_jax.tar.gz" --zone="$ZONE" --worker=0
 on_all_hosts "
   set -e
   sudo apt-get install --yes --quiet python3.11-venv

@@ -14,27 +14,21 @@ import os
 os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
 os.environ["XLA_FLAGS"] = f"--xla_gpu_autotune_level=0 {os.environ.get('XLA_FLAGS', '')}"
 
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.runs import store
-from experiments.speed.benchmark_cases import SLOTS, Case
+from experiments.speed.benchmark_cases import Case
+from experiments.speed.described import compiled, computations
 from jem_jax import config as configuration
 from jem_jax.commands import config_files
 from jem_jax.config import Config
-from jem_jax.distributed import devices
-from jem_jax.training import network, optimizer, schedule
-from jem_jax.training import step as train_step
-from jem_jax.training.run import parts_of
-from jem_jax.training.state import ResidentData, init_state
+from jem_jax.training import network
 
 H200 = """
 gpu_device_info {
@@ -50,7 +44,6 @@ runtime_version { major: 13 minor: 0 }
 device_description_str: "NVIDIA H200"
 """
 """As XLA describes a GPU to itself"""
-IMAGE, IMAGES, STEPS_PER_EPOCH, CLASSES = (32, 32, 3), 45_000, 351, 10
 KINDS = {
     "convolutions": r"custom_call_target=\"__cudnn\$conv",
     "matrix products": r"kind=kCustom",
@@ -84,51 +77,17 @@ def main() -> None:
 def _compiled(config: Config) -> dict[str, Any]:
     """Kernels of a chain step and of the rest of an iteration, layouts of convolutions, and memory."""
     topology = topologies.get_topology_desc(platform="cuda", target_config=H200, topology="1x1x1")
-    mesh = topologies.make_mesh(topology, (1,), (devices.AXIS,))
-    whole = NamedSharding(mesh, PartitionSpec())
-
-    def per_device(step: Callable[..., Any], *, donate_argnums: tuple[int, ...] = (), **_: Any) -> Callable[..., Any]:
-        mapped = jax.shard_map(step, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
-        return jax.jit(mapped, donate_argnums=donate_argnums)
-
-    jax.default_backend = lambda: "gpu"
-    devices.per_device = per_device
-    net, rule = network.build(config.model, CLASSES), optimizer.build(config.optimizer, STEPS_PER_EPOCH)
-    program = schedule.phases(config, STEPS_PER_EPOCH)[-1].program
-    step: Any = train_step.per_device(parts_of(config, net, rule, CLASSES, program, STEPS_PER_EPOCH))
-    arguments = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), _arguments(config, net, rule)
-    )
-    compiled = step.trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
-    text, memory = compiled.as_text(), compiled.memory_analysis()
-    parts = sorted(_computations(text), key=lambda part: "ENTRY" in part.partition("(")[0])
+    program = compiled(config, tuple(topology.devices), "gpu")
+    text, memory = program.as_text(), program.memory_analysis()
+    parts = computations(text)
+    entry = parts.pop("ENTRY")
     return {
-        "chain_step": _kernels(max(parts[:-1], key=lambda part: sum(_kernels(part).values()))),
-        "outside": _kernels(parts[-1]),
+        "chain_step": _kernels(max(parts.values(), key=lambda part: sum(_kernels(part).values()))),
+        "outside": _kernels(entry),
         "layouts": dict(Counter(re.findall(r"dim_labels=([\w>-]+)", text))),
         "temporary_bytes": memory.temp_size_in_bytes,
         "donated_bytes": memory.alias_size_in_bytes,
     }
-
-
-def _arguments(config: Config, net: network.Network, rule: Any) -> tuple[Any, ...]:
-    """Shapes of the step's arguments."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    batch = jax.ShapeDtypeStruct((config.training.batch_size, *IMAGE), jnp.float32)
-    state = jax.eval_shape(lambda key, x: init_state(config, net, rule, key, x), key, batch)
-    orders = [jax.ShapeDtypeStruct((STEPS_PER_EPOCH * size,), jnp.int32) for size in config.training.batch_sizes]
-    starts = jax.ShapeDtypeStruct((100, CLASSES, *IMAGE), jnp.float32)
-    data = ResidentData(
-        jax.ShapeDtypeStruct((IMAGES, *IMAGE), jnp.uint8),
-        jax.ShapeDtypeStruct((IMAGES,), jnp.int32),
-        *orders,
-        starts=starts if config.sampler.init == "class_gaussians" else None,
-    )
-    return state, jax.ShapeDtypeStruct((SLOTS, math.prod(IMAGE)), jnp.float32), data
-
-
-def _computations(text: str) -> Iterator[str]:
-    yield from re.findall(r"^(?:ENTRY )?%[\w.-]+ \(.*?^}", text, re.MULTILINE | re.DOTALL)
 
 
 def _kernels(part: str) -> Mapping[str, int]:

@@ -6,6 +6,7 @@ carries a leading axis of this process's devices. Devices meet in one `mean` of 
 """
 
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ Array = jax.Array
 T = TypeVar("T")
 
 AXIS = "devices"
+_LANES = 128
+"""elements of a row of a TPU's memory"""
 
 _used: int | None = None
 """how many of a CPU's devices are used, where JAX had more before this program chose; None: all"""
@@ -104,16 +107,8 @@ def per_device(
     step: Callable[..., Any], *, in_axes: Any, out_axes: Any, donate_argnums: tuple[int, ...] = ()
 ) -> Callable[..., Any]:
     """`step` on every device of every process; an axis is None (alike everywhere) or 0 (cut by device)."""
-    # pmap wants at least one argument that is cut, and a plain classifier has none.
     places = shard(np.arange(count(), dtype=np.int32))
-    mapped = jax.pmap(
-        lambda _, *args: step(*args),
-        axis_name=AXIS,
-        in_axes=(0, *in_axes),
-        out_axes=out_axes,
-        donate_argnums=tuple(number + 1 for number in donate_argnums),
-        devices=None if _used is None else _local(),
-    )
+    mapped = mapped_over(None if _used is None else _local(), step, in_axes, out_axes, donate_argnums)
     if not cpu_devices():
         return functools.partial(mapped, places)
 
@@ -125,6 +120,23 @@ def per_device(
 
     one_at_a_time.lower = mapped.lower  # type: ignore[attr-defined]
     return functools.partial(one_at_a_time, places)
+
+
+def mapped_over(
+    chips: Sequence[jax.Device] | None, step: Callable[..., Any], in_axes: Any, out_axes: Any, donate: tuple[int, ...]
+) -> Any:
+    """`jax.pmap` of a step over these devices, or all; before its own arguments it takes one that is cut.
+
+    pmap wants at least one such argument, and a plain classifier has none.
+    """
+    return jax.pmap(
+        lambda _, *args: step(*args),
+        axis_name=AXIS,
+        in_axes=(0, *in_axes),
+        out_axes=out_axes,
+        donate_argnums=tuple(number + 1 for number in donate),
+        devices=chips,
+    )
 
 
 def compiled(step: Callable[..., Any], *args: Any) -> Callable[..., Any]:
@@ -160,12 +172,32 @@ def shard_each(values: np.ndarray) -> Array:
 
 
 def shard_buffer(buffer: np.ndarray | Array) -> Array:
-    """A whole replay buffer [S, C, H, W, channels] as a step takes it: [local devices, S / devices, C · H · W · ch.].
+    """A whole replay buffer [S, C, H, W, channels] as a step takes it: [local devices, S / devices, *flat]."""
+    if isinstance(buffer, Array) and not buffer.is_fully_addressable:
+        from jax.experimental import multihost_utils
 
-    Among axes of one element XLA chose another layout for what a step had written than for what it was given (jaxlib
-    0.10.2, CPU), and copied the whole buffer twice in every iteration.
+        own = multihost_utils.global_array_to_host_local_array(buffer, _mesh_of_all(), PartitionSpec(AXIS))
+        shape = (local_count(), -1, *flat(buffer.shape[1:]))
+        return jax.jit(lambda own: own.reshape(shape), out_shardings=NamedSharding(_mesh(), PartitionSpec(AXIS)))(own)
+    return shard(buffer.reshape(len(buffer), *flat(buffer.shape[1:])))
+
+
+def spread(whole: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """A whole array's shape [N, ...], cut over the devices of several processes, so that each reads its own part."""
+    if jax.process_count() == 1:
+        return whole
+    return jax.ShapeDtypeStruct(whole.shape, whole.dtype, sharding=NamedSharding(_mesh_of_all(), PartitionSpec(AXIS)))
+
+
+def flat(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of an image, or of all classes' images of a slot, where arrays of many lie on devices.
+
+    XLA lays images of three axes out one way where they are kept and another where some are gathered or written, and
+    copies all of them in every iteration: on a CPU where an axis has one element, on a TPU always, with rows filled up
+    to its 128 lanes (libtpu 0.0.42). Whole rows of lanes lie alike everywhere.
     """
-    return shard(buffer.reshape(len(buffer), -1))
+    size = math.prod(shape)
+    return (size,) if size % _LANES else (size // _LANES, _LANES)
 
 
 def whole_buffer(rows: Array, image_shape: tuple[int, ...]) -> Array:
@@ -202,10 +234,9 @@ def whole(array: Array, entry: tuple[int, ...] | None = None) -> Array:
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        spread = PartitionSpec(AXIS)
-        mesh = Mesh(np.array(jax.devices()), (AXIS,))
-        array = multihost_utils.host_local_array_to_global_array(array, mesh, spread)
-        return jax.jit(_merge, static_argnames="entry", out_shardings=NamedSharding(mesh, spread))(array, entry=entry)
+        cut, mesh = PartitionSpec(AXIS), _mesh_of_all()
+        array = multihost_utils.host_local_array_to_global_array(array, mesh, cut)
+        return jax.jit(_merge, static_argnames="entry", out_shardings=NamedSharding(mesh, cut))(array, entry=entry)
     return jax.jit(_merge, static_argnames="entry")(array, entry=entry)
 
 
@@ -260,6 +291,12 @@ def _on_host(leaf: Any) -> Callable[[np.ndarray, int], Any]:
 
 def _cut(array: np.ndarray, parts: int) -> np.ndarray:
     return array.reshape(parts, -1, *array.shape[1:])
+
+
+def _mesh_of_all() -> Mesh:
+    """The devices of all processes in pmap's order, process by process; a TPU host's are not numbered in a row."""
+    ordered = [device for process in range(jax.process_count()) for device in jax.local_devices(process_index=process)]
+    return Mesh(np.array(ordered), (AXIS,))
 
 
 def _mesh() -> Mesh:

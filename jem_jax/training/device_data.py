@@ -88,17 +88,18 @@ class Starts:
         self._key = prng.stream(jax.random.key(config.seed), "class Gaussians")
         self._draws = draws(config, split, images)
         image_bytes = 4 * split.images[0].size
+        self._flat = devices.flat(split.images.shape[1:])
         classes = int(split.labels.max()) + 1
         wanted = config.sampler.reinit_prob * order.steps_per_epoch * chains(config)
         self._count = max(1, min(math.ceil(wanted / classes), _STARTS_BYTES // (image_bytes * classes)))
         self._placed: tuple[int, Array] | None = None
 
     def at(self, step: int) -> Array:
-        """Those of an iteration's epoch [P, K, H, W, C], on every device."""
+        """Those of an iteration's epoch [P, K, *flat], on every device."""
         epoch = step // self._order.steps_per_epoch
         if self._placed is None or self._placed[0] != epoch:
             drawn = self._draws(jax.random.fold_in(self._key, epoch), self._count)
-            self._placed = epoch, devices.replicate(drawn)
+            self._placed = epoch, devices.replicate(drawn.reshape(*drawn.shape[:2], *self._flat))
         return self._placed[1]
 
 
@@ -115,7 +116,8 @@ def build(config: Config, split: Split, order: Order) -> DeviceData:
     from_gaussians = weights(config).needs_samples and config.sampler.init == "class_gaussians"
     if not is_resident(config, split):
         return Streamed(split, order, Starts(config, split, order) if from_gaussians else None)
-    images, labels = devices.replicate((split.images, split.labels))
+    flat = split.images.reshape(len(split), *devices.flat(split.images.shape[1:]))
+    images, labels = devices.replicate((flat, split.labels))
     # One device draws for all.
     starts = Starts(config, split, order, images.addressable_data(0)) if from_gaussians else None
     return Resident(images, labels, order, starts)

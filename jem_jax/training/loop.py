@@ -1,6 +1,7 @@
 """Training: everything that an iteration needs, and the loop."""
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Collection
@@ -267,9 +268,10 @@ def _restore(
     """The newest whole checkpoint, after everything later was moved out of its way; None where there is none."""
     best_before = history[-1].best_step if history else -1
     folder, best = directory / workdir.CHECKPOINTS, directory / workdir.BEST
-    # All have looked before the first one moves anything.
+    # The first one alone reads all of a checkpoint, to find it whole; no other need do so.
     with processes.fail_together():
-        step, faults = checkpoint.newest_whole(folder)
+        step, faults = checkpoint.newest_whole(folder) if processes.is_first() else (None, {})
+    step = json.loads(processes.gather_strings(json.dumps(step))[0])
     if processes.is_first():
         for path, fault in faults.items():
             target = checkpoint.set_aside(path, directory / workdir.SET_ASIDE)
@@ -283,7 +285,8 @@ def _restore(
     if step is None:
         return None
     state, buffer = template(config, dataset.image_shape, dataset.num_classes)
-    found = checkpoint.restore(folder, tree(checkpoint.template_of(state), buffer), step)
+    buffer = None if buffer is None else devices.spread(buffer)
+    found = checkpoint.restore(folder, tree(checkpoint.template_of(state), buffer), step, checked=True)
     return checkpoint.from_tree(state, found.tree["state"]), found.tree.get("buffer"), found.note
 
 
@@ -300,6 +303,9 @@ def _announce(training: _Training, title: str) -> None:
     step, run, data = training.step, training.run, training.run.data.at(training.step)
     if step and processes.is_first():
         print(f"{title}: going on from iteration {step} of {training.total_steps}", flush=True)
+    warning = preflight.few_images(training.config, training.state.model_state)
+    if warning and processes.is_first():
+        print(f"{title}: {warning}", flush=True)
     started = time.monotonic()
     training.compile(training.programs_to_come)
     compiled = time.monotonic() - started
@@ -451,7 +457,7 @@ def _draw_buffer(training: _Training) -> None:
     if training.buffer is None or not processes.is_first():
         return
     image_shape, devices_and_slots = training.dataset.image_shape, training.buffer.shape[:2]
-    classes = training.buffer.shape[2] // math.prod(image_shape)
+    classes = math.prod(training.buffer.shape[2:]) // math.prod(image_shape)
     count = math.prod(devices_and_slots) * classes
     chosen = np.linspace(0, count - 1, min(_PICTURED, count)).astype(int)
     slots = np.asarray(training.buffer[np.unravel_index(chosen // classes, devices_and_slots)])

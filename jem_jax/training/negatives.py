@@ -81,13 +81,14 @@ def _chains(
         settings = quantities.sgld_settings(parts.sampler) | {"unroll": parts.sampler.unroll}
         return sgld.chain(part_keys, density, x, num_steps=parts.program.num_steps, **settings)
 
-    batch = (chain_keys, start.x, classes)
-    x = ends(batch) if own_statistics else in_parts(ends, batch, start.x.shape)
+    x = start.x.reshape(-1, *parts.image_shape)
+    batch = (chain_keys, x, classes)
+    x = ends(batch) if own_statistics else in_parts(ends, batch, x.shape)
     return Negatives(jax.lax.stop_gradient(x), start.slots, classes)
 
 
 def _fresh(example_keys: Array, shape: tuple[int, ...], starts: Array | None, classes: Array | None) -> Array:
-    """Where chains start afresh [b, H, W, C]: U(-1, 1), or one of the epoch's starts, of the chain's class if any."""
+    """Where chains start afresh [b, *shape]: U(-1, 1), or one of the epoch's starts, of the chain's class if any."""
     if starts is None:
         return replay_buffer.uniform(example_keys, example_keys.shape[0], shape)
 

@@ -11,14 +11,20 @@ import jax
 import jax.numpy as jnp
 
 from jem_jax.common.errors import UserError
+from jem_jax.config import Config
+from jem_jax.distributed import devices
 from jem_jax.distributed.devices import AXIS
 from jem_jax.runs import checkpoint
+from jem_jax.training import quantities
 from jem_jax.training.network import Network, Variables
 from jem_jax.training.state import TrainingData, TrainState
+from jem_jax.training.statistics import COLLECTION
 from jem_jax.training.step import Step
 
 Array = jax.Array
 
+_FEW = 8
+"""images whose statistics batch norm can use"""
 _SMALL, _LARGE = 2, 4
 """images of the batches that a network is tried on; what it keeps must not depend on their number"""
 
@@ -76,6 +82,19 @@ def check_step(step: Step, state: TrainState, buffer: Array | None, data: Traini
         differs = checkpoint.difference({"buffer": buffer}, {"buffer": rows})
     if differs:
         raise UserError(f"config.model cannot be trained: after an iteration the state {differs}")
+
+
+def few_images(config: Config, model_state: Variables) -> str | None:
+    """What to say of batches so small on each device that batch norm's statistics, which are its own, are noise."""
+    unlabelled, labelled = config.training.batch_sizes
+    smallest = min(unlabelled, labelled) if quantities.weights(config).needs_samples else labelled
+    count = devices.count()
+    if COLLECTION not in model_state or smallest >= _FEW * count:
+        return None
+    return (
+        f"warning: batch norm sees {smallest // count} images on each of {count} devices; below {_FEW} its statistics "
+        f"are noise. Use batches of at least {_FEW * count}, or fewer devices"
+    )
 
 
 @contextlib.contextmanager

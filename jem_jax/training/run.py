@@ -52,7 +52,13 @@ class Run:
         program = self.phases[-1].program if program is None else program
         if program not in self._steps:
             parts = parts_of(
-                self.config, self.network, self.optimizer, self.dataset.num_classes, program, self.total_steps
+                self.config,
+                self.network,
+                self.optimizer,
+                self.dataset.image_shape,
+                self.dataset.num_classes,
+                program,
+                self.total_steps,
             )
             self._steps[program] = train_step.per_device(parts, self.data.streamed)
         return self._steps[program]
@@ -91,6 +97,7 @@ def parts_of(
     config: Config,
     network: Network,
     optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, ...],
     num_classes: int,
     program: Program,
     total_steps: int,
@@ -115,6 +122,7 @@ def parts_of(
         max_log_density=config.training.max_log_density,
         log_every=config.training.log_every,
         num_classes=num_classes,
+        image_shape=image_shape,
     )
 
 

@@ -62,7 +62,7 @@ class ResidentData(NamedTuple):
     """What batches are gathered from, whole on every device."""
 
     images: Array
-    """uint8 [N, H, W, C]"""
+    """uint8 [N, *flat], images as `devices.flat` has them"""
     labels: Array
     """int32 [N]"""
     order: Array
@@ -70,7 +70,7 @@ class ResidentData(NamedTuple):
     labelled_order: Array
     """int32 [steps · labelled batch]: that of the labelled stream"""
     starts: Array | None = None
-    """float32 [P, K, H, W, C]: where chains that start afresh in this epoch may do so; None: U(-1, 1)"""
+    """float32 [P, K, *flat]: where chains that start afresh in this epoch may do so; None: U(-1, 1)"""
 
 
 class StreamedBatch(NamedTuple):
@@ -85,7 +85,7 @@ class StreamedBatch(NamedTuple):
     labelled_labels: Array
     """int32 [b']"""
     starts: Array | None = None
-    """float32 [P, K, H, W, C] as of `ResidentData`: whole on every device"""
+    """float32 [P, K, *flat] as of `ResidentData`: whole on every device"""
 
 
 TrainingData = ResidentData | StreamedBatch
@@ -113,6 +113,7 @@ class Parts(NamedTuple):
     max_log_density: float
     log_every: int
     num_classes: int
+    image_shape: tuple[int, ...]
 
 
 class Keys(NamedTuple):

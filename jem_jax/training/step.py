@@ -30,7 +30,7 @@ where no negatives are needed"""
 
 
 def per_device(parts: Parts, streamed: bool = False) -> Step:
-    """The step mapped over devices; the buffer [devices, S, C · H · W · channels] is donated.
+    """The step mapped over devices; the buffer [devices, S, *flat] is donated.
 
     Args:
       parts: constants of the compiled program.
@@ -48,7 +48,7 @@ def train_step(
 ) -> tuple[TrainState, Array | None]:
     """Algorithm 1 on one device. Returns the state after the iteration, and the buffer with the chains' ends."""
     keys = Keys(*jax.random.split(jax.random.fold_in(state.key, state.step), len(Keys._fields)))
-    buffer = None if rows is None else rows.reshape(len(rows), -1, *data.images.shape[1:])
+    buffer = None if rows is None else rows.reshape(len(rows), -1, *devices.flat(parts.image_shape))
     mask_key = jax.random.fold_in(keys.dropout, devices.index())
 
     raw, y = _batch(parts, data, state.step, labelled=True)
@@ -78,8 +78,9 @@ def train_step(
     for drawn in (marginal, conditional):
         if drawn is not None:
             assert buffer is not None
-            buffer = replay_buffer.write(buffer, drawn.slots, drawn.x, labels=drawn.labels, discard=undo)
-    return state, None if buffer is None else buffer.reshape(len(buffer), -1)
+            ends = drawn.x.reshape(len(drawn.x), *buffer.shape[2:])
+            buffer = replay_buffer.write(buffer, drawn.slots, ends, labels=drawn.labels, discard=undo)
+    return state, None if rows is None or buffer is None else buffer.reshape(rows.shape)
 
 
 def _batch(parts: Parts, data: TrainingData, step: Array, labelled: bool) -> tuple[Array, Array]:
@@ -91,7 +92,7 @@ def _batch(parts: Parts, data: TrainingData, step: Array, labelled: bool) -> tup
     local = batch_size // devices.count()
     start = step % (order.shape[0] // batch_size) * batch_size + devices.index() * local
     rows = jax.lax.dynamic_slice(order, (start,), (local,))
-    return data.images[rows], data.labels[rows]
+    return data.images[rows].reshape(local, *parts.image_shape), data.labels[rows]
 
 
 def _augmented(parts: Parts, key: Array, images: Array, labelled: bool) -> Array:
