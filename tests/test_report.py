@@ -304,6 +304,7 @@ def test_sections_come_in_the_pages_order_whatever_the_settings():
     assert [section.name for section in wanted] == ["classification", "training"]
 
 
+@pytest.mark.slow
 def test_an_own_outside_set_that_changed_is_measured_again(run, tmp_path, capsys):
     file = tmp_path / "outside.npz"
     more = (f"--config.evaluation.ood_sets={file}", "--config.evaluation.sections=ood", f"--workdir={run}")
