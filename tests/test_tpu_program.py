@@ -81,7 +81,7 @@ def test_padding_and_traffic(hlo):
 
 
 @pytest.mark.parametrize(
-    ("width", "lanes", "filled"), [(8, 128, 0.93), (10, 128, 0.58), (16, 128, 0.97), (16, 256, 0.93)]
+    ("width", "lanes", "filled"), [(8, 128, 0.93), (10, 128, 0.58), (16, 128, 0.97), (8, 256, 0.45), (16, 256, 0.93)]
 )
 def test_lanes_are_filled_by_widths_of_8_and_16(width, lanes, filled):
     config = config_files.read("cifar10", [("model.depth", "28"), ("model.width", str(width))])
