@@ -104,24 +104,51 @@ def bold_best(values: Sequence[float], texts: Sequence[str], best: Callable[[Seq
 def overview() -> str:
     """One row a config that has a stored run."""
     digits = read("digits_seeds")
-    jem, plain, command = (digits["summary"][name] for name in ("jem", "baseline", "command"))
+    jem, seconds = digits["summary"]["jem"], digits["summary"]["command"]["training_seconds"]
+    auroc = statistics.mean(scores["log_density"]["mean"] for scores in jem["auroc"].values())
     rows = [
-        ("`digits.py`, 3 seeds, 2 CPU cores", spread(command["training_seconds"], "{:.0f}"), percent(jem["accuracy"]),
-         percent(plain["accuracy"]), percent(jem["ece"]))
+        (_named("digits", "digits_seeds"), f"{spread(seconds, '{:.0f}')} s, 2 CPU cores", percent(jem["accuracy"]),
+         percent(jem["ece"]), f"{auroc:.2f}", percent(jem["pgd"]["l2"]["0.5"]), "")
     ]  # fmt: skip
-    for name, machine in (
-        ("digits_jempp", "2 CPU cores"),
-        ("digits_sada", "2 CPU cores"),
-        ("fashion_mnist", "2 CPU cores"),
-        ("cifar10_fast", "one NVIDIA H200"),
+    for name, stored, machine, model in (
+        ("digits_jempp", "digits_jempp", "2 CPU cores", ""),
+        ("digits_sada", "digits_sada", "2 CPU cores", ""),
+        ("fashion_mnist", "fashion_mnist", "2 CPU cores", ""),
+        ("cifar10_fast", "cifar10_fast", "one H200", ""),
+        ("cifar10_ten_minutes", "queue/ten_minutes_late_p_x", "one H200, p(x) from 40 % on", "cifar10"),
     ):
-        found = read(name)
-        run = found["runs"][0] if "runs" in found else found
-        classifier = f"{100 * run['baseline']['accuracy']:.1f}" if run.get("baseline") else ""
-        seconds = run["run"].get("seconds", {}).get("training")
-        rows.append((f"`{name}.py`, 1 seed, {machine}", f"{seconds:.0f}" if seconds else "",
-                     f"{100 * run['jem']['accuracy']:.1f}", classifier, f"{100 * run['jem']['ece']:.1f}"))  # fmt: skip
-    return table(("config", "training, s", "test accuracy, %", "plain classifier, %", "ECE, %"), rows)
+        found = read(stored)
+        run = found["runs"][0] if "runs" in found else found.get("report") or found
+        rows.append((_named(name, stored), *_run_cells(run, machine), _model(model)))
+    about = json.loads((ROOT / "experiments/models/fashion_mnist/model.json").read_text(encoding="utf-8"))["about"]
+    name = _named("fashion_mnist_fast", "../models/fashion_mnist/model")
+    run = {"jem": about["results"], "run": about["training"]}
+    rows.append((name, *_run_cells(run, "2 CPU cores"), _model("fashion_mnist")))
+    heads = ("config, raw result", "training", "test accuracy, %", "ECE, %", "AUROC, log p~", "PGD L2 0.5, %", "model")
+    return table(heads, rows)
+
+
+def _named(config: str, stored: str) -> str:
+    path = (RESULTS / f"{stored}.json").resolve().relative_to(ROOT)
+    return f"[`{config}.py`](configs/{config}.py), [raw]({path})"
+
+
+def _model(name: str) -> str:
+    return f"[{name}](experiments/models/{name})" if name else ""
+
+
+def _run_cells(run: Numbers, machine: str) -> tuple[str, ...]:
+    """Training, accuracy, ECE, mean AUROC of log p~ and robust accuracy of one run; a dash where not measured."""
+    jem, seconds = run["jem"], run["run"].get("seconds", {}).get("training")
+    scores = [found["log_density"]["auroc"] for found in jem.get("ood", {}).values()]
+    robust = jem.get("pgd", {}).get("l2", {}).get("0.5")
+    return (
+        f"{seconds:.0f} s, {machine}" if seconds else machine,
+        f"{100 * jem['accuracy']:.1f}",
+        f"{100 * jem['ece']:.1f}",
+        f"{statistics.mean(scores):.2f}" if scores else "–",
+        "–" if robust is None else f"{100 * robust:.1f}",
+    )
 
 
 # --- results.md: digits ---

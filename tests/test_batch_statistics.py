@@ -67,6 +67,7 @@ def test_fresh_chains_stay_with_the_data(run):
     assert fresh(batch_statistics=False) > 10 * buffer
 
 
+@pytest.mark.slow
 def test_every_section_that_samples_uses_them_and_says_so(run, monkeypatch):
     sizes, batch_logits = set(), Network.batch_logits
 

@@ -34,6 +34,7 @@ def _assert_same(run: Path) -> None:
     assert metrics(run) == metrics(finished_run())
 
 
+@pytest.mark.slow
 def test_jax_variables_change_nothing(tmp_path):
     variables = {name.upper(): "1" if value is True else str(value) for name, value in FLAGS.items()}
     status, _, errors = Command(*TINY, cwd=tmp_path, **variables).wait()

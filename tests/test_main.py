@@ -51,6 +51,7 @@ def _accuracy(report: dict) -> str:
     return f"{100 * report['jem']['accuracy']:.2f} %"
 
 
+@pytest.mark.slow
 def test_the_whole_command_as_the_readme_has_it(tmp_path):
     arguments = (*SHORT, "--config=configs/digits.py")
     status, output, errors = Command(*arguments, cwd=tmp_path, flags="").wait(300)

@@ -322,6 +322,7 @@ def test_a_buffer_of_another_size_is_left(source):
     assert not tiny.differing(state.params, source[1]["params"])
 
 
+@pytest.mark.slow
 def test_training_from_a_workdir_begins_at_its_accuracy_and_goes_on_without_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished_run(), "source")

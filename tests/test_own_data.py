@@ -1,12 +1,10 @@
 """One's own images: read exactly, and whatever is wrong with them named by file and key."""
 
 import io
-import re
 import struct
 import tracemalloc
 import zipfile
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -252,15 +250,6 @@ def test_nothing_is_ever_unpickled(tmp_path):
     path = tmp_path / "other.npz"
     _npz(tmp_path, unknown=np.array([_Bomb()], object)).rename(path)
     assert len(_load(path).train) == 48
-
-
-def test_the_example_of_the_docs_is_read(tmp_path, monkeypatch):
-    docs = Path(__file__).parent.parent / "docs" / "data.md"
-    monkeypatch.chdir(tmp_path)
-    exec(
-        next(text for text in re.findall(r"```python\n(.*?)```", docs.read_text("utf-8"), re.DOTALL) if "savez" in text)
-    )
-    assert _load("mine.npz").class_names == ("ant", "bee", "cow")
 
 
 # ---- folders

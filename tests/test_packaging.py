@@ -44,6 +44,7 @@ def test_the_wheel_holds_every_module_and_config_and_the_type_marker(wheel):
     ]
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_runs_a_config_that_came_with_it(wheel, tmp_path):
     target = tmp_path / "site"
     subprocess.run(

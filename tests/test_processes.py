@@ -79,6 +79,7 @@ def _stopped_at(step, run):
     return restored(run).tree
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_stop_together_and_one_goes_on(tmp_path, capsys):
     run = tmp_path / "runs" / "digits"
     # Streamed batches are the harder way to the same numbers; the one process has its images on the devices.
@@ -136,6 +137,7 @@ def _assert_whole(run, step, undisturbed):
         np.testing.assert_allclose(ours[name], array, rtol=1e-2, atol=2e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_devices(undisturbed, tmp_path):
     run = shutil.copytree(finished_run(), tmp_path / "run")
     for devices, epochs in ((2, 2), (1, 3)):
@@ -150,6 +152,7 @@ def test_a_run_goes_on_with_other_numbers_of_devices(undisturbed, tmp_path):
     _assert_whole(run, 72, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_with_two(undisturbed, tmp_path):
     run = shutil.copytree(finished_run(), tmp_path / "run")
     ended = [process.wait() for process in _pair(tmp_path, *EPOCHS, "--config.training.epochs=2", f"--workdir={run}")]
@@ -159,6 +162,7 @@ def test_a_run_of_one_process_goes_on_with_two(undisturbed, tmp_path):
     _assert_whole(run, 36, undisturbed)
 
 
+@pytest.mark.slow
 def test_two_processes_finish_and_the_first_alone_reports(tmp_path):
     run = shutil.copytree(finished_run(), tmp_path / "run")
     shutil.rmtree(run / "report")
@@ -169,6 +173,7 @@ def test_two_processes_finish_and_the_first_alone_reports(tmp_path):
     assert (run / "report" / "samples.png").exists()
 
 
+@pytest.mark.slow
 def test_the_best_and_the_regular_checkpoints_are_saved_at_once(tmp_path):
     """Their processes once took a barrier of the one for the other's, and waited for ever."""
     address = _free_address()
@@ -184,6 +189,7 @@ def test_the_best_and_the_regular_checkpoints_are_saved_at_once(tmp_path):
     assert checkpoint.steps(tmp_path / "checkpoints") == [last - 1, last]
 
 
+@pytest.mark.slow
 def test_two_processes_recover_together_and_the_report_says_so(tmp_path):
     run = tmp_path / "run"
     wild = ("--config.optimizer.learning_rate=90", "--config.recovery.learning_rate_factor=0.0005",
@@ -197,6 +203,7 @@ def test_two_processes_recover_together_and_the_report_says_so(tmp_path):
     assert all(np.isfinite(line["loss"]) for line in metrics(run) if "loss" in line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_where_one_is_killed_the_other_ends_with_an_error(tmp_path, number):
     run = tmp_path / "runs" / "digits"

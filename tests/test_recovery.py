@@ -189,7 +189,7 @@ def test_a_divergence_later_goes_back_to_a_checkpoint_and_takes_more_chain_steps
     monkeypatch.setattr(Run, "step", lambda run, program: built.append(program) or step(run, program))
     monkeypatch.setattr(Run, "fresh_buffer", lambda *args: fresh.append(fresh_buffer(*args)) or fresh[-1])
     _train(directory, wanted)
-    assert [program.num_steps for program in built] == [3, 6]
+    assert list(dict.fromkeys(program.num_steps for program in built)) == [3, 6]
     assert len(fresh) == 1
     last = recovery.read(directory)[-1]
     assert (last.step, last.back_to, last.chain_steps_factor, last.settled) == (23, 20, 2.0, True)

@@ -304,18 +304,7 @@ def test_sections_come_in_the_pages_order_whatever_the_settings():
     assert [section.name for section in wanted] == ["classification", "training"]
 
 
-def test_an_unknown_outside_set_is_named_on_the_page_and_the_others_are_measured(run, capsys):
-    more = ("--config.evaluation.ood_sets=nowhere.npz,digits", "--config.evaluation.sections=ood")
-    assert main([*WHOLE, *more, f"--workdir={run}", "--mode=evaluate"]) == 0
-    assert set(_values(run)["jem"]["ood"]) > {"digits", "inverted"}
-    assert "nowhere.npz is missing" in (run / "report" / "report.html").read_text()
-    # What lacked something was not kept as done: once the set is there it is found.
-    capsys.readouterr()
-    assert main([*WHOLE, *more, f"--workdir={run}", "--mode=evaluate"]) == 0
-    assert "ood: as before" not in capsys.readouterr().out
-    assert _values(run)["sections"]["ood"]["missing"] == ["nowhere.npz"]
-
-
+@pytest.mark.slow
 def test_an_own_outside_set_that_changed_is_measured_again(run, tmp_path, capsys):
     file = tmp_path / "outside.npz"
     more = (f"--config.evaluation.ood_sets={file}", "--config.evaluation.sections=ood", f"--workdir={run}")
@@ -353,7 +342,7 @@ def test_a_report_is_current_for_its_iteration_settings_and_models_alone(whole):
 
 def _about(**models) -> dict:
     run = {"data": "<i>data</i>", "iterations": 1, "seed": 0, "split_sizes": {}, "devices": "one", "seconds": {},
-           "versions": {}}  # fmt: skip
+           "versions": {}, "trained_on_other_data": False}  # fmt: skip
     return {"run": run, "sections": {}, **models}
 
 

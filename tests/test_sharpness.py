@@ -63,6 +63,7 @@ def test_an_iteration_samples_by_batch_statistics_and_takes_the_second_gradient_
             "optimizer.sam_adaptive": True,
             "optimizer.weight_decay": 0.1,
             "training.labelled_batch_size": 16,
+            "seed": 3,
         }
     )
     start = tiny.start(config)

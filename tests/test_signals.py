@@ -40,6 +40,7 @@ def _assert_same(run, other):
     assert metrics(run) == metrics(other)
 
 
+@pytest.mark.slow
 def test_stopped_killed_and_gone_on_with_it_is_the_same_run_bit_for_bit(undisturbed, tmp_path):
     run = tmp_path / "runs" / "digits"
     moments = (

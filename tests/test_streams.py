@@ -113,7 +113,8 @@ def test_plots_leave_the_users_figures(tmp_path):
 
 
 def test_a_closed_terminal_stops_and_saves(tmp_path):
-    command = Command(*LONG, cwd=tmp_path)
+    # Whoever started the tests may have had hang-ups ignored, which a command inherits.
+    command = Command(*LONG, cwd=tmp_path, before="import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)")
     run = tmp_path / "runs" / "digits"
     command.wait_for(lambda: steps_logged(run) >= 3)
     command.send(signal.SIGHUP)

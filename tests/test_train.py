@@ -214,6 +214,7 @@ def test_a_run_may_be_made_longer(whole, tmp_path):
     assert not tiny.differing(ours.tree["buffer"], theirs.tree["buffer"])
 
 
+@pytest.mark.slow
 def test_streamed_images_train_as_resident_ones_do(tmp_path):
     # With XLA's own fusions, of which other tests do without: only with those do both programs round alike.
     places = {place: Command(*TINY, f"--config.data.place={place}", f"--workdir={place}", cwd=tmp_path,

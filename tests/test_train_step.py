@@ -180,6 +180,7 @@ def on_four_devices(tmp_path_factory):
     return starts, results
 
 
+@pytest.mark.slow
 def test_one_two_and_four_devices_take_the_same_first_steps(on_four_devices, tmp_path):
     starts, expected = on_four_devices
     assert jax.device_count() == DEVICES

@@ -357,7 +357,7 @@ def test_a_batch_in_parts_has_the_logits_of_the_whole(monkeypatch):
     whole, _ = net.train_logits(variables, batches, jax.random.key(1))
     monkeypatch.setattr("jem_jax.training.network._CPU_PIXELS", 2 * 8 * 8)
     traced = []
-    monkeypatch.setattr(net, "_train", lambda *args: traced.append(len(args[1])) or Network._train(net, *args))
+    monkeypatch.setattr(net, "train_pass", lambda *args: traced.append(len(args[1])) or Network.train_pass(net, *args))
     parts, _ = net.train_logits(variables, batches, jax.random.key(1))
     assert traced == [2], "parts of two images, whose pass is traced once"
     for one, other in zip(parts, whole, strict=True):
@@ -371,7 +371,7 @@ def test_batches_in_one_pass_have_the_logits_of_a_pass_each(monkeypatch):
     alone, _ = net.train_logits(variables, batches, jax.random.key(1))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     passes = []
-    monkeypatch.setattr(net, "_train", lambda *args: passes.append(args) or Network._train(net, *args))
+    monkeypatch.setattr(net, "train_pass", lambda *args: passes.append(args) or Network.train_pass(net, *args))
     together, state = net.train_logits(variables, batches, jax.random.key(1))
     assert (len(passes), state) == (1, {})
     for one, other in zip(together, alone, strict=True):

@@ -80,6 +80,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _import(given: _Arguments) -> int:
+    path = paths.local("--workdir", given.workdir)
     processes.start(processes.Cluster(), 1, 1)
     config = config_files.read(given.config, given.overrides)
     network.look_in(config_files.find(given.config).parent)
@@ -90,7 +91,7 @@ def _import(given: _Arguments) -> int:
         raise UserError(str(error)) from error
     overrides = [*given.overrides, *settings_of(imported)]
     config = config_files.read(given.config, overrides)
-    write_workdir(imported, config, datasets.load(config.data), paths.local("--workdir", given.workdir))
+    write_workdir(imported, config, datasets.load(config.data), path)
     if imported.buffer is None and quantities.weights(config).needs_samples:
         print("the checkpoint holds no replay buffer; its chains begin afresh")
     print(printable(f"wrote {given.workdir}; go on with:"))

@@ -1,7 +1,5 @@
 """The report's plots, in one style: two colours that colour-blind readers tell apart, units on every axis."""
 
-import importlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,7 +67,7 @@ def _drawn(
       style: more of matplotlib's settings.
       how: more of what `Figure.subplots` takes, and `figsize`.
     """
-    _find_matplotlib()
+    fonts.import_matplotlib()
     from matplotlib import style as styles
     from matplotlib.figure import Figure
 
@@ -78,17 +76,6 @@ def _drawn(
         figure = Figure(figsize=figsize)
         yield figure.subplots(rows, columns, squeeze=False, **how)
         save(figure, path)
-
-
-def _find_matplotlib() -> None:
-    """Imports it, only where it is used: every command would wait a second for it."""
-    # It refuses to be imported where this names a backend that it does not know.
-    backend = os.environ.pop("MPLBACKEND", None)
-    try:
-        importlib.import_module("matplotlib")
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
 
 
 def confusion(counts: Mapping[str, np.ndarray], class_names: Sequence[str], path: Path) -> Path:

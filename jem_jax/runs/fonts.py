@@ -1,6 +1,8 @@
 """Which font writes a name: DejaVu Sans, which matplotlib brings, or an installed one that has all its characters."""
 
 import functools
+import importlib
+import os
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,10 +25,21 @@ def written(name: str) -> tuple[str, Path]:
 
 def families(names: Iterable[str]) -> list[str]:
     """What matplotlib calls the fonts that the names are written in, DejaVu Sans first."""
+    used = dict.fromkeys([_dejavu(), *(written(name)[1] for name in names)])
     from matplotlib import ft2font
 
-    used = dict.fromkeys([_dejavu(), *(written(name)[1] for name in names)])
     return [ft2font.FT2Font(str(font)).family_name for font in used]
+
+
+def import_matplotlib() -> None:
+    """Imports it, only where it is used: every command would wait a second for it."""
+    # It refuses to be imported where this names a backend that it does not know.
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        importlib.import_module("matplotlib")
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
 
 def _fonts(name: str) -> list[Path]:
@@ -45,6 +58,7 @@ def _covers(font: Path, text: str) -> bool:
 
 @functools.cache
 def _characters(font: Path) -> frozenset[int]:
+    import_matplotlib()
     from matplotlib import ft2font
 
     try:
@@ -55,6 +69,7 @@ def _characters(font: Path) -> frozenset[int]:
 
 @functools.cache
 def _dejavu() -> Path:
+    import_matplotlib()
     import matplotlib
 
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
