@@ -1,6 +1,10 @@
 """Settings that change while a run goes on, and batch statistics re-estimated."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -214,6 +218,20 @@ def test_several_batches_count_alike_whatever_the_devices(monkeypatch):
     found = statistics.estimator(network, split, 43, seed=0)(devices.replicate(variables))
     np.testing.assert_allclose(found["norm"]["mean"], np.mean(means, axis=0), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found["norm"]["var"], np.mean(variances, axis=0), rtol=1e-5, atol=1e-5)
+
+
+def test_one_two_and_four_devices_estimate_the_same_statistics(tmp_path):
+    found = {}
+    for count in (1, 2, 4):
+        out = tmp_path / f"{count}.npz"
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(count)}
+        command = [sys.executable, "-m", "programs.statistics", str(out)]
+        subprocess.run(command, cwd=Path(__file__).parent, env=environment, check=True)
+        found[count] = dict(np.load(out))
+        assert found[count].pop("devices") == count
+    for count in (2, 4):
+        for name, value in found[1].items():
+            np.testing.assert_allclose(found[count][name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_evaluation_uses_the_averaged_parameters_own_statistics(tmp_path):
