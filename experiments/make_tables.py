@@ -586,7 +586,8 @@ def tpu_program() -> str:
             len(program["chain_copies"]), f"{program['lanes_filled']:.0%}", f"{program['memory_padding']:.0%}",
             f"{program['flops'] / 1e12:.3g}", f"{max(program['roof_ms'].values()):.3g}",
         ))  # fmt: skip
-    return table(heads, rows, found)
+    missing = ", ".join(f"`{name}`" for name in found["summary"]["not_compiled"])
+    return table(heads, rows, found) + (f" Not compiled: {missing}." if missing else "")
 
 
 def tpu_chips() -> str:
