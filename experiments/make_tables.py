@@ -586,7 +586,8 @@ def tpu_program() -> str:
             len(program["chain_copies"]), f"{program['lanes_filled']:.0%}", f"{program['memory_padding']:.0%}",
             f"{program['flops'] / 1e12:.3g}", f"{max(program['roof_ms'].values()):.3g}",
         ))  # fmt: skip
-    return table(heads, rows, found)
+    missing = ", ".join(f"`{name}`" for name in found["summary"]["not_compiled"])
+    return table(heads, rows, found) + (f" Not compiled: {missing}." if missing else "")
 
 
 def tpu_chips() -> str:
@@ -599,7 +600,7 @@ def tpu_chips() -> str:
         for count in (8, 64, 256, 512):
             if count <= program["pod_chips"]:
                 exchange = 1e3 * 2 * (count - 1) / count * payload / program["link_bytes_per_second"]
-                rows.append((f"`{name}`", count, sum(program["batch_a_chip"]) * count, f"{compute:.3g}",
+                rows.append((f"`{name}`", count, f"{sum(program['batch_a_chip']) * count:,}", f"{compute:.3g}",
                              f"{exchange:.2g}", f"{compute / (compute + exchange):.1%}"))  # fmt: skip
     return table(("program", "chips", "images in a batch", "compute, ms", "all-reduce, ms", "efficiency"), rows, found)
 

@@ -7,6 +7,8 @@ import jax
 import pytest
 import scripts
 
+from jem_jax.commands import config_files
+
 hlo_text, tpu_program = scripts.load("hlo"), scripts.load("tpu_program")
 
 TEXT = """\
@@ -70,13 +72,20 @@ def test_a_copy_counts_with_its_padding(hlo):
     assert hlo.copies("chain", padded + 1) == []
 
 
-def test_padding_traffic_and_lanes(hlo):
+def test_padding_and_traffic(hlo):
     image, moved, kernel = 2 * 8 * 8 * 16 * 128, 2 * 8 * 8 * 24 * 128, 2 * 9 * 16 * 128
     written = 2 * 2 * 8 * 8 * 16 * 20
     assert hlo.padding("chain") == pytest.approx(1 - written / (image + moved), abs=1e-3)
     # The chain's state stays on the chip; its kernel and what the fusion and the copy write do not.
     assert hlo.traffic("chain") == (kernel + image) + (image + moved)
-    assert hlo.lanes_filled(128) == pytest.approx(10 * 20 / 128**2, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("width", "lanes", "filled"), [(8, 128, 0.93), (10, 128, 0.58), (16, 128, 0.97), (8, 256, 0.45), (16, 256, 0.93)]
+)
+def test_lanes_are_filled_by_widths_of_8_and_16(width, lanes, filled):
+    config = config_files.read("cifar10", [("model.depth", "28"), ("model.width", str(width))])
+    assert tpu_program.lanes_filled(config, lanes) == pytest.approx(filled, abs=0.01)
 
 
 @pytest.mark.tpu

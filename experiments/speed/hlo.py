@@ -144,20 +144,17 @@ class Hlo:
         words = re.compile(r"S\(5\)|custom_call_target=\"[^\"]*(?:[Hh]ost|callback)")
         return sum(op.kind in kinds or bool(words.search(op.text)) for op in self.all("ENTRY"))
 
-    def products(self) -> Iterator[tuple[float, str, int, int]]:
-        """Every convolution: its arithmetic, its operands' types, and the features that it sums over and gives."""
+    def products(self) -> Iterator[tuple[float, str]]:
+        """Every convolution and matrix product: its arithmetic and its operands' types."""
         for name, turns in (("ENTRY", 1), (self.loop, self.turns - 1)):
             for body in self.all_names(name):
                 known = {op.name: op.result[0] for op in self.operations[body] if op.result}
                 for op in self.operations[body]:
                     if op.kind == "convolution":
                         left, right = (known[operand] for operand in op.operands[:2])
-                        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.text)
-                        summed = left.shape[labels[1].index("f")]
-                        given = right.shape[labels[2].index("o")]
-                        each = math.prod(right.shape) // given
+                        each = math.prod(right.shape) // right.shape[re.search(r"_(\w+)->", op.text)[1].index("o")]
                         types = "×".join(sorted({left.dtype, right.dtype}))
-                        yield 2.0 * turns * each * op.result[0].elements, types, summed, given
+                        yield 2.0 * turns * each * op.result[0].elements, types
 
     def all_names(self, name: str) -> Iterator[str]:
         """A computation and those that it calls, once for each call."""
@@ -169,16 +166,9 @@ class Hlo:
     def convolution_types(self) -> dict[str, float]:
         """The share of arithmetic by the types of a convolution's operands."""
         shares: dict[str, float] = {}
-        for flops, types, *_ in self.products():
+        for flops, types in self.products():
             shares[types] = shares.get(types, 0) + flops
         return {types: round(flops / sum(shares.values()), 4) for types, flops in shares.items()}
-
-    def lanes_filled(self, lanes: int) -> float:
-        """A model: the arithmetic as a share of what it is with both features filled up to the matrix unit's side."""
-        full = lambda size: -(-size // lanes) * lanes  # noqa: E731
-        products = list(self.products())
-        padded = sum(flops / summed / given * full(summed) * full(given) for flops, _, summed, given in products)
-        return round(sum(flops for flops, *_ in products) / padded, 3)
 
     def padding(self, name: str) -> float:
         """The share of what a computation writes that is padding of tiles."""
