@@ -33,8 +33,15 @@ def links() -> list[tuple[Path, str]]:
 
 
 def test_the_readmes_step_is_that_of_the_100_lines():
-    [step] = examples(README)
+    step, _ = examples(README)
     assert step in (ROOT / "experiments" / "jem_in_100_lines.py").read_text(encoding="utf-8")
+
+
+def test_the_readmes_trained_model_tells_samples_from_noise(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    exec(compile(examples(README)[1], "README.md", "exec"), {})
+    samples, noise = map(float, capsys.readouterr().out.split())
+    assert samples > noise
 
 
 def test_the_composition_example_climbs():

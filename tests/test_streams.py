@@ -106,6 +106,7 @@ def test_plots_need_no_backend(tmp_path, backend):
 def test_plots_leave_the_users_figures(tmp_path):
     from matplotlib import pyplot
 
+    pyplot.close("all")
     pyplot.figure(77)
     figures.confusion({"jem": np.eye(2, dtype=int)}, ["a", "b"], tmp_path / "a.png")
     assert pyplot.get_fignums() == [77]
