@@ -4,10 +4,11 @@
     python experiments/gpu_queue.py --data=cifar10.npz trial ten_minutes     these entries, in this order
     python experiments/gpu_queue.py --rehearse trial                         the same with tiny sizes, on a CPU
 
-`--data` is CIFAR-10 as docs/pages/run.md describes an .npz. Runs lie in --runs (default runs/queue) and go on where an
-earlier piece was cut off. Each entry writes experiments/results/queue/ENTRY.json every few seconds: its command, how
-far it is, its last metrics, and the report's numbers once there is a report. With --out these files are copied there.
-The machine needs no network: a folder carried/wheels holds what its Python lacks.
+`--data` is CIFAR-10 as docs/pages/run.md describes an .npz. Where it does not travel whole, each call brings a part of
+it with `--part=FILE`; parts are kept in --parts, outside the tree, and joined. Runs lie in --runs (default runs/queue)
+and go on where an earlier piece was cut off. Each entry writes experiments/results/queue/ENTRY.json every few seconds:
+its command, how far it is, its last metrics, and the report's numbers once there is a report. With --out these files
+are copied there. The machine needs no network: a folder carried/wheels holds what its Python lacks.
 """
 
 import argparse
@@ -20,6 +21,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results" / "queue"
@@ -125,7 +128,9 @@ def main() -> int:
     parser.add_argument("entries", nargs="*", metavar="ENTRY", choices=[[], *ENTRIES])
     parser.add_argument("--list", action="store_true", help="say what waits")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on a CPU")
-    parser.add_argument("--data", default="carried/cifar10.npz", help="CIFAR-10 as an .npz")
+    parser.add_argument("--data", help="CIFAR-10 as an .npz; default: the parts, or carried/cifar10.npz")
+    parser.add_argument("--part", type=Path, help="an .npz with a part of the data set, to be kept and joined")
+    parser.add_argument("--parts", type=Path, default=Path("/tmp/jem_jax_parts"), help="where parts are kept")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "queue")
     parser.add_argument("--out", type=Path, help="a folder that gets copies of results and logs")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one more setting for all")
@@ -134,11 +139,28 @@ def main() -> int:
         for name, entry in ENTRIES.items():
             print(f"{name:20} {entry.limit:4} s  {entry.question}")
         return 0
+    flags.data = flags.data or str(_joined(flags.parts, flags.part) or ROOT / "carried" / "cifar10.npz")
     environment = os.environ if flags.rehearse else _with_site()
     failed = 0
     for name in flags.entries:
         failed += _run(name, ENTRIES[name], flags, environment)
     return failed
+
+
+def _joined(folder: Path, part: Path | None) -> Path | None:
+    """The parts brought so far as one .npz; None where there are none."""
+    if part:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(part, folder / f"part_{part.name}")
+    parts = [np.load(path, allow_pickle=False) for path in sorted(folder.glob("part_*.npz"))]
+    if not parts:
+        return None
+    joined = {}
+    for key in ("images", "labels", "test_images", "test_labels"):
+        arrays = [arrays[key] for arrays in parts if key in arrays.files]
+        joined |= {key: np.concatenate(arrays)} if arrays else {}
+    np.savez(folder / "joined.npz", **joined)
+    return folder / "joined.npz"
 
 
 def _with_site() -> dict[str, str]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import gpu_queue
@@ -39,6 +40,20 @@ def test_epochs_fill_the_time_that_is_left(tmp_path, monkeypatch):
 def test_a_run_that_goes_on_keeps_its_epochs(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"config": {"training": {"epochs": 77}}}))
     assert gpu_queue._epochs_within(540, tmp_path) == 77
+
+
+def test_parts_of_the_data_set_are_joined_and_kept(tmp_path):
+    images, labels = np.arange(10, dtype=np.uint8).reshape(5, 2, 1, 1), np.arange(5)
+    np.savez(tmp_path / "1.npz", images=images[:3], labels=labels[:3])
+    np.savez(tmp_path / "2.npz", images=images[3:], labels=labels[3:], test_images=images[:1], test_labels=labels[:1])
+    kept = tmp_path / "kept"
+    assert gpu_queue._joined(kept, None) is None
+    assert len(np.load(gpu_queue._joined(kept, tmp_path / "1.npz"))["images"]) == 3
+    joined = np.load(gpu_queue._joined(kept, tmp_path / "2.npz"))
+    assert np.array_equal(joined["images"], images)
+    assert np.array_equal(joined["labels"], labels)
+    assert np.array_equal(joined["test_images"], images[:1])
+    assert np.array_equal(np.load(gpu_queue._joined(kept, None))["images"], images)
 
 
 @pytest.mark.slow
