@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +22,7 @@ from jem_jax.main import main
 from jem_jax.runs import checkpoint, metrics, workdir
 from jem_jax.training import loop, optimizer, schedule, statistics
 from jem_jax.training import run as training_run
+from jem_jax.training.network import Network
 from jem_jax.training.schedule import Phase, Program
 
 EVERYTHING = {
@@ -218,6 +220,24 @@ def test_several_batches_count_alike_whatever_the_devices(monkeypatch):
     found = statistics.estimator(network, split, 43, seed=0)(devices.replicate(variables))
     np.testing.assert_allclose(found["norm"]["mean"], np.mean(means, axis=0), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found["norm"]["var"], np.mean(variances, axis=0), rtol=1e-5, atol=1e-5)
+
+
+class _SpectralMLP(nn.Module):
+    """Batch norm, and spectral norm, which keeps its vectors in the same collection."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.SpectralNorm(nn.Dense(16, name="hidden"))(x.reshape(len(x), -1), update_stats=train)
+        return nn.Dense(3)(nn.BatchNorm(use_running_average=not train, name="norm")(x))
+
+
+def test_only_means_and_variances_are_estimated_anew():
+    network, split = Network(_SpectralMLP()), tiny.dataset().train
+    variables = network.init(jax.random.key(0), jnp.asarray(to_float(split.images[:8])))
+    found = statistics.estimator(network, split, 43, seed=0)(devices.replicate(variables))
+    assert not tiny.differing(found["SpectralNorm_0"], variables["batch_stats"]["SpectralNorm_0"])
+    assert tiny.differing(found["norm"], variables["batch_stats"]["norm"]) == ["mean", "var"]
+    assert np.isfinite(found["norm"]["mean"]).all()
 
 
 def test_one_two_and_four_devices_estimate_the_same_statistics(tmp_path):

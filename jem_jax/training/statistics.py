@@ -56,11 +56,9 @@ def estimator(network: Network, split: Split, count: int, seed: int) -> Callable
 
     def share(variables: Variables, images: Array, weight: Array) -> Any:
         """This device's part: what a pass leaves of statistics that began at 0, and how much it keeps of old ones."""
-        zeros = jax.tree.map(jnp.zeros_like, variables[COLLECTION])
+        zeros, ones = (_filled(variables[COLLECTION], value) for value in (0, 1))
         news = one_pass({**variables, COLLECTION: zeros}, images)
-        kept = jax.tree.map(
-            jnp.subtract, one_pass({**variables, COLLECTION: jax.tree.map(jnp.ones_like, zeros)}, images), news
-        )
+        kept = jax.tree.map(jnp.subtract, one_pass({**variables, COLLECTION: ones}, images), news)
         return devices.mean((jax.tree.map(lambda new: new * weight, news), kept))
 
     mapped = devices.per_device(share, in_axes=(None, 0, 0), out_axes=None)
@@ -75,14 +73,25 @@ def estimator(network: Network, split: Split, count: int, seed: int) -> Callable
             news, kept = mapped(variables, images.reshape(-1, *batches.shape[1:]), devices.shard_each(weight))
             total = news if total is None else jax.tree.map(jnp.add, total, news)
         means = jax.tree.map(lambda new, old: _without_momentum(new * (places / len(batches)), old), total, kept)
-        # Counts are not statistics, and a checkpoint holds what the network keeps in its own precision.
-        return jax.tree.map(
-            lambda mean, own: mean.astype(own.dtype) if jnp.issubdtype(own.dtype, jnp.floating) else own,
-            means,
+        # A checkpoint holds what the network keeps in its own precision.
+        return jax.tree_util.tree_map_with_path(
+            lambda path, own, mean: mean.astype(own.dtype) if _is_moment(path, own) else own,
             variables[COLLECTION],
+            means,
         )
 
     return estimate
+
+
+def _filled(statistics: Any, value: int) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.full_like(leaf, value) if _is_moment(path, leaf) else leaf, statistics
+    )
+
+
+def _is_moment(path: tuple[Any, ...], leaf: Array) -> bool:
+    """Whether a leaf is a batch's mean or variance, as batch norm names them; spectral norm has other names."""
+    return getattr(path[-1], "key", None) in ("mean", "var") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 @jax.jit
