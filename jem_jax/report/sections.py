@@ -52,14 +52,14 @@ _DRAWING = ("num_samples", "sample_steps")
 SECTIONS = (
     Section(
         "classification",
-        "What it classifies",
+        "Classification",
         "How often the class with the largest logit is the right one, and what the probabilities cost: NLL is the mean "
         "of -log p(y|x), the Brier score the mean squared error of the probabilities. Both are better when smaller.",
         classification.classify,
     ),
     Section(
         "calibration",
-        "Whether its confidence can be trusted",
+        "Calibration",
         "A calibrated classifier is right 80 % of the time where it is 80 % sure. ECE, the expected calibration error, "
         "is the mean gap between the two over bins of confidence; MCE is the largest gap. Temperature scaling divides "
         "all logits by one number, the usual remedy.",
@@ -68,7 +68,7 @@ SECTIONS = (
     ),
     Section(
         "ood",
-        "Whether it notices what it was not made for",
+        "Out-of-distribution detection",
         "Each score should be high for images like the training data and low for others. The paper's are log p~(x), "
         "max p(y|x), and the approximate mass -|∇ log p~(x)|, which is small where the density has no peak; the "
         "refinement scores compare an image with what a short chain makes of it. A plain classifier has all of them "
@@ -78,7 +78,7 @@ SECTIONS = (
     ),
     Section(
         "adversarial",
-        "Whether it can be fooled",
+        "Adversarial robustness",
         "An attacker who knows the network moves every pixel by at most ε (L∞), or the whole image by a distance of at "
         "most ε (L2), so that the class comes out wrong. Pixels range over [0, 1].",
         adversarial.attack,
@@ -87,29 +87,29 @@ SECTIONS = (
     ),
     Section(
         "distal",
-        "What it takes noise for",
+        "Distal adversarial examples",
         "Start from noise and follow the gradient of log p(y|x) until the network is 90 % sure of a class. Where the "
         "result looks like the class, confidence means something far from the data as well.",
         adversarial.climb,
     ),
     Section(
         "samples",
-        "What it draws",
+        "Samples",
         "Samples by stochastic gradient Langevin dynamics (SGLD): from noise, step by step up the gradient of log "
         "p~(x) with a little noise in each step. The replay buffer holds the chains that training went on from.",
         samples.draw,
         _DRAWING,
     ),
-    Section("sample_quality", "How good what it draws is", "", samples.judge,
+    Section("sample_quality", "Sample quality", "", samples.judge,
             (*_DRAWING, "inception_weights")),
     Section(
         "inpainting",
-        "What it makes of half an image",
+        "Inpainting",
         "The known pixels are held fixed, the hidden ones begin as noise and follow SGLD.",
         samples.inpaint,
         _DRAWING,
     ),
-    Section("training", "How it was trained", "", training.follow),
+    Section("training", "Training", "", training.follow),
 )  # fmt: skip
 
 
