@@ -62,6 +62,8 @@ class _Training:
     estimate_statistics: Callable[[Variables], Any] | None
     """re-estimates batch statistics; None where the network keeps none, or evaluation uses the running ones"""
     compiled: dict[Program, Step] = field(default_factory=dict)
+    statistics_of: int | None = None
+    """the iteration whose parameters the state's re-estimated statistics are of; None: not known here"""
     step: int = field(init=False)
     state: TrainState = field(init=False)
     buffer: Array | None = field(init=False)
@@ -96,9 +98,10 @@ class _Training:
     @property
     def step_fn(self) -> Step:
         """The compiled step of the next iteration."""
-        if self.program not in self.compiled:
-            self.compile([self.program])
-        return self.compiled[self.program]
+        program = self.program
+        if program not in self.compiled:
+            self.compile([program])
+        return self.compiled[program]
 
     def compile(self, programs: Collection[Program]) -> None:
         """Compiles programs side by side."""
@@ -231,6 +234,7 @@ def _place(training: _Training) -> dict[str, float]:
     state, buffer, note = (*training.run.begin(), dict(_AT_THE_START)) if restored is None else restored
     if history and int(state.step) <= history[-1].back_to:
         state, buffer, note = _otherwise(training, state, buffer, history)
+    training.statistics_of = None
     training.step, training.history = int(state.step), history
     training.learning_rate_factor = recovery.learning_rate_factor(history, training.step)
     training.state = devices.replicate(state._replace(learning_rate_factor=jnp.float32(training.learning_rate_factor)))
@@ -379,7 +383,8 @@ def _freeze(training: _Training) -> None:
 
 def _reestimate(training: _Training) -> None:
     """Gives the state the batch statistics of the parameters that are evaluated."""
-    if training.estimate_statistics is None:
+    # A validation and a checkpoint often fall on the same iteration.
+    if training.estimate_statistics is None or training.statistics_of == training.step:
         return
     state = training.state
     if schedule.phase_at(training.run.phases, training.step - 1).program.frozen:
@@ -387,6 +392,7 @@ def _reestimate(training: _Training) -> None:
     else:
         statistics = training.estimate_statistics(state.evaluation_variables)
     training.state = state._replace(evaluation_stats=devices.replicate(statistics))
+    training.statistics_of = training.step
 
 
 def _statistics_estimator(run: Run) -> Callable[[Variables], Any] | None:
