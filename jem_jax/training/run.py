@@ -117,6 +117,7 @@ def parts_of(
         data=config.data,
         sampler=config.sampler,
         sam=(config.optimizer.sam_rho, config.optimizer.sam_adaptive),
+        clips=config.optimizer.clip_norm > 0,
         ema_decay=config.optimizer.ema_decay,
         limits=quantities.limits(config),
         max_log_density=config.training.max_log_density,
