@@ -138,7 +138,14 @@ def init_state(
       key: the run's PRNG key.
       batch: [B, H, W, C], the first global batch of data, from which act norm starts.
     """
-    variables = network.init(prng.stream(key, "initialisation"), batch)
+    return first_state(config, optimizer, key, network.init(prng.stream(key, "initialisation"), batch))
+
+
+def first_state(
+    config: Config, optimizer: optax.GradientTransformation, key: Array, variables: Variables
+) -> TrainState:
+    """The state before the first iteration of a network with these variables."""
+    variables = dict(variables)
     params = variables.pop("params")
     return TrainState(
         step=jnp.int32(0),
