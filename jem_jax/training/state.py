@@ -147,7 +147,7 @@ def init_state(
         evaluation_stats=variables.get(COLLECTION) if config.training.statistics_images else None,
         key=key,
         learning_rate_factor=jnp.float32(1),
-        watch=divergence.quiet(),
+        watch=divergence.initial_watch(),
         window=_empty_window(quantities.weights(config)),
     )
 
