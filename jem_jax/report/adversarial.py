@@ -82,7 +82,7 @@ def _attack(subject: Subject, defence: Defence, norm: str, chains: int = 0) -> A
         return adversarial.pgd(keys, classifier, x, labels, epsilon, norm=norm, **how)[0]
 
     attack = subject.over_examples(strongest, chains)
-    judge = subject.over_examples(
+    is_right = subject.over_examples(
         lambda keys, logits_fn, chain_logits_fn, x, labels: (
             adversarial.margin(defence(keys, logits_fn, chain_logits_fn, x), labels) < 0
         ),
@@ -92,14 +92,14 @@ def _attack(subject: Subject, defence: Defence, norm: str, chains: int = 0) -> A
     def accuracies(name: str, epsilons: Sequence[float], count: int) -> dict[str, float]:
         some = subject.some_test(count)
         images, labels = to_float(some.images), some.labels
-        attack_key, judge_key = jax.random.split(subject.key(_ATTACK_STREAM))
+        attack_key, check_key = jax.random.split(subject.key(_ATTACK_STREAM))
         attack_key = jax.random.fold_in(attack_key, 0)
         values = {}
         for epsilon in (0.0, *epsilons):
             size = np.full(len(images), epsilon, np.float32)
             # At ε 0 there is nowhere to go.
             points = attack(name, attack_key, images, labels, size) if epsilon else images
-            values[f"{epsilon:g}"] = float(judge(name, judge_key, points, labels).mean())
+            values[f"{epsilon:g}"] = float(is_right(name, check_key, points, labels).mean())
         return values
 
     return accuracies

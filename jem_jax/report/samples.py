@@ -93,9 +93,9 @@ def draw(subject: Subject) -> Result:
     return result
 
 
-def judge(subject: Subject) -> Result:
-    """Samples measured with the features and predictions of a network that never saw one, and looked for copies."""
-    facts, judge = subject.facts, subject.judge
+def quality(subject: Subject) -> Result:
+    """Samples measured by the feature model, and whether they are copies of training images."""
+    facts, feature_model = subject.facts, subject.feature_model
     train = subject.dataset.train
     some = np.random.default_rng(facts.config.seed).permutation(len(train))[:_QUALITY_IMAGES]
     reference = to_float(train.images[some])
@@ -107,12 +107,13 @@ def judge(subject: Subject) -> Result:
     noise = np.random.default_rng(facts.config.seed).uniform(-1, 1, (500, *facts.image_shape))
     sources["uniform noise"] = noise.astype(np.float32)
     result = Result(how={
-        "network": f"the {TITLES[judge]}'s penultimate features and predictions; neither FID nor Inception score",
+        "network": f"the {TITLES[feature_model]}'s penultimate features and predictions; neither FID nor Inception "
+                   "score",
         "reference": f"{len(some)} training images", "values": "clipped to [-1, 1]",
         "fresh_chains": {"steps": sample_steps(facts.config), "start": start_of_chains(facts.config),
                          **how_chains_pass(facts.config)},
     })  # fmt: skip
-    reference_features = subject.features(judge, reference)
+    reference_features = subject.features(feature_model, reference)
     values = {
         name: _quality(subject, images, reference, reference_features)
         for name, images in sources.items()
@@ -126,8 +127,9 @@ def judge(subject: Subject) -> Result:
         for name, row in values.items()
     ]  # fmt: skip
     result.text(
-        f"The judge is the {TITLES[judge]}, by its penultimate features and predictions: these are neither FID nor "
-        f"Inception scores and compare only within this table. Reference: {len(some)} training images. A Fréchet "
+        f"The feature model is the {TITLES[feature_model]}, by its penultimate features and predictions. These are "
+        f"neither FID nor Inception scores and compare only within this table. Reference: {len(some)} training images. "
+        "A Fréchet "
         "distance is larger where there are fewer images. Fresh chains began as "
         f"{start_of_chains(facts.config)} and took {sample_steps(facts.config)} steps.{chains_in_words(facts.config)}"
     )
@@ -139,7 +141,7 @@ def judge(subject: Subject) -> Result:
     _inception(subject, result)
     result.images(
         _neighbours(subject, sources["fresh chains"][:_NEIGHBOURS], reference, reference_features),
-        "Are samples copies? Each sample over its nearest reference image by pixels, and by the judge's features.",
+        "Are samples copies? Each sample over its nearest reference image by pixels, and by the feature model.",
     )
     return result
 
@@ -206,9 +208,9 @@ def inpaint(subject: Subject) -> Result:
 def _quality(
     subject: Subject, images: np.ndarray, reference: np.ndarray, reference_features: np.ndarray
 ) -> dict[str, Any]:
-    log_posterior = classification.log_posterior(subject.logits(subject.judge, images))
+    log_posterior = classification.log_posterior(subject.logits(subject.feature_model, images))
     _, distances = sample_quality.nearest(images, reference)
-    features = subject.features(subject.judge, images)
+    features = subject.features(subject.feature_model, images)
     return {
         **sample_quality.measures(log_posterior, features, reference_features),
         "class_shares": sample_quality.class_shares(log_posterior).tolist(),
@@ -218,7 +220,7 @@ def _quality(
 
 def _neighbours(subject: Subject, samples: np.ndarray, reference: np.ndarray, reference_features: np.ndarray) -> Path:
     by_pixels, _ = sample_quality.nearest(samples, reference)
-    by_features, _ = sample_quality.nearest(subject.features(subject.judge, samples), reference_features)
+    by_features, _ = sample_quality.nearest(subject.features(subject.feature_model, samples), reference_features)
     rows = [samples, reference[by_pixels], reference[by_features]]
     names = ("sample", "nearest by pixels", "nearest by features")
     return image_grid.save(image_grid.grid(rows, names), subject.folder / "nearest_training_images.png")
