@@ -18,6 +18,8 @@ from jem_jax.common.errors import UserError, shown
 
 _MOST_NUMBERS = 100
 """in a tuple"""
+_TRAINING_ALONE = ("objective", "optimizer", "schedule", "training", "recovery", "evaluation")
+"""groups of settings that a trained network's logits do not depend on"""
 
 
 def _setting(
@@ -215,8 +217,7 @@ class Training:
     checkpoint_every: int = _setting(2, "epochs between two checkpoints", low=1, high=10**6)
     keep_checkpoints: int = _setting(
         2,
-        "how many of the last checkpoints are kept at least; more until one has proved good, which takes "
-        "recovery.proof iterations",
+        "how many of the last checkpoints are kept at least; more until one has proved good, which takes 50 iterations",
         low=2,
         high=1000,
     )
@@ -248,49 +249,21 @@ class Recovery:
         low=1,
         high=10**6,
     )
-    proof: int = _setting(
-        50,
-        "iterations that must have followed a checkpoint for a run to go back to it; a fault grows unseen for so long",
-        low=1,
-        high=10**6,
-    )
     max_gap: float = _setting(
         100.0,
         "gap: |mean log p~(data) - mean log p~(samples)| is larger than this, in nats; healthy runs have less than 5",
         above=0,
         high=1e9,
     )
-    min_spread: float = _setting(
-        0.1,
-        "collapse: the samples' standard deviation over a batch is less than this fraction of the data's; healthy runs "
-        "have more than 0.5; 0: never",
-        low=0,
-        high=1,
-    )
-    max_rms: float = _setting(
-        3.0, "saturation of unclipped chains: the samples' root mean square is larger; data lie in [-1, 1]", above=0,
-        high=1e9,
-    )  # fmt: skip
-    max_clipped_rms: float = _setting(
-        0.999, "saturation of chains that sampler.clip_x clips to [-1, 1]: it is larger, all but 1", above=0, high=1
-    )
     learning_rate_factor: float = _setting(
-        0.5, "after a divergence the learning rate is multiplied by this for a while", above=0, high=1
+        0.5, "after a divergence the learning rate is multiplied by this for 1000 iterations", above=0, high=1
     )
     chain_steps_factor: float = _setting(
         2.0,
-        "after a divergence sampler.num_steps is multiplied by this for a while; several together by 8 at most",
+        "after a divergence the chains take so many times as many steps for 1000 iterations; several together 8 times",
         low=1,
         high=100,
     )
-    iterations: int = _setting(
-        1000, "how long a while is, from the checkpoint that the run went back to; later divergences in it add theirs",
-        low=1, high=10**9,
-    )  # fmt: skip
-    buffer: str = _setting(
-        "restore", "the replay buffer after a divergence: the checkpoint's, or fresh chains",
-        choices=("restore", "fresh"),
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -358,6 +331,20 @@ def default() -> ml_collections.ConfigDict:
 def as_dict(config: Config) -> dict[str, Any]:
     """The settings as nested dicts of plain values."""
     return dataclasses.asdict(config)
+
+
+def stored(settings: Mapping[str, Any]) -> Config:
+    """Settings that an earlier version may have written.
+
+    Settings that were removed since are left out, unless a trained network depends on them. Errors are those of
+    `validate`.
+    """
+    known = as_dict(Config())
+    groups = {
+        group: {name: value for name, value in settings.get(group, {}).items() if name in known[group]}
+        for group in _TRAINING_ALONE
+    }
+    return validate({**settings, **groups})
 
 
 def validate(settings: Mapping[str, Any]) -> Config:

@@ -1,16 +1,16 @@
 """Checkpoints of the official PyTorch code <-> Flax variables and a replay buffer.
 
-The official code of JEM saves a dict of `model_state_dict` and `replay_buffer`. The arrays of the former are named
-after PyTorch modules (`f.layer2.0.conv1.weight`) and laid out for NCHW images. One table, `_official_arrays`, says for
-each of them its shape and where it lives in the variables of `WideResNet`; reading, checking and writing go by it.
+The official code of JEM saves a dict of `model_state_dict` and `replay_buffer`. Its arrays are named after PyTorch
+modules (`f.layer2.0.conv1.weight`) and laid out for NCHW images. `_official_paths` pairs these names with the variables
+of `WideResNet`.
 
-The successors' files are read too: SADA-JEM's lack the unused `f.linear`, and JEM++'s repeat most weights under
-`f.layer_one` and `f.other_layers`, since its network registers its layers twice.
+The files of the successors are read too. SADA-JEM's lack the unused layer `f.linear`. JEM++'s network registers its
+layers twice, so its files repeat most weights under `f.layer_one` and `f.other_layers`.
 
-What a run with an unconditional energy head (`--uncond`) learned as its density is in `energy_output`, which
-`WideResNet` does not have: of such a checkpoint the classifier alone is imported.
+A run with an unconditional energy head (`--uncond`) learns its density in `energy_output`, which `WideResNet` does not
+have. Only the classifier of such a checkpoint is imported.
 
-Everything that can be wrong with a checkpoint is a `ValueError` of one line that names the array and what was expected.
+Errors are `UserError`s of one line that name the array and what was expected.
 """
 
 import functools
@@ -19,144 +19,73 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from jem_jax.common import files, paths
-from jem_jax.common.errors import UserError
+from jem_jax.common.errors import UserError, in_a_line
 from jem_jax.datasets import checks
 from jem_jax.wide_resnet import NORMS, WideResNet
 
 Variables = dict[str, Any]
 
-# The official network hands its own last layer no number of classes, so that it has PyTorch's default rows here.
+# The official network passes no number of classes to its own last layer, so this layer has PyTorch's default rows.
 _UNUSED_LINEAR_ROWS = 10
 
 _MOST_REPEATS = 3
 """how many tensors may share their numbers; JEM++'s first layer has three names"""
 
-
-# --- The official format ---
-
-
-class _OfficialArray(NamedTuple):
-    """One array of an official state dict."""
-
-    shape: tuple[int, ...]
-    path: tuple[str, ...] = ()
-    """where it lives in the Flax variables; empty if the official code alone has it"""
-    layout: str = "same"
-    """how its axes relate to Flax's: a key of `_AXES`, "same", or "channel" ([1, C, 1, 1] to [C])"""
-    fill: float = 0
-    """what an export writes where `path` is empty"""
-    dtype: Any = np.float32
+_UNREAD = re.compile(
+    r"(f\.linear|energy_output|f\.layer_one|f\.other_layers)\..*|.*\.(num_batches_tracked|initialized)"
+)
+"""arrays that the logits do not depend on"""
 
 
-_AXES = {"conv": (2, 3, 1, 0), "linear": (1, 0)}
+# --- The official names and layouts ---
 
 
-def _to_flax(array: np.ndarray, layout: str) -> np.ndarray:
-    if layout in _AXES:
-        return array.transpose(_AXES[layout])
-    return array.reshape(-1) if layout == "channel" else array
+@functools.cache
+def _official_paths(model: WideResNet, channels: int) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Official name -> path and shape in the Flax variables, for images of this many channels."""
+    images = jax.ShapeDtypeStruct((1, 4, 4, channels), jnp.float32)
+    leaves = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), images))
+    return {_official_name(path, model.norm): (path, leaf.shape) for path, leaf in leaves.items()}
 
 
-def _to_official(array: np.ndarray, layout: str) -> np.ndarray:
-    if layout in _AXES:
-        return array.transpose(np.argsort(_AXES[layout]))
-    return array.reshape(1, -1, 1, 1) if layout == "channel" else array
+def _official_name(path: tuple[str, ...], norm: str) -> str:
+    """("params", "stage2_block0", "norm1", "norm", "scale") -> "f.layer2.0.bn1.weight"."""
+    module = "/".join(path[1:-1])
+    for pattern, name in (
+        (r"^classes$", "class_output"),
+        (r"^norm/norm$", "f.bn1"),
+        (r"^conv1$", "f.conv1"),
+        (r"^stage(\d)_block(\d+)/", r"f.layer\1.\2."),
+        (r"norm(\d)/norm$", r"bn\1"),
+        (r"shortcut$", "shortcut.0"),
+    ):
+        module = re.sub(pattern, name, module)
+    leaves = {"kernel": "weight", "mean": "running_mean", "var": "running_var"}
+    if norm != "act":
+        leaves["scale"] = "weight"
+    return f"{module}.{leaves.get(path[-1], path[-1])}"
 
 
-class _Architecture(NamedTuple):
-    depth: int
-    width: int
-    channels: int
-    num_classes: int
-    norm: str
-
-    @property
-    def blocks(self) -> int:
-        """Blocks in each of the three stages."""
-        return (self.depth - 4) // 6
-
-    def __str__(self) -> str:
-        norm = "without norm" if self.norm == "none" else f"with {self.norm} norm"
-        return f"WRN-{self.depth}-{self.width} {norm}"
-
-    def model(self) -> WideResNet:
-        return WideResNet(num_classes=self.num_classes, depth=self.depth, width=self.width, norm=self.norm)
+def _to_flax(name: str, array: np.ndarray) -> np.ndarray:
+    if name.endswith((".loc", ".scale")):  # act norm's, [1, C, 1, 1]
+        return array.reshape(-1)
+    return array.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim)))
 
 
-def _official_arrays(architecture: _Architecture) -> dict[str, _OfficialArray]:
-    """Every array of the official network of this architecture, in the official order."""
-    norm = functools.partial(_norm_arrays, architecture.norm)
-    arrays = _conv_arrays("f.conv1", ("conv1",), architecture.channels, 16, size=3)
-    inputs = 16
-    for stage in range(3):
-        outputs = 16 * 2**stage * architecture.width
-        for block in range(architecture.blocks):
-            name, path = f"f.layer{stage + 1}.{block}", f"stage{stage + 1}_block{block}"
-            arrays |= norm(f"{name}.bn1", (path, "norm1"), inputs)
-            arrays |= _conv_arrays(f"{name}.conv1", (path, "conv1"), inputs, outputs, size=3)
-            arrays |= norm(f"{name}.bn2", (path, "norm2"), outputs)
-            arrays |= _conv_arrays(f"{name}.conv2", (path, "conv2"), outputs, outputs, size=3)
-            if inputs != outputs:
-                arrays |= _conv_arrays(f"{name}.shortcut.0", (path, "shortcut"), inputs, outputs, size=1)
-            inputs = outputs
-    arrays |= norm("f.bn1", ("norm",), inputs)
-    # Nothing in JEM reads these two layers. Zeros say so to whoever looks, and weight decay leaves them alone.
-    arrays |= {
-        "f.linear.weight": _OfficialArray((_UNUSED_LINEAR_ROWS, inputs)),
-        "f.linear.bias": _OfficialArray((_UNUSED_LINEAR_ROWS,)),
-        "energy_output.weight": _OfficialArray((1, inputs)),
-        "energy_output.bias": _OfficialArray((1,)),
-    }
-    classes = architecture.num_classes
-    return arrays | {
-        "class_output.weight": _OfficialArray((classes, inputs), ("params", "classes", "kernel"), "linear"),
-        "class_output.bias": _OfficialArray((classes,), ("params", "classes", "bias")),
-    }
-
-
-def _conv_arrays(
-    name: str, path: tuple[str, ...], inputs: int, outputs: int, *, size: int
-) -> dict[str, _OfficialArray]:
-    return {
-        f"{name}.weight": _OfficialArray((outputs, inputs, size, size), ("params", *path, "kernel"), "conv"),
-        f"{name}.bias": _OfficialArray((outputs,), ("params", *path, "bias")),
-    }
-
-
-def _norm_arrays(kind: str, name: str, path: tuple[str, ...], channels: int) -> dict[str, _OfficialArray]:
-    if kind == "none":
-        return {}
-    params, statistics = ("params", *path, "norm"), ("batch_stats", *path, "norm")
-    if kind == "act":
-        shape = (1, channels, 1, 1)
-        return {
-            f"{name}.loc": _OfficialArray(shape, (*params, "loc"), "channel"),
-            f"{name}.scale": _OfficialArray(shape, (*params, "scale"), "channel"),
-            # With 0 the official code would overwrite both at its next forward pass.
-            f"{name}.initialized": _OfficialArray((), fill=1, dtype=np.uint8),
-        }
-    arrays = {
-        f"{name}.weight": _OfficialArray((channels,), (*params, "scale")),
-        f"{name}.bias": _OfficialArray((channels,), (*params, "bias")),
-    }
-    if kind == "batch":
-        arrays |= {
-            f"{name}.running_mean": _OfficialArray((channels,), (*statistics, "mean")),
-            f"{name}.running_var": _OfficialArray((channels,), (*statistics, "var")),
-            # PyTorch reads the count only where momentum is None; officially it is 0.9.
-            f"{name}.num_batches_tracked": _OfficialArray((), dtype=np.int64),
-        }
-    return arrays
+def _to_official(name: str, array: np.ndarray) -> np.ndarray:
+    if name.endswith((".loc", ".scale")):
+        return array.reshape(1, -1, 1, 1)
+    return array.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim, range(array.ndim)))
 
 
 # --- State dict to variables ---
@@ -167,197 +96,116 @@ def variables_from_state_dict(state_dict: Mapping[str, np.ndarray], norm: str | 
 
     Args:
       state_dict: name -> array, as the official code names and shapes them. All names may start with `module.`
-        (saved from `nn.DataParallel`).
-      norm: one of `wide_resnet.NORMS`. Needed for "layer" and "instance", whose arrays have the same names and
-        shapes; else it is read off the names, and must agree with them if given.
+        (saved from `nn.DataParallel`). Arrays that the logits do not depend on may be missing.
+      norm: one of `wide_resnet.NORMS`. "layer" and "instance" must be given, since their arrays have the same names
+        and shapes. The others are read off the names.
 
     Returns:
       {"params": …}, and with batch norm {"params": …, "batch_stats": …}, as float32 `jax.Array`s, such that
       `model.apply(variables, x)` with x [B, H, W, channels] are the official logits in evaluation mode.
 
     Raises:
-      ValueError: a missing, unknown, misshapen or non-finite array, another architecture, or a norm that is missing
+      UserError: a missing, unknown, misshapen or non-finite array, another architecture, or a norm that is missing
         or does not fit.
     """
-    architecture, arrays = _checked(state_dict, norm)
-    leaves = {
-        official.path: jnp.asarray(_to_flax(arrays[name], official.layout))
-        for name, official in _official_arrays(architecture).items()
-        if official.path
-    }
-    return traverse_util.unflatten_dict(leaves)
+    arrays = _plain(state_dict)
+    model, channels = _network(arrays, norm)
+    official = _official_paths(model, channels)
+    shapes = {name: _to_official(name, np.empty(shape)).shape for name, (_, shape) in official.items()}
+    checked = _checked({name: array for name, array in arrays.items() if not _UNREAD.fullmatch(name)}, shapes, model)
+    for name, array in checked.items():
+        if name.endswith(".running_var") and (array < 0).any():
+            raise UserError(f"{name} holds a negative number: expected variances")
+    for name, array in arrays.items():
+        if name.endswith(".initialized") and not array.all():
+            raise UserError(f"{name} is {array}: expected 1, an act norm that has seen its first batch")
+    return traverse_util.unflatten_dict(
+        {path: jnp.asarray(_to_flax(name, checked[name])) for name, (path, _) in official.items()}
+    )
 
 
 def model_from_state_dict(state_dict: Mapping[str, np.ndarray], norm: str | None = None) -> WideResNet:
     """The network of an official state dict: its depth, width, classes and norm, with no dropout.
 
-    Arguments and errors are those of `variables_from_state_dict`.
+    Arguments and errors are those of `variables_from_state_dict`, which checks the arrays in full.
     """
-    return _checked(state_dict, norm)[0].model()
+    return _network(_plain(state_dict), norm)[0]
 
 
-def _checked(state_dict: Mapping[str, np.ndarray], norm: str | None) -> tuple[_Architecture, dict[str, np.ndarray]]:
-    """The architecture, and the arrays under their plain names, every one of which has been checked."""
-    arrays = _without_repeats(_without_prefix(_as_arrays(state_dict)))
-    architecture = _architecture(arrays, norm)
-    expected = _official_arrays(architecture)
-    if not any(name.startswith("f.linear.") for name in arrays):  # SADA-JEM and JEM++
-        expected = {name: official for name, official in expected.items() if not name.startswith("f.linear.")}
-    for name, official in expected.items():
-        if name not in arrays:
-            raise ValueError(f"missing {name}: expected an array {_shape(official.shape)} in a {architecture}")
-    for name in arrays:
-        if name not in expected:
-            raise ValueError(f"unexpected {name}: a {architecture} of the official code has no such array")
-    return architecture, {name: _checked_array(name, arrays[name], official) for name, official in expected.items()}
+def _plain(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays under their names without the prefix of `nn.DataParallel`."""
+    if not isinstance(state_dict, Mapping):
+        raise UserError(f"expected a state dict, array names to arrays; got a {type(state_dict).__name__}")
+    names = [str(name) for name in state_dict]
+    start = len("module.") if all(name.startswith("module.") for name in names) else 0
+    return {name[start:]: np.asarray(array) for name, array in zip(names, state_dict.values(), strict=True)}
 
 
-def _as_arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    if not isinstance(state_dict, Mapping) or not state_dict:
-        what = f"a {type(state_dict).__name__}" if not isinstance(state_dict, Mapping) else "an empty one"
-        raise ValueError(f"expected a state dict, array names to arrays; got {what}")
-    arrays = {}
-    for name, value in state_dict.items():
-        if not isinstance(name, str):
-            raise ValueError(f"a key of the state dict is {name!r}: expected the name of an array")
-        if not hasattr(value, "__array__"):
-            raise ValueError(f"{name} is a {type(value).__name__}: expected a NumPy array")
-        try:
-            arrays[name] = np.asarray(value)
-        except Exception as error:
-            # What __array__ of a foreign class raises is up to that class (torch's: TypeError, RuntimeError).
-            raise ValueError(f"{name} cannot be read: expected a NumPy array ({_first_line(error)})") from None
-    return arrays
+def _network(arrays: dict[str, np.ndarray], norm: str | None) -> tuple[WideResNet, int]:
+    """The network that the names and shapes tell of, and its images' channels."""
+    stem = _array(arrays, "f.conv1.weight", "[16, channels, 3, 3]")
+    first = _array(arrays, "f.layer1.0.conv1.weight", "[16·width, 16, 3, 3]")
+    head = _array(arrays, "class_output.weight", "[classes, 64·width]")
+    blocks = sum(re.fullmatch(r"f\.layer1\.\d+\.conv1\.weight", name) is not None for name in arrays)
+    width, rest = divmod(first.shape[0], 16)
+    if rest:
+        raise UserError(f"f.layer1.0.conv1.weight is {_shape(first.shape)}: expected [16·width, 16, 3, 3]")
+    return WideResNet(head.shape[0], depth=6 * blocks + 4, width=width, norm=_norm(arrays, norm)), stem.shape[1]
 
 
-def _without_prefix(arrays: dict[str, np.ndarray], prefix: str = "module.") -> dict[str, np.ndarray]:
-    if all(name.startswith(prefix) for name in arrays):
-        return {name.removeprefix(prefix): array for name, array in arrays.items()}
-    return arrays
-
-
-# JEM++'s network registers its layers once more, as YOPO's first layer and the list of those that follow.
-_REPEATS = (
-    ("f.layer_one.conv1.", "f.conv1."),
-    ("f.layer_one.", "f.conv1."),
-    ("f.other_layers.0.", "f.layer1."),
-    ("f.other_layers.1.", "f.layer2."),
-    ("f.other_layers.2.", "f.layer3."),
-    ("f.other_layers.3.", "f.bn1."),
-    ("f.other_layers.4.", "f.linear."),
-)
-
-
-def _without_repeats(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    kept = {}
-    for name, array in arrays.items():
-        if not name.startswith(("f.layer_one.", "f.other_layers.")):
-            kept[name] = array
-            continue
-        original = next((to + name.removeprefix(start) for start, to in _REPEATS if name.startswith(start)), None)
-        if original in arrays and not np.array_equal(array, arrays[original], equal_nan=array.dtype.kind == "f"):
-            raise ValueError(f"{name} differs from {original}: expected a copy of it, as in JEM++")
-    return kept
-
-
-_BLOCK_CONV = re.compile(r"f\.layer([123])\.(\d+)\.conv[12]\.(?:weight|bias)")
-
-
-def _architecture(arrays: dict[str, np.ndarray], norm: str | None) -> _Architecture:
-    stem = _anchor(arrays, "f.conv1.weight", "[16, channels, 3, 3]")
-    head = _anchor(arrays, "class_output.weight", "[classes, 64·width]")
-    convs = {name: match for name in arrays if (match := _BLOCK_CONV.fullmatch(name))}
-    if not convs:
-        _anchor(arrays, "f.layer1.0.conv1.weight", "[16·width, 16, 3, 3]")
-    blocks = {stage: len({match[2] for match in convs.values() if match[1] == stage}) for stage in "123"}
-    # The majority decides, so that one odd or missing array does not put all the others in the wrong.
-    blocks_per_stage = Counter(blocks.values()).most_common(1)[0][0] or max(blocks.values())
-    widths = Counter(
-        arrays[name].shape[0] / 2 ** (3 + int(match[1])) for name, match in convs.items() if arrays[name].ndim
-    )
-    width = widths.most_common(1)[0][0] if widths else 0
-    if width < 1 or width != int(width):
-        name = next(iter(convs))
-        raise ValueError(f"{name} is {_shape(arrays[name].shape)}: expected 16, 32, 64 × width channels in the stages")
-    return _Architecture(
-        depth=6 * blocks_per_stage + 4,
-        width=int(width),
-        channels=stem.shape[1],
-        num_classes=head.shape[0],
-        norm=_norm(arrays, norm),
-    )
-
-
-def _anchor(arrays: dict[str, np.ndarray], name: str, shape: str) -> np.ndarray:
-    """An array without which nothing can be said about the network."""
+def _array(arrays: dict[str, np.ndarray], name: str, shape: str) -> np.ndarray:
     if name not in arrays:
-        raise ValueError(f"missing {name}: expected an array {shape}, as in JEM's network; {_names(arrays)}")
+        names = ", ".join(list(arrays)[:3]) or "nothing"
+        raise UserError(f"missing {name}: expected an array {shape}, as in JEM's network; the file has {names}, …")
     array = arrays[name]
     if array.ndim != shape.count(",") + 1 or 0 in array.shape:
-        raise ValueError(f"{name} is {_shape(array.shape)}: expected {shape}")
+        raise UserError(f"{name} is {_shape(array.shape)}: expected {shape}")
     return array
 
 
 def _norm(arrays: dict[str, np.ndarray], norm: str | None) -> str:
     if norm is not None and norm not in NORMS:
-        raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}")
-    named = re.compile(r"f\.(?:layer\d+\.\d+\.)?bn[12]\.(\w+)")
-    leaves = {match[1]: name for name in arrays if (match := named.fullmatch(name))}
-    fitting, telling = _norms_that_fit(set(leaves))
+        raise UserError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}")
+    fitting: tuple[str, ...] = ("none",)
+    for leaf, norms in (("weight", ("layer", "instance")), ("loc", ("act",)), ("running_mean", ("batch",))):
+        if any(re.fullmatch(rf"f\.(layer.*\.)?bn[12]\.{leaf}", name) for name in arrays):
+            fitting = norms
     if norm is None and len(fitting) > 1:
-        raise ValueError(
-            f"{leaves[telling]} fits layer and instance norm alike: "
+        raise UserError(
+            "the arrays of layer and instance norm look alike: "
             'give norm="layer" or norm="instance", whichever the network was trained with'
         )
     if norm is not None and norm not in fitting:
-        seen = f"{leaves[telling]} tells of" if telling else "without f.bn1 it can only be"
-        raise ValueError(f"norm={norm!r} does not fit the state dict: {seen} norm {' or '.join(fitting)}")
+        raise UserError(f"norm={norm!r} does not fit the arrays of the state dict: they are of norm {fitting[0]}")
     return norm or fitting[0]
 
 
-def _norms_that_fit(leaves: set[str]) -> tuple[tuple[str, ...], str]:
-    """The norms whose layers have arrays of these names, and a name that tells so ("" where there is none)."""
-    for norms, telling in (
-        (("batch",), {"running_mean", "running_var", "num_batches_tracked"}),
-        (("act",), {"loc", "scale", "initialized"}),
-        (("layer", "instance"), leaves),
-    ):
-        if leaves & telling:
-            return norms, min(leaves & telling)
-    return ("none",), ""
-
-
-def _checked_array(name: str, array: np.ndarray, official: _OfficialArray) -> np.ndarray:
-    shape = official.shape
-    if name.startswith("f.linear.") and array.ndim:
-        shape = (array.shape[0], *shape[1:])  # Its rows are the number of classes in forks that pass that on.
-    _require_shape(name, array, shape)
-    if official.dtype == np.float32:
-        array = _as_float32(name, array)
-        if name.endswith(".running_var") and (array < 0).any():
-            raise ValueError(f"{name} holds a negative number: expected variances")
-        return array
-    if array.dtype.kind not in "iub":
-        raise ValueError(f"{name} is of {array.dtype}: expected {np.dtype(official.dtype)}")
-    if name.endswith(".initialized") and array != 1:
-        raise ValueError(f"{name} is {array}: expected 1, an act norm that has seen its first batch")
-    return array
-
-
-def _require_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
-    if array.shape != shape:
-        raise ValueError(f"{name} is {_shape(array.shape)}: expected {_shape(shape)}")
+def _checked(arrays: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], model: WideResNet) -> dict[str, Any]:
+    """The arrays as float32. Each name must be there, with its shape and finite numbers, and no other may be."""
+    network = f"WRN-{model.depth}-{model.width} with norm {model.norm}"
+    for name, shape in shapes.items():
+        if name not in arrays:
+            raise UserError(f"missing {name}: expected an array {_shape(shape)} in a {network}")
+        if arrays[name].shape != shape:
+            raise UserError(f"{name} is {_shape(arrays[name].shape)}: expected {_shape(shape)} in a {network}")
+    if unknown := arrays.keys() - shapes.keys():
+        raise UserError(f"unexpected {min(unknown)}: a {network} has no such array")
+    return {name: _as_float32(name, array) for name, array in arrays.items()}
 
 
 def _as_float32(name: str, array: np.ndarray) -> np.ndarray:
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(f"{name} is of {array.dtype}: expected float32")
+        raise UserError(f"{name} is of {array.dtype}: expected float32")
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     finite = np.isfinite(array)
     if not finite.all():
-        raise ValueError(f"{name}: {array.size - finite.sum()} of {array.size} numbers are NaN or infinite")
+        raise UserError(f"{name}: {array.size - finite.sum()} of {array.size} numbers are NaN or infinite")
     return array
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
 
 
 # --- Variables to state dict ---
@@ -366,44 +214,39 @@ def _as_float32(name: str, array: np.ndarray) -> np.ndarray:
 def state_dict_from_variables(model: WideResNet, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The state dict of the official JEM network, which its `load_state_dict` takes strictly.
 
-    What the official code has besides is filled: `f.linear` and `energy_output`, which its class-conditional energy
-    never reads, with zeros; `num_batches_tracked` with 0, which its momentum makes irrelevant; the act norm's
-    `initialized` with 1, without which the official code would start its parameters anew. The official network takes
-    3 channels; others load into one built with `input_channels`.
+    Arrays that only the official code has are filled in. `f.linear` and `energy_output` are zeros: its
+    class-conditional energy never reads them. `num_batches_tracked` is 0, which its momentum makes irrelevant. The act
+    norm's `initialized` is 1; with 0 the official code would start its parameters anew.
 
     Args:
-      model: the network; its `depth`, `width`, `num_classes` and `norm` count.
+      model: the network. Its `depth`, `width`, `num_classes` and `norm` count. The official network takes images of
+        3 channels; others load into one built with `input_channels`.
       variables: its {"params": …} and, with batch norm, "batch_stats".
 
     Returns:
-      name -> float32 array (counters: integers), in the official order and layout.
+      name -> float32 array (counters: integers), in the official layout.
 
     Raises:
-      ValueError: a missing, unknown, misshapen or non-finite array, or another kind of model.
+      UserError: a missing, unknown, misshapen or non-finite array, or another kind of model.
     """
     if not isinstance(model, WideResNet):
-        raise ValueError(f"the official code has no {type(model).__name__}: expected a WideResNet")
-    if not isinstance(variables, Mapping):
-        raise ValueError(f'variables are a {type(variables).__name__}: expected a dict with "params"')
+        raise UserError(f"the official code has no {type(model).__name__}: expected a WideResNet")
     leaves = {"/".join(path): np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(dict(variables)).items()}
     stem = leaves.get("params/conv1/kernel", np.zeros(()))
-    channels = stem.shape[2] if stem.ndim == 4 else 3
-    architecture = _Architecture(model.depth, model.width, channels, model.num_classes, model.norm)
-    expected = _official_arrays(architecture)
-    unknown = leaves.keys() - {"/".join(official.path) for official in expected.values()}
-    if unknown:
-        raise ValueError(f"unexpected {min(unknown)}: a {architecture} has no such array")
-    state_dict = {}
-    for name, official in expected.items():
-        if not official.path:
-            state_dict[name] = np.full(official.shape, official.fill, official.dtype)
-            continue
-        path = "/".join(official.path)
-        shape = _to_flax(np.empty(official.shape), official.layout).shape
-        if path not in leaves:
-            raise ValueError(f"missing {path}: expected an array {_shape(shape)} in a {architecture}")
-        _require_shape(path, leaves[path], shape)
-        state_dict[name] = np.ascontiguousarray(_to_official(_as_float32(path, leaves[path]), official.layout))
+    official = _official_paths(model, stem.shape[2] if stem.ndim == 4 else 3)
+    arrays = _checked(leaves, {"/".join(path): shape for path, shape in official.values()}, model)
+    state_dict = {
+        name: np.ascontiguousarray(_to_official(name, arrays["/".join(path)])) for name, (path, _) in official.items()
+    }
+    for layer, rows in (("f.linear", _UNUSED_LINEAR_ROWS), ("energy_output", 1)):
+        state_dict[f"{layer}.weight"] = np.zeros((rows, 64 * model.width), np.float32)
+        state_dict[f"{layer}.bias"] = np.zeros(rows, np.float32)
+    for name in list(official):
+        module, leaf = name.rsplit(".", 1)
+        if leaf == "running_mean":
+            state_dict[f"{module}.num_batches_tracked"] = np.array(0, np.int64)
+        if leaf == "loc":
+            state_dict[f"{module}.initialized"] = np.array(1, np.uint8)
     return state_dict
 
 
@@ -421,12 +264,15 @@ def buffer_from_official(array: np.ndarray, num_classes: int = 1) -> np.ndarray:
       [N/num_classes, num_classes, H, W, C] float32.
 
     Raises:
-      ValueError: another shape, no images, numbers that are not finite, or classes that do not divide N.
+      UserError: another shape, no images, numbers that are not finite, or classes that do not divide N.
     """
-    array = _checked_buffer(array)
+    array = np.asarray(array)
+    if array.ndim != 4 or not array.size:
+        raise UserError(f"replay_buffer is {_shape(array.shape)}: expected [images, channels, H, W]")
+    array = _as_float32("replay_buffer", array)
     count = array.shape[0]
     if num_classes < 1 or count % num_classes:
-        raise ValueError(f"replay_buffer holds {count} images: expected a multiple of the {num_classes} classes")
+        raise UserError(f"replay_buffer holds {count} images: expected a multiple of the {num_classes} classes")
     by_class = array.reshape(num_classes, count // num_classes, *array.shape[1:])
     return np.ascontiguousarray(by_class.transpose(1, 0, 3, 4, 2))
 
@@ -435,20 +281,13 @@ def buffer_to_official(buffer: np.ndarray) -> np.ndarray:
     """The inverse of `buffer_from_official`: [S, classes, H, W, C] -> [classes·S, C, H, W] float32.
 
     Raises:
-      ValueError: another number of axes.
+      UserError: another number of axes.
     """
     buffer = np.asarray(buffer, np.float32)
     if buffer.ndim != 5:
-        raise ValueError(f"the buffer is {_shape(buffer.shape)}: expected [slots, classes, H, W, channels]")
+        raise UserError(f"the buffer is {_shape(buffer.shape)}: expected [slots, classes, H, W, channels]")
     by_class = buffer.transpose(1, 0, 4, 2, 3)
     return np.ascontiguousarray(by_class.reshape(-1, *by_class.shape[2:]))
-
-
-def _checked_buffer(array: np.ndarray) -> np.ndarray:
-    array = np.asarray(array)
-    if array.ndim != 4 or not array.size:
-        raise ValueError(f"replay_buffer is {_shape(array.shape)}: expected [images, channels, H, W]")
-    return _as_float32("replay_buffer", array)
 
 
 # --- Files ---
@@ -473,8 +312,7 @@ def load(path: str | os.PathLike, norm: str | None = None, *, class_conditional:
         class.
 
     Raises:
-      ValueError: anything wrong with the file, with its path.
-      ImportError: torch is not installed.
+      UserError: anything wrong with the file, with its path; or torch is not installed.
     """
     state_dict, images = read_checkpoint(path)
     try:
@@ -485,9 +323,9 @@ def load(path: str | os.PathLike, norm: str | None = None, *, class_conditional:
         buffer = buffer_from_official(images, model.num_classes if class_conditional else 1)
         channels = variables["params"]["conv1"]["kernel"].shape[2]
         if buffer.shape[-1] != channels:
-            raise ValueError(f"replay_buffer is {_shape(images.shape)}: expected [N, {channels}, H, W]")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+            raise UserError(f"replay_buffer is {_shape(images.shape)}: expected [N, {channels}, H, W]")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return Imported(model, variables, buffer)
 
 
@@ -503,25 +341,23 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], np.
       or None where there is none or it is empty.
 
     Raises:
-      ValueError: no such file, or one that is damaged, of another kind, or holds other things than tensors. Files of
-        the older format have no checksums: a changed number goes unnoticed there.
-      ImportError: torch is not installed, or too old to read a foreign file safely.
+      UserError: no such file, or one that is damaged, of another kind, or holds other things than tensors; torch is
+        not installed, or too old to read a foreign file safely. Files of the older format have no checksums, so a
+        changed number goes unnoticed there.
     """
-    path = _local(path)
+    path = paths.local("the checkpoint", os.fspath(path))
     content = _read(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}: expected a state dict or one in model_state_dict")
-    images = content.get("replay_buffer")
-    if "model_state_dict" in content:
+    images = content.get("replay_buffer") if isinstance(content, dict) else None
+    if isinstance(content, dict) and "model_state_dict" in content:
         content = content["model_state_dict"]
-        if not isinstance(content, dict):
-            raise ValueError(f"{path}: model_state_dict is a {type(content).__name__}: expected a dict of tensors")
-    if not content:
-        raise ValueError(f"{path} holds an empty state dict: expected the arrays of a network")
-    _check_total(path, [*content.values(), images])
-    state_dict = {str(name): _as_numpy(path, name, value) for name, value in content.items() if name != "replay_buffer"}
-    buffer = None if images is None else _as_numpy(path, "replay_buffer", images)
-    return state_dict, buffer if buffer is not None and buffer.size else None
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path} holds no state dict, that is array names to arrays, not even in model_state_dict")
+    tensors = {str(name): value for name, value in content.items() if name != "replay_buffer"}
+    if images is not None:
+        tensors["replay_buffer"] = images
+    arrays = _as_arrays(path, tensors)
+    buffer = arrays.pop("replay_buffer", None)
+    return arrays, buffer if buffer is not None and buffer.size else None
 
 
 def write_checkpoint(
@@ -538,30 +374,15 @@ def write_checkpoint(
         official sampler starts every chain anew.
 
     Raises:
-      ValueError: no such folder, or something that is not an array.
-      ImportError: torch is not installed.
+      UserError: torch is not installed.
     """
     torch = _torch()
-    path = _local(path)
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} is not a folder: expected one to write {path.name} to")
-    images = np.zeros(0, np.float32) if buffer is None else _checked_buffer(buffer)
-    arrays = _as_arrays(state_dict)
-    if odd := next((name for name, array in arrays.items() if array.dtype.kind not in "fiub"), None):
-        raise ValueError(f"{odd} is of {arrays[odd].dtype}: expected float32")
     content = {
-        "model_state_dict": {name: torch.tensor(array) for name, array in arrays.items()},
-        "replay_buffer": torch.tensor(images),
+        "model_state_dict": {name: torch.tensor(array) for name, array in state_dict.items()},
+        "replay_buffer": torch.tensor(np.zeros(0, np.float32) if buffer is None else buffer),
     }
-    with files.whole(path) as partial:
+    with files.whole(paths.local("the checkpoint", os.fspath(path))) as partial:
         torch.save(content, partial)
-
-
-def _local(path: str | os.PathLike) -> Path:
-    try:
-        return paths.local("the checkpoint", os.fspath(path))
-    except UserError as error:
-        raise ValueError(str(error)) from error
 
 
 def _torch() -> Any:
@@ -569,11 +390,10 @@ def _torch() -> Any:
     try:
         import torch
     except ImportError:
-        raise ImportError('PyTorch\'s files need torch, which is not installed: pip install "jem_jax[torch]"') from None
-    version = re.match(r"(\d+)\.(\d+)", torch.__version__)
-    if version is None or (int(version[1]), int(version[2])) < (2, 6):
-        # weights_only could be tricked into running code before (CVE-2025-32434).
-        raise ImportError(
+        raise UserError('PyTorch\'s files need torch, which is not installed: pip install "jem_jax[torch]"') from None
+    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 6):
+        # Before 2.6 weights_only could be tricked into running code (CVE-2025-32434).
+        raise UserError(
             f"torch {torch.__version__} does not read foreign files safely, 2.6 does: "
             'pip install --upgrade "jem_jax[torch]"'
         )
@@ -581,84 +401,50 @@ def _torch() -> Any:
 
 
 def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file: expected a checkpoint of the official code")
+    checks.is_file(path)
     torch = _torch()
     if path.stat().st_size > checks.memory():
-        raise ValueError(f"{path} is larger than this machine's memory: expected a checkpoint of the official code")
-    if not path.stat().st_size:
-        raise ValueError(f"{path} is empty: expected a checkpoint of the official code")
-    # torch itself does not compare the checksums of the parts.
-    if _is_zip(path):
-        _check_parts(path)
+        raise UserError(f"{path} is larger than this machine's memory: expected a checkpoint of the official code")
     try:
+        _check_parts(path)
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch documents none of the many errors that damaged and foreign files raise.
-        reason = "it is damaged or of another kind"
-        found = re.search(r"Unsupported (?:global|class)[^\n]*?(?:GLOBAL )?([\w.]+\.\w+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and found:
-            reason = f"it holds {found[1]}, and nothing but tensors is ever loaded"
-        raise ValueError(f"{path} is not a checkpoint of tensors as torch.save writes it: {reason}") from None
-
-
-def _is_zip(path: Path) -> bool:
-    try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:
-        # A list of parts that says it goes on in another file.
-        return True
+        reason = in_a_line(error) if isinstance(error, UserError) else "it is damaged or of another kind"
+        refused = re.search(r"Unsupported (?:global|class)[^\n]*?(?:GLOBAL )?([\w.]+\.\w+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and refused:
+            reason = f"it holds {refused[1]}, and nothing but tensors is ever loaded"
+        raise UserError(f"{path} is not a checkpoint of tensors as torch.save writes it: {reason}") from None
 
 
 def _check_parts(path: Path) -> None:
-    """Reads every part of a zip file once, a little at a time, and compares its checksum."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            # torch.save compresses nothing: what a file holds is no more than its size, and cannot fill the memory.
-            larger = sum(part.file_size for part in archive.infolist()) > path.stat().st_size
-            part = None if larger else archive.testzip()
-    except Exception as error:
-        raise ValueError(f"{path} is damaged: its list of parts cannot be read ({_first_line(error)})") from None
-    if larger:
-        raise ValueError(f"{path} is compressed, and torch.save never compresses: expected a file of torch.save")
-    if part is not None:
-        raise ValueError(f"{path} is damaged: {part} does not have the checksum that was written with it")
+    """Compares the checksums of a zip file's parts, which torch itself does not."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        # An uncompressed file holds no more than its size, so it cannot fill the memory.
+        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+            raise UserError("it is compressed, and torch.save never compresses")
+        if (part := archive.testzip()) is not None:
+            raise UserError(f"{part} does not have the checksum that was written with it")
 
 
-def _check_total(path: Path, values: Sequence[Any]) -> None:
-    """Whether a file's tensors are no more than it holds: any number of them may lie over the same numbers."""
+def _as_arrays(path: Path, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The tensors as arrays, numbers with a fraction as float32 (NumPy has no bfloat16)."""
     torch = _torch()
-    total = sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
-    if total > _MOST_REPEATS * path.stat().st_size:
-        raise ValueError(f"{path} holds the same numbers many times over: expected a checkpoint of the official code")
-
-
-def _as_numpy(path: str | os.PathLike, name: Any, value: Any) -> np.ndarray:
-    torch = _torch()
-    if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-        raise ValueError(f"{path}: {name} is a {type(value).__name__}: expected a tensor")
-    try:
-        value = value.detach()
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ValueError("it holds fewer numbers than its shape says")
-        # NumPy has no bfloat16.
-        return (value.float() if value.is_floating_point() and value.dtype != torch.float64 else value).numpy()
-    except Exception as error:
-        raise ValueError(f"{path}: {name} is not an ordinary tensor ({_first_line(error)})") from None
-
-
-# --- Words for errors ---
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return f"[{', '.join(map(str, shape))}]"
-
-
-def _names(arrays: dict[str, np.ndarray]) -> str:
-    first = ", ".join(list(arrays)[:3])
-    return f"found {first}" + (f" and {len(arrays) - 3} more" if len(arrays) > 3 else "")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor):
+            raise UserError(f"{path}: {name} is a {type(value).__name__}: expected a tensor")
+    # Any number of tensors may lie over the same few numbers of a file; copies of all would fill the memory.
+    if sum(value.numel() * value.element_size() for value in tensors.values()) > _MOST_REPEATS * path.stat().st_size:
+        raise UserError(f"{path} holds the same numbers many times over: expected a checkpoint of the official code")
+    arrays = {}
+    for name, value in tensors.items():
+        try:
+            value = value.detach()
+            arrays[name] = (value.float() if value.is_floating_point() else value).numpy()
+        except Exception as error:
+            # torch documents none of the errors that sparse, quantised and other special tensors raise.
+            raise UserError(f"{path}: {name} is not an ordinary tensor ({in_a_line(error)[:200]})") from None
+    return arrays

@@ -18,7 +18,7 @@ from jem_jax.common.errors import UserError
 from jem_jax.distributed import devices
 from jem_jax.runs import checkpoint
 from jem_jax.runs.checkpoint import Checkpoints
-from jem_jax.training import loop
+from jem_jax.training import trained
 
 MANIFEST = "manifest.json"
 
@@ -100,10 +100,10 @@ def test_a_training_state_is_read_back_bit_for_bit(tmp_path):
     config = tiny.config(**tiny.FULL)
     start = tiny.start(config)
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(0, loop.tree(checkpoint.to_tree(start.state), tiny.whole(start.buffer)), {})
+    checkpoints.save(0, trained.tree(checkpoint.to_tree(start.state), tiny.whole(start.buffer)), {})
     checkpoints.close()
-    state, buffer = loop.template(config, (8, 8, 1), 3)
-    found = checkpoint.restore(tmp_path, loop.tree(checkpoint.template_of(state), buffer))
+    state, buffer = trained.template(config, (8, 8, 1), 3)
+    found = checkpoint.restore(tmp_path, trained.tree(checkpoint.template_of(state), buffer))
     assert not tiny.differing(checkpoint.from_tree(state, found.tree["state"]), start.state)
     # From four devices, as one array that any number of them can cut.
     assert len(start.buffer.sharding.device_set) == 4
@@ -317,17 +317,17 @@ def test_damaged_checkpoints_alone_are_an_error_and_stay_where_they_are(copy):
     ids=str,
 )
 def test_a_checkpoint_of_another_run_is_refused_by_name(of_mlp, change):
-    state, buffer = loop.template(tiny.config(**{"model.factory": "tiny:mlp", **change}), (8, 8, 1), 3)
+    state, buffer = trained.template(tiny.config(**{"model.factory": "tiny:mlp", **change}), (8, 8, 1), 3)
     with pytest.raises(UserError) as caught:
-        checkpoint.restore(of_mlp, loop.tree(checkpoint.template_of(state), buffer))
+        checkpoint.restore(of_mlp, trained.tree(checkpoint.template_of(state), buffer))
     assert str(of_mlp / "0") in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_of_a_wider_network_is_refused_by_the_arrays_name(of_mlp):
-    state, buffer = loop.template(tiny.config(**{"model.factory": "tiny:mlp"}), (12, 8, 1), 3)
+    state, buffer = trained.template(tiny.config(**{"model.factory": "tiny:mlp"}), (12, 8, 1), 3)
     with pytest.raises(UserError, match=r"hidden|buffer"):
-        checkpoint.restore(of_mlp, loop.tree(checkpoint.template_of(state), buffer))
+        checkpoint.restore(of_mlp, trained.tree(checkpoint.template_of(state), buffer))
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +335,7 @@ def of_mlp(tmp_path_factory):
     directory = tmp_path_factory.mktemp("mlp")
     start = tiny.start(tiny.config(**{"model.factory": "tiny:mlp"}))
     checkpoints = Checkpoints(directory, keep=1)
-    checkpoints.save(0, loop.tree(checkpoint.to_tree(start.state), start.chains), {})
+    checkpoints.save(0, trained.tree(checkpoint.to_tree(start.state), start.chains), {})
     checkpoints.close()
     return directory
 

@@ -9,7 +9,7 @@ import tiny
 from jem_jax.training import divergence
 from jem_jax.training.divergence import Limits
 
-LIMITS = Limits(max_gap=100.0, min_spread=0.1, max_rms=3.0, patience=4)
+LIMITS = Limits(max_gap=100.0, max_rms=3.0, patience=4)
 HEALTHY = {"log_px_data": -1.0, "log_px_samples": -3.0, "samples_spread": 0.9, "samples_rms": 0.8, "data_rms": 0.7}
 FAULTS = {
     "gap": {"log_px_samples": -150.0},
@@ -20,7 +20,7 @@ FAULTS = {
 
 def _watch(seen, not_finite=(), runaway=()):
     """The watch after iterations whose metrics are `seen`."""
-    watch = divergence.quiet()
+    watch = divergence.initial_watch()
     for step, metrics in enumerate(seen):
         arrays = {name: jnp.float32(value) for name, value in metrics.items()}
         unfit = (jnp.array(step in not_finite), jnp.array(step in runaway))
@@ -84,8 +84,8 @@ def test_an_iteration_that_is_undone_neither_counts_nor_ends_a_count():
 def test_a_single_number_that_is_not_finite_is_seen(number):
     tree = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(4).at[1].set(number)}
     assert divergence.finite({"a": tree["a"]})
-    assert divergence.signs(tree, jnp.float32(0), 1e6, None).not_finite == 1
-    assert divergence.signs(tree["a"], jnp.float32(number), 1e6, None).not_finite == 1
+    assert divergence.health(tree, jnp.float32(0), 1e6, None).not_finite == 1
+    assert divergence.health(tree["a"], jnp.float32(number), 1e6, None).not_finite == 1
 
 
 def test_measures_are_those_of_the_whole_batch_however_it_is_divided():

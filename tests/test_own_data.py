@@ -96,17 +96,18 @@ def test_what_is_held_out_is_always_the_same_has_the_classes_proportions_and_lea
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"images": IMAGES / 255}, "images must be uint8, 0 to 255, not float64"),
+        ({"images": IMAGES / 255}, r"images must be uint8, .*; save \(images \* 255\).round\(\).astype\(np.uint8\)"),
         ({"images": np.full(IMAGES.shape, np.nan, np.float32)}, "images must be uint8, 0 to 255, not float32"),
         ({"images": IMAGES.astype(np.int64)}, "images must be uint8, 0 to 255, not int64"),
         ({"images": IMAGES.reshape(COUNT, -1)}, r"images must be \[N, H, W\] or \[N, H, W, C\], not \[60, 192\]"),
-        ({"images": IMAGES.transpose(0, 3, 1, 2)}, "images has 8 channels; images must have 1 .* or 3"),
+        ({"images": IMAGES.transpose(0, 3, 1, 2)}, r"has 8 channels.* come last: save images.transpose\(0, 2, 3, 1\)"),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, r"images has the shape \[0, 8, 8, 3\]: there is nothing in it"),
         ({"images": np.array([IMAGES[0], None], object)}, "images holds pickled objects, which are never read"),
-        ({"labels": LABELS.astype(np.float32)}, "labels must be integers, not float32"),
+        ({"labels": LABELS.astype(np.float32)}, r"labels must be integers, .*; save labels.astype\(int\)"),
         ({"labels": np.where(LABELS == 1, np.nan, LABELS)}, "labels must be integers, not float64"),
-        ({"labels": LABELS.astype(str)}, "labels must be integers, not <U21"),
-        ({"labels": np.eye(3, dtype=int)[LABELS]}, r"labels must be \[N\], not \[60, 3\]"),
+        ({"labels": LABELS.astype(str)}, r"integers, not <U21; save np.unique\(labels, return_inverse=True\)\[1\]"),
+        ({"labels": np.eye(3, dtype=int)[LABELS]}, r"labels must be \[N\], not .*; save labels.argmax\(axis=1\)"),
+        ({"labels": LABELS[:, None]}, r"labels must be \[N\], not \[60, 1\]; save labels.reshape\(-1\)"),
         ({"labels": LABELS[:-1]}, "images holds 60 images and labels 59 labels"),
         ({"labels": LABELS - 1}, "labels must be from 0 to .*; row 0 is -1, and 19 more"),
         ({"labels": np.uint64(2**63) + LABELS.astype(np.uint64)}, "labels must be .*; row 0 is 9223372036854775808"),
@@ -118,6 +119,7 @@ def test_what_is_held_out_is_always_the_same_has_the_classes_proportions_and_lea
         ({"class_names": np.arange(3)}, "class_names must be .* strings, not int64"),
         ({"class_names": np.array(["a", "b", None])}, "class_names holds pickled objects"),
         ({"test_images": IMAGES}, "only one of test_images and test_labels"),
+        ({"val_images": IMAGES}, "only one of val_images and val_labels"),
         ({"test_images": IMAGES, "test_labels": LABELS + 1}, "test_labels must be from 0 to 2; row 2 is 3"),
         ({"test_images": IMAGES[..., 0], "test_labels": LABELS}, r"train on are \[8, 8, 3\], others \[8, 8, 1\]"),
         ({"images": IMAGES[:, :6, :6]}, "6×6, and their sides must be multiples of 4; .*image_size=8"),
@@ -185,11 +187,6 @@ def test_a_header_that_promises_more_than_there_is_costs_no_memory(tmp_path, sha
     assert peak < 10e6
 
 
-def test_what_would_not_fit_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "memory", lambda: 2 * IMAGES.size - 1)
-    _refused(_npz(tmp_path), r"mine\.npz would take .* GiB, and this machine has .* GiB")
-
-
 def test_what_would_not_fit_the_memory_once_resized_is_refused(tmp_path, monkeypatch):
     path = _npz(tmp_path)
     monkeypatch.setattr(checks, "memory", lambda: 100 * IMAGES.size)
@@ -237,19 +234,6 @@ def test_an_array_that_is_not_npy_or_of_an_unknown_version_is_damaged(tmp_path):
     _refused(path, "mine.npz: labels is damaged")
     _with_member(path, "labels", b"\x93NUMPY\x07\x00" + bytes(100))
     _refused(path, "mine.npz: labels is damaged")
-
-
-class _Bomb:
-    def __reduce__(self):
-        return (pytest.fail, ("it was unpickled",))
-
-
-def test_nothing_is_ever_unpickled(tmp_path):
-    for key in ("images", "labels", "class_names"):
-        _refused(_npz(tmp_path, **{key: np.array([_Bomb()], object)}), f"{key} holds pickled objects")
-    path = tmp_path / "other.npz"
-    _npz(tmp_path, unknown=np.array([_Bomb()], object)).rename(path)
-    assert len(_load(path).train) == 48
 
 
 # ---- folders
@@ -381,12 +365,6 @@ def test_a_wrong_folder_or_file_is_named(tmp_path, what, words):
     _refused(folder, words)
 
 
-def test_pictures_that_would_not_fit_the_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
-    _write(tmp_path, IMAGES, LABELS)
-    monkeypatch.setattr(checks, "memory", lambda: 2000)
-    _refused(tmp_path, "60 images of 8×8 would take .* GiB")
-
-
 @pytest.mark.parametrize(
     ("folders", "sizes"),
     [
@@ -444,22 +422,6 @@ def test_a_turned_picture_is_read_upright_in_every_format(tmp_path, kind, turn):
     # How often np.rot90 turns what is stored, counterclockwise.
     upright = np.rot90(stored, {3: 2, 6: -1, 8: 1}[turn])
     assert (upright.tobytes(), 0) in _all(_load(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("arrays", "words"),
-    [
-        ({"labels": LABELS[:, None]}, r"labels must be \[N\], not \[60, 1\]; save labels.reshape\(-1\)"),
-        ({"labels": np.eye(3, dtype=int)[LABELS]}, r"; save labels.argmax\(axis=1\)"),
-        ({"labels": LABELS.astype(float)}, r"; save labels.astype\(int\) if they are whole numbers"),
-        ({"labels": LABELS.astype(str)}, r"; save np.unique\(labels, return_inverse=True\)\[1\]"),
-        ({"images": IMAGES.transpose(0, 3, 1, 2)}, r"they come last: save images.transpose\(0, 2, 3, 1\)"),
-        ({"images": IMAGES / 255}, r"; save \(images \* 255\).round\(\).astype\(np.uint8\)"),
-        ({"val_images": IMAGES}, "only one of val_images and val_labels"),
-    ],
-)  # fmt: skip
-def test_a_wrong_array_comes_with_what_would_be_right(tmp_path, arrays, words):
-    _refused(_npz(tmp_path, **arrays), words)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from jem_jax.commands.command_line import overrides
 from jem_jax.distributed.interrupts import Interrupted
 from jem_jax.main import main
 from jem_jax.runs import checkpoint, workdir
-from jem_jax.training import loop, recovery
+from jem_jax.training import loop, recovery, trained
 
 LONG = (*TINY, "--config.training.epochs=6")
 STEPS = 108
@@ -125,8 +125,8 @@ def undisturbed(tmp_path_factory):
 def _assert_whole(run, step, undisturbed):
     """The last checkpoint is of that iteration, and to rounding what the undisturbed run had then, buffer and all."""
     facts = workdir.read_facts(run)
-    state, buffer = loop.template(facts.config, facts.image_shape, facts.num_classes)
-    wanted = loop.tree(checkpoint.template_of(state), buffer)
+    state, buffer = trained.template(facts.config, facts.image_shape, facts.num_classes)
+    wanted = trained.tree(checkpoint.template_of(state), buffer)
     assert checkpoint.steps(run / "checkpoints")[-1] == step
     ours, theirs = (
         tiny.leaves(checkpoint.restore(path / "checkpoints", wanted, step).tree) for path in (run, undisturbed)

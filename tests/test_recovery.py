@@ -13,7 +13,7 @@ from jem_jax.report import training
 from jem_jax.report.result import Result
 from jem_jax.runs import checkpoint, workdir
 from jem_jax.runs.metrics import TIME_FIELDS
-from jem_jax.training import divergence, loop, recovery
+from jem_jax.training import divergence, loop, recovery, trained
 from jem_jax.training.recovery import Recovery
 from jem_jax.training.run import Run
 
@@ -23,13 +23,19 @@ SETTINGS = {
     "training.epochs": 4,
     "training.log_every": 1,
     "recovery.patience": 3,
-    "recovery.proof": 3,
-    "recovery.iterations": 1000,
     "recovery.chain_steps_factor": 1.0,
 }
 """Five iterations an epoch, and a checkpoint after each epoch."""
 WILD = {**SETTINGS, "optimizer.learning_rate": 90.0, "recovery.learning_rate_factor": 0.0005}
 """Parameters of a hundred and more after the first iteration, and no fault at a rate 2000 times smaller."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def proof():
+    """Checkpoints of these short runs count as good after three iterations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recovery, "PROOF", 3)
+        yield
 
 
 class _Never:
@@ -51,8 +57,8 @@ def _lines(directory):
 
 
 def _last(directory, settings):
-    state, buffer = loop.template(tiny.config(**settings), (8, 8, 1), 3)
-    tree = loop.tree(checkpoint.template_of(state), buffer)
+    state, buffer = trained.template(tiny.config(**settings), (8, 8, 1), 3)
+    tree = trained.tree(checkpoint.template_of(state), buffer)
     return checkpoint.restore(directory / workdir.CHECKPOINTS, tree).tree
 
 
@@ -62,7 +68,7 @@ def _history(directory):
 
 def _entry(back_to, **settings):
     values = dict.fromkeys(("learning_rate_factor", "chain_steps_factor"), 1.0)
-    values |= {"iterations": 10, "buffer": "restore", "best_step": -1, "best_accuracy": -1.0, "seconds": 0.0}
+    values |= {"best_step": -1, "best_accuracy": -1.0, "seconds": 0.0}
     return Recovery(**{"reason": "gap", "step": back_to + 5, "back_to": back_to, **values, **settings})
 
 
@@ -133,7 +139,7 @@ def test_a_run_without_recoveries_left_ends_with_its_history_in_a_line(tmp_path,
     said = [line for line in capsys.readouterr().out.splitlines() if "diverged" in line]
     assert len(said) == 2
     assert (
-        "back to the start with new random numbers, 0.5 times the learning rate, 2 times the chain steps for 1000 "
+        "back to the start with new random numbers and, for 1000 iterations, 0.5 times the learning rate and 2 times"
         in said[0]
     )
 
@@ -179,18 +185,15 @@ def test_a_divergence_later_goes_back_to_a_checkpoint_and_takes_more_chain_steps
     directory = shutil.copytree(recovered, tmp_path / "copy")
     before, past = _last(directory, WILD), len(recovery.read(directory))
     wanted = {
-        **WILD, "training.epochs": 5, "recovery.max_recoveries": past + 1, "recovery.buffer": "fresh",
+        **WILD, "training.epochs": 5, "recovery.max_recoveries": past + 1,
         "recovery.chain_steps_factor": 2.0, "recovery.learning_rate_factor": 1.0,
     }  # fmt: skip
     looks = iter([None, None, divergence.Alarm("log_density", step=22)])
     monkeypatch.setattr(divergence, "alarm", lambda _: next(looks, None))
-    built, fresh = [], []
-    step, fresh_buffer = Run.step, Run.fresh_buffer
+    built, step = [], Run.step
     monkeypatch.setattr(Run, "step", lambda run, program: built.append(program) or step(run, program))
-    monkeypatch.setattr(Run, "fresh_buffer", lambda *args: fresh.append(fresh_buffer(*args)) or fresh[-1])
     _train(directory, wanted)
     assert list(dict.fromkeys(program.num_steps for program in built)) == [3, 6]
-    assert len(fresh) == 1
     last = recovery.read(directory)[-1]
     assert (last.step, last.back_to, last.chain_steps_factor, last.settled) == (23, 20, 2.0, True)
     assert last.best_step > 0
@@ -216,52 +219,49 @@ def test_checkpoints_of_an_abandoned_branch_are_deleted(tmp_path, recovered):
 @pytest.mark.parametrize(
     ("before", "step", "expected"),
     [
-        ([], 45, 40),
-        ([], 44, 30),
-        ([], 15, 10),
-        ([], 14, 0),
+        ([], 43, 40),
+        ([], 42, 30),
+        ([], 12, 0),
         ([(45, 40)], 47, 30),
-        ([(45, 40)], 50, 40),
-        ([(41, 20)], 46, 10),
-        ([(35, 10)], 46, 40),
         ([(45, 40), (47, 30)], 49, 20),
-        ([(45, 10)], 49, 10),
+        ([(25, 10)], 46, 40),
+        ([(45, 10)], 46, 10),
     ],
-    ids=["the newest", "not a fresh one", "the first", "the start", "the one before where a recovery failed",
-         "the same where it had helped", "none that it doubts", "one past where it had diverged", "further and further",
-         "the oldest again where all are doubted"],
+    ids=["the newest", "not a fresh one", "the start", "one further back", "further and further",
+         "the newest again once the run came past the alarm", "the oldest again where there is none further back"],
 )  # fmt: skip
-def test_where_a_run_goes_back_to(before, step, expected):
+def test_a_run_goes_back_to(before, step, expected):
     history = tuple(_entry(back_to, step=diverged) for diverged, back_to in before)
-    assert recovery.target(history, step, [10, 20, 30, 40], proof=5) == expected
+    assert recovery.target(history, step, [10, 20, 30, 40]) == expected
 
 
-def test_a_checkpoint_is_kept_until_a_later_one_has_proved_good():
-    due = {10, 20, 30, 40}
-    assert recovery.kept([10, 20, 30, 40], 2, 15, due) == {20, 30, 40}
-    assert recovery.kept([10, 20, 30, 40], 2, 5, due) == {30, 40}
-    assert recovery.kept([10, 20, 30], 2, 100, due) == {10, 20, 30}
-    # What interruptions saved takes no place of what a run can go back to.
-    assert recovery.kept([10, 20, 21, 22, 23], 2, 5, due) == {10, 20, 22, 23}
+@pytest.mark.parametrize("keep", [2, 3])
+@pytest.mark.parametrize("last", [None, (9, 6), (13, 6)])
+def test_the_checkpoint_to_go_back_to_is_always_kept(keep, last):
+    history = () if last is None else (_entry(last[1], step=last[0]),)
+    start = last[1] if last else 0
+    saved = list(range(2, start + 1, 2))
+    left = set(saved)
+    for step in range(start + 1, 30):
+        assert recovery.target(history, step, sorted(left)) == recovery.target(history, step, saved)
+        if step % 2 == 0:
+            saved.append(step)
+            left = recovery.to_keep(sorted({*left, step}), keep, set(saved), history)
+    assert len(left) == 3
 
 
-def test_what_a_failed_recovery_would_go_back_to_is_kept_until_it_has_helped():
-    due = {10, 20, 30, 40, 50, 60}
-    history = (_entry(30, step=45),)
-    assert recovery.kept([10, 20, 30, 40, 50], 2, 5, due, history) == {10, 20, 30, 40, 50}
-    assert recovery.kept([10, 20, 30, 40, 50, 60], 2, 5, due, history) == {50, 60}
+def test_checkpoints_of_interruptions_take_no_regular_ones_place():
+    assert recovery.to_keep([10, 20, 21, 22, 23], 2, {10, 20}) == {10, 20, 22, 23}
+    assert recovery.to_keep([10, 20, 30], 2, {10, 20, 30}) == {20, 30}
 
 
-def test_factors_hold_for_a_while_and_multiply():
+def test_factors_hold_for_a_while_and_multiply(monkeypatch):
+    monkeypatch.setattr(recovery, "WHILE", 10)
     history = (_entry(10, learning_rate_factor=0.5), _entry(15, learning_rate_factor=0.5, chain_steps_factor=1.5))
     assert [recovery.learning_rate_factor(history, step) for step in (9, 10, 15, 20, 25)] == [1, 0.5, 0.25, 0.5, 1]
     assert [recovery.chain_steps(10, history, step) for step in (14, 15, 24, 25)] == [10, 15, 15, 10]
-
-
-def test_the_chain_steps_of_several_recoveries_have_a_bound():
     for factor, expected in ((2.0, 80), (9.0, 90), (100.0, 1000)):
-        history = 1000 * (_entry(10, chain_steps_factor=factor),)
-        assert recovery.chain_steps(10, history, 15) == expected
+        assert recovery.chain_steps(10, 1000 * (_entry(10, chain_steps_factor=factor),), 15) == expected
 
 
 @pytest.mark.parametrize("text", ["{", "[{}]", '[{"reason": 3}]', "[1]"])

@@ -19,6 +19,7 @@ import pytest
 from flax import traverse_util
 
 from jem_jax import energy, objective, replay_buffer, sgld, torch_import
+from jem_jax.common.errors import UserError
 from jem_jax.wide_resnet import NORMS, WideResNet
 
 DATA = Path(__file__).parent / "data"
@@ -316,12 +317,11 @@ def training(name, norm):
 
 def in_official_names(model, variables):
     """As `state_dict_from_variables`, which rounds to float32, does for names and layouts."""
-    architecture = torch_import._Architecture(model.depth, model.width, 3, model.num_classes, model.norm)
-    flat = {tuple(part.key for part in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    flat = traverse_util.flatten_dict(variables)
     return {
-        name: torch_import._to_official(np.asarray(flat[official.path]), official.layout)
-        for name, official in torch_import._official_arrays(architecture).items()
-        if official.path
+        name: torch_import._to_official(name, np.asarray(flat[path]))
+        for name, (path, _) in torch_import._official_paths(model.clone(dtype=jnp.float32), 3).items()
+        if path in flat
     }
 
 
@@ -358,19 +358,6 @@ def random_network(norm, *, depth=10, width=1, channels=3, num_classes=10):
     return model, traverse_util.unflatten_dict(leaves), x
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("wrn_10_1", WideResNet(10, depth=10, width=1, norm="none")),
-        ("wrn_10_1_batch", WideResNet(10, depth=10, width=1, norm="batch")),
-        ("wrn_16_1_layer", WideResNet(10, depth=16, width=1, norm="layer")),
-    ],
-)
-def test_architecture_is_read_off_the_state_dict(name, expected):
-    norm = "layer" if expected.norm == "layer" else None
-    assert torch_import.model_from_state_dict(official_state(name), norm) == expected
-
-
 @pytest.mark.parametrize("norm", NORMS)
 def test_any_network_survives_the_way_there_and_back(norm):
     model, variables, _ = random_network(norm, depth=16, width=2, channels=1, num_classes=7)
@@ -385,7 +372,7 @@ def test_any_network_survives_the_way_there_and_back(norm):
 def test_export_gives_back_the_official_arrays_and_names(name):
     state = official_state(name)
     exported = torch_import.state_dict_from_variables(*imported(name))
-    assert list(exported) == list(state)
+    assert exported.keys() == state.keys()
     for key, value in state.items():
         assert exported[key].shape == value.shape
         assert exported[key].dtype == value.dtype
@@ -432,14 +419,6 @@ def test_variants_of_the_state_dict_give_the_same_network(name, kind):
     jax.tree.map(np.testing.assert_array_equal, torch_import.variables_from_state_dict(state, norm), variables)
 
 
-@pytest.mark.parametrize("norm", ["layer", "instance"])
-def test_norms_that_look_alike_must_be_given(norm):
-    state = official_state("wrn_16_1_layer")
-    with pytest.raises(ValueError, match=r'f\.bn1\.bias fits layer.*norm="layer" or norm="instance"'):
-        torch_import.model_from_state_dict(state)
-    assert torch_import.model_from_state_dict(state, norm).norm == norm
-
-
 def test_other_precisions_and_integer_widths_are_accepted():
     state = {key: value.astype(np.float64) for key, value in official_state().items()}
     variables = torch_import.variables_from_state_dict(state)
@@ -447,19 +426,20 @@ def test_other_precisions_and_integer_widths_are_accepted():
     jax.tree.map(np.testing.assert_array_equal, variables, imported("wrn_10_1")[1])
 
 
-# What is wrong with a state dict.
-
-
-def without(*names):
-    return lambda state: {key: value for key, value in state.items() if key not in names}
-
-
-def put(**changes):
-    return lambda state: {**state, **{name.replace("__", "."): value for name, value in changes.items()}}
+# What is wrong with a state dict or with variables: the error names the array.
 
 
 def changed(name, change):
-    return lambda state: {**state, name: change(state[name].copy())}
+    """A state dict with one array changed, or left out where `change` is None."""
+    return lambda state: {
+        key: change(value.copy()) if key == name else value
+        for key, value in state.items()
+        if key != name or change is not None
+    }
+
+
+def added(name, *shape):
+    return lambda state: {**state, name: np.zeros(shape)}
 
 
 def spoilt(value):
@@ -470,178 +450,92 @@ def spoilt(value):
     return spoil
 
 
-class Unreadable:
-    def __array__(self, *args, **kwargs):
-        raise RuntimeError("it requires grad\nand more")
+BIAS, BATCH, LAYER = "f.layer2.0.conv1.bias", "wrn_10_1_batch", "wrn_16_1_layer"
+BAD_STATES = [
+    ("wrn_10_1", lambda _: {}, "f.conv1.weight"),
+    ("wrn_10_1", lambda _: [1], "got a list"),
+    ("wrn_10_1", lambda state: {**state, 3: state[BIAS]}, "unexpected 3"),
+    *[("wrn_10_1", changed(name, None), f"missing {name}") for name in (
+        "f.conv1.weight", "f.layer1.0.conv1.weight", BIAS, "f.layer3.0.shortcut.0.weight", "class_output.weight",
+    )],
+    ("wrn_10_1", added("f.layer4.0.conv1.bias", 128), "unexpected f.layer4.0.conv1.bias: a WRN-10-1"),
+    ("wrn_10_1", added("f.layer3.1.conv1.bias", 64), "unexpected f.layer3.1.conv1.bias"),
+    ("wrn_10_1", added("module.f.conv1.bias", 16), "unexpected module.f.conv1.bias"),
+    ("wrn_10_1", changed("f.conv1.weight", lambda a: a[:, :, 0]), r"f.conv1.weight is \[16, 3, 3\]: expected \[16, ch"),
+    ("wrn_10_1", changed("f.conv1.weight", lambda a: a[:, :, :1]), r"f.conv1.weight is \[16, 3, 1, 3\]: expected"),
+    ("wrn_10_1", changed("f.layer1.0.conv1.weight", lambda a: a[:8]), r"is \[8, 16, 3, 3\]: expected \[16·width"),
+    ("wrn_10_1", changed("class_output.weight", lambda a: a.T), "class_output.*expected"),
+    ("wrn_10_1", changed(BIAS, lambda a: a[0]), rf"{BIAS} is \[\]: expected \[32\]"),
+    ("wrn_10_1", changed(BIAS, spoilt(np.nan)), f"{BIAS}: 1 of 32 numbers are NaN or infinite"),
+    ("wrn_10_1", changed(BIAS, lambda a: spoilt(1e300)(a.astype(np.float64))), f"{BIAS}: 1 of 32 numbers are NaN"),
+    ("wrn_10_1", changed(BIAS, lambda a: a.astype(np.int32)), f"{BIAS} is of int32: expected float32"),
+    ("wrn_10_1", changed(BIAS, lambda a: a.astype(str)), f"{BIAS} is of <U32: expected float32"),
+    (BATCH, changed("f.bn1.running_mean", None), r"missing f.bn1.running_mean: expected an array \[64\]"),
+    (BATCH, changed("f.bn1.running_var", spoilt(-1.0)), "f.bn1.running_var holds a negative number"),
+    (BATCH, added("f.bn1.loc", 1, 64, 1, 1), "unexpected f.bn1.loc: a WRN-10-1 with norm batch"),
+]  # fmt: skip
 
 
-BAD_STATES = {
-    "empty": (lambda _: {}, "got an empty one"),
-    "a list": (lambda _: [1], "expected a state dict, array names to arrays; got a list"),
-    "no array": (put(f__conv1__bias="text"), "f.conv1.bias is a str: expected a NumPy array"),
-    "unreadable": (put(f__conv1__bias=Unreadable()), r"f.conv1.bias cannot be read: .*\(it requires grad\)"),
-    "odd key": (lambda state: {**state, 3: state["f.conv1.bias"]}, "a key of the state dict is 3"),
-    "missing stem": (without("f.conv1.weight"), r"missing f.conv1.weight: expected an array \[16, channels, 3, 3\]"),
-    "missing head": (without("class_output.weight"), r"missing class_output.weight: .*\[classes, 64·width\]"),
-    "missing bias": (
-        without("f.layer2.0.conv1.bias"),
-        r"missing f.layer2.0.conv1.bias: expected an array \[32\] in a WRN-10-1 without norm",
-    ),
-    "missing first": (without("f.layer1.0.conv1.weight"), r"missing f.layer1.0.conv1.weight: .*\[16, 16, 3, 3\]"),
-    "missing shortcut": (without("f.layer3.0.shortcut.0.weight"), r"missing f.layer3.0.shortcut.0.weight: .*64, 32"),
-    "missing energy": (without("energy_output.bias"), r"missing energy_output.bias: expected an array \[1\]"),
-    "half of linear": (without("f.linear.bias"), r"missing f.linear.bias: expected an array \[10\]"),
-    "extra": (
-        put(f__layer4__0__conv1__bias=np.zeros(128)),
-        "unexpected f.layer4.0.conv1.bias: a WRN-10-1 without norm",
-    ),
-    "extra block": (put(f__layer3__1__conv1__bias=np.zeros(64)), "unexpected f.layer3.1.conv1.bias: a WRN-10-1"),
-    "block skipped": (
-        lambda state: {key.replace("layer2.0", "layer2.5"): value for key, value in state.items()},
-        "missing f.layer2.0.conv1.weight",
-    ),
-    "half a prefix": (put(module__f__conv1__bias=np.zeros(16)), "unexpected module.f.conv1.bias"),
-    "stem": (
-        changed("f.conv1.weight", lambda a: a[:, :, 0]),
-        r"f.conv1.weight is \[16, 3, 3\]: expected \[16, channels",
-    ),
-    "kernel size": (
-        changed("f.conv1.weight", lambda a: a[:, :, :1]),
-        r"f.conv1.weight is \[16, 3, 1, 3\]: expected \[",
-    ),
-    "one width": (
-        changed("f.layer1.0.conv1.weight", lambda a: np.tile(a, (2, 1, 1, 1))),
-        r"f.layer1.0.conv1.weight is \[32, 16, 3, 3\]: expected \[16, 16, 3, 3\]",
-    ),
-    "transposed": (
-        changed("class_output.weight", lambda a: a.T),
-        r"class_output.weight is \[64, 10\]: expected \[64, 64\]",
-    ),
-    "bias": (changed("class_output.bias", lambda a: a[:9]), r"class_output.bias is \[9\]: expected \[10\]"),
-    "scalar": (changed("f.layer1.0.conv1.bias", lambda a: a[0]), r"f.layer1.0.conv1.bias is \[\]: expected \[16\]"),
-    "linear": (changed("f.linear.weight", lambda a: a[:, 1:]), r"f.linear.weight is \[10, 63\]: expected \[10, 64\]"),
-    "NaN": (changed("f.layer3.0.conv2.weight", spoilt(np.nan)), "f.layer3.0.conv2.weight: 1 of 36864 numbers are NaN"),
-    "infinite": (
-        changed("class_output.bias", spoilt(np.inf)),
-        "class_output.bias: 1 of 10 numbers are NaN or infinite",
-    ),
-    "too large": (
-        changed("class_output.bias", lambda a: spoilt(1e300)(a.astype(np.float64))),
-        "class_output.bias: 1 of 10 numbers are NaN or infinite",
-    ),
-    "integers": (changed("f.conv1.bias", lambda a: a.astype(np.int32)), "f.conv1.bias is of int32: expected float32"),
-    "text": (changed("f.conv1.bias", lambda a: a.astype(str)), "f.conv1.bias is of <U32: expected float32"),
-    "another network": (
-        lambda _: {"conv1.weight": np.zeros((64, 3, 7, 7)), "bn1.weight": np.zeros(64), "fc.bias": np.zeros(10)},
-        "missing f.conv1.weight: .* found conv1.weight, bn1.weight, fc.bias",
-    ),
-    "no stages": (
-        lambda state: {key: value for key, value in state.items() if "layer" not in key},
-        r"missing f.layer1.0.conv1.weight: expected an array \[16·width",
-    ),
-    "narrow": (
-        lambda state: {key: value[:8] if ".conv" in key and "layer" in key else value for key, value in state.items()},
-        r"f.layer1.0.conv1.weight is \[8, 16, 3, 3\]: expected 16, 32, 64 × width",
-    ),
-    "unequal repeat": (
-        lambda state: changed("f.other_layers.1.0.conv1.bias", spoilt(5.0))(variant("JEM++", state)),
-        "f.other_layers.1.0.conv1.bias differs from f.layer2.0.conv1.bias: expected a copy",
-    ),
-}
+@pytest.mark.parametrize(("name", "spoil", "message"), BAD_STATES)
+def test_a_wrong_state_dict_is_refused(name, spoil, message):
+    with pytest.raises(UserError, match=message) as error:
+        torch_import.variables_from_state_dict(spoil(official_state(name)))
+    assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("case", BAD_STATES)
-def test_wrong_state_dict_is_named_in_one_line(case):
-    spoil, message = BAD_STATES[case]
-    state = spoil(official_state())
-    for function in (torch_import.variables_from_state_dict, torch_import.model_from_state_dict):
-        with pytest.raises(ValueError, match=message) as error:
-            function(state)
-        assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            without("f.bn1.running_mean"),
-            r"missing f.bn1.running_mean: expected an array \[64\] in a WRN-10-1 with batch",
-        ),
-        (without("f.layer1.0.bn1.weight"), "missing f.layer1.0.bn1.weight"),
-        (changed("f.bn1.running_var", spoilt(-1.0)), "f.bn1.running_var holds a negative number"),
-        (changed("f.bn1.num_batches_tracked", lambda a: a + 0.5), "num_batches_tracked is of float64: expected int64"),
-        (put(f__bn1__loc=np.zeros((1, 64, 1, 1))), "unexpected f.bn1.loc: a WRN-10-1 with batch norm"),
-    ],
-)
-def test_wrong_batch_norm_is_named(change, message):
-    with pytest.raises(ValueError, match=message):
-        torch_import.variables_from_state_dict(change(official_state("wrn_10_1_batch")))
-
-
-def test_act_norm_that_never_started_is_named():
+def test_an_act_norm_that_never_started_is_refused():
     model, variables, _ = random_network("act")
     state = torch_import.state_dict_from_variables(model, variables)
     state["f.layer2.0.bn2.initialized"] = np.zeros((), np.uint8)
-    with pytest.raises(ValueError, match=r"f\.layer2\.0\.bn2\.initialized is 0: expected 1"):
+    with pytest.raises(UserError, match=r"f\.layer2\.0\.bn2\.initialized is 0: expected 1"):
         torch_import.variables_from_state_dict(state)
 
 
 @pytest.mark.parametrize(
     ("name", "norm", "message"),
     [
-        ("wrn_10_1", "batch", r"norm='batch' does not fit the state dict: without f.bn1 it can only be norm none"),
-        (
-            "wrn_10_1_batch",
-            "layer",
-            r"norm='layer' does not fit .*running_mean|num_batches_tracked tells of norm batch",
-        ),
-        ("wrn_16_1_layer", "act", r"norm='act' does not fit .*bias tells of norm layer or instance"),
-        ("wrn_16_1_layer", "group", r"norm must be one of none, batch, .*, not 'group'"),
+        ("wrn_10_1", "batch", "norm='batch' does not fit .* norm none"),
+        (BATCH, "layer", "norm='layer' does not fit .* norm batch"),
+        (LAYER, "act", "norm='act' does not fit .* norm layer"),
+        (LAYER, "group", "norm must be one of none, batch, .*, not 'group'"),
+        (LAYER, None, 'give norm="layer" or norm="instance"'),
     ],
 )
-def test_norm_that_does_not_fit_is_refused(name, norm, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_norm_that_does_not_fit_is_refused(name, norm, message):
+    with pytest.raises(UserError, match=message):
         torch_import.variables_from_state_dict(official_state(name), norm)
 
 
 def edited(variables, path, change):
     """The variables with one leaf replaced, or removed where `change` gives None."""
-    head, *rest = path.split("/")
-    node = dict(variables)
-    value = edited(node.get(head, {}), "/".join(rest), change) if rest else change(node.get(head))
-    if value is None:
-        del node[head]
-    else:
-        node[head] = value
-    return node
+    leaves = {"/".join(key): leaf for key, leaf in traverse_util.flatten_dict(variables).items()}
+    leaves[path] = change(leaves.get(path))
+    return traverse_util.unflatten_dict({key: leaf for key, leaf in leaves.items() if leaf is not None}, sep="/")
 
 
 @pytest.mark.parametrize(
     ("path", "change", "message"),
     [
         ("params/classes/bias", lambda _: None, r"missing params/classes/bias: expected an array \[10\] in a WRN-10-1"),
-        ("params/extra/bias", lambda _: np.zeros(3), "unexpected params/extra/bias: a WRN-10-1 with batch norm"),
+        ("params/extra/bias", lambda _: np.zeros(3), "unexpected params/extra/bias: a WRN-10-1"),
         (
             "params/conv1/kernel",
             lambda a: a[None],
-            r"params/conv1/kernel is \[1, 3, 3, 3, 16\]: expected \[3, 3, 3, 16\]",
+            r"conv1/kernel is \[1, 3, 3, 3, 16\]: expected \[3, 3, 3, 16\]",
         ),
         ("params/conv1/bias", lambda a: a * np.nan, "params/conv1/bias: 16 of 16 numbers are NaN or infinite"),
-        ("params/conv1/bias", lambda a: np.zeros(16, int), "params/conv1/bias is of int64: expected float32"),
         ("batch_stats/norm/norm/mean", lambda _: None, "missing batch_stats/norm/norm/mean"),
     ],
 )
-def test_wrong_variables_are_named_on_export(path, change, message):
+def test_wrong_variables_are_refused_on_export(path, change, message):
     model, variables = imported("wrn_10_1_batch")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         torch_import.state_dict_from_variables(model, edited(variables, path, change))
 
 
 def test_only_a_wide_resnet_can_be_exported():
-    with pytest.raises(ValueError, match="no Dense: expected a WideResNet"):
+    with pytest.raises(UserError, match="no Dense: expected a WideResNet"):
         torch_import.state_dict_from_variables(nn.Dense(3), {"params": {}})
-    with pytest.raises(ValueError, match="variables are a list"):
-        torch_import.state_dict_from_variables(imported("wrn_10_1")[0], [])
 
 
 # The replay buffer.
@@ -682,13 +576,8 @@ def test_imported_buffer_is_one_that_chains_can_be_drawn_from():
     ],
 )
 def test_wrong_buffer_is_named(array, classes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         torch_import.buffer_from_official(array, classes)
-
-
-def test_wrong_buffer_is_named_on_export():
-    with pytest.raises(ValueError, match=r"the buffer is \[4, 8, 8, 3\]: expected \[slots, classes, H, W, channels\]"):
-        torch_import.buffer_to_official(np.zeros((4, 8, 8, 3)))
 
 
 # Files. Without torch they say what to install.
@@ -696,22 +585,22 @@ def test_wrong_buffer_is_named_on_export():
 
 def test_missing_torch_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r'pip install "jem_jax\[torch\]"'):
+    with pytest.raises(UserError, match=r'pip install "jem_jax\[torch\]"'):
         torch_import.read_checkpoint(CHECKPOINT)
-    with pytest.raises(ImportError, match=r'pip install "jem_jax\[torch\]"'):
+    with pytest.raises(UserError, match=r'pip install "jem_jax\[torch\]"'):
         torch_import.write_checkpoint(tmp_path / "a.pt", official_state())
 
 
 def test_old_torch_is_not_trusted_with_foreign_files(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", type(sys)("torch"))
     sys.modules["torch"].__version__ = "2.5.1"
-    with pytest.raises(ImportError, match=r"torch 2\.5\.1 does not read foreign files safely"):
+    with pytest.raises(UserError, match=r"torch 2\.5\.1 does not read foreign files safely"):
         torch_import.read_checkpoint(CHECKPOINT)
 
 
 def test_missing_file_is_named(tmp_path):
     for path in (tmp_path / "none.pt", tmp_path):
-        with pytest.raises(ValueError, match="is not a file: expected a checkpoint"):
+        with pytest.raises(UserError, match=f"{path} cannot be read"):
             torch_import.read_checkpoint(path)
 
 
@@ -776,7 +665,7 @@ def test_written_checkpoint_is_read_back(torch, tmp_path, with_buffer):
     path.write_bytes(b"an older file")
     torch_import.write_checkpoint(path, state, images)
     read, buffer = torch_import.read_checkpoint(path)
-    assert list(read) == list(state)
+    assert read.keys() == state.keys()
     for key, value in state.items():
         assert read[key].dtype == value.dtype
         np.testing.assert_array_equal(read[key], value)
@@ -799,10 +688,6 @@ def test_failed_write_leaves_the_older_file(torch, tmp_path, monkeypatch):
         torch_import.write_checkpoint(path, official_state())
     assert path.read_bytes() == b"an older file"
     assert [file.name for file in tmp_path.iterdir()] == ["official.pt"]
-    with pytest.raises(ValueError, match="is not a folder"):
-        torch_import.write_checkpoint(tmp_path / "none" / "official.pt", official_state())
-    with pytest.raises(ValueError, match="a is of <U1: expected float32"):
-        torch_import.write_checkpoint(path, {"a": np.array("b")})
 
 
 class Trap:
@@ -829,7 +714,7 @@ def test_code_in_a_file_is_never_run(torch, tmp_path, how):
     # torch reads no newer pickle protocol than 2, nor far enough to say what such a file holds.
     reason = "it is damaged or of another kind" if how == "pickle 4" else r"it holds \w+\.open, and nothing but tensors"
     for read in (torch_import.read_checkpoint, torch_import.load):
-        with pytest.raises(ValueError, match=rf"trap\.pt is not a checkpoint of tensors.*: {reason}") as error:
+        with pytest.raises(UserError, match=rf"trap\.pt is not a checkpoint of tensors.*: {reason}") as error:
             read(path)
         assert "\n" not in str(error.value)
     assert not sprung.exists()
@@ -839,12 +724,12 @@ def test_code_in_a_file_is_never_run(torch, tmp_path, how):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("fraction", [0.0, 0.0001, 0.01, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("fraction", [0.0001, 0.01, 0.5, 0.999])
 def test_truncated_file_is_named(torch, tmp_path, fraction):
     path = tmp_path / "short.pt"
     content = CHECKPOINT.read_bytes()
     path.write_bytes(content[: int(fraction * len(content))])
-    with pytest.raises(ValueError, match=r"short\.pt is (empty|not a checkpoint of tensors.*damaged)") as error:
+    with pytest.raises(UserError, match=r"short\.pt is not a checkpoint of tensors.*damaged") as error:
         torch_import.read_checkpoint(path)
     assert "\n" not in str(error.value)
 
@@ -855,48 +740,51 @@ def test_changed_bytes_are_noticed(torch, tmp_path):
     content = bytearray(CHECKPOINT.read_bytes())
     content[content.index(official_state()["f.layer2.0.conv2.weight"].tobytes()) + 1000] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"changed\.pt is damaged: .*/data/\d+ does not have the checksum"):
+    with pytest.raises(UserError, match=r"changed\.pt is not .*: \w+/data/\d+ does not have the checksum"):
         torch_import.read_checkpoint(path)
     # The list of parts: one that is none, and one that says it goes on in another file.
     whole = bytes(content)
     for start, change in ((b"PK\x01\x02", b"nope"), (b"PK\x06\x07", b"PK\x06\x07\x01")):
         path.write_bytes(change.join(whole.rsplit(start + bytes(len(change) - len(start)), 1)))
-        with pytest.raises(ValueError, match=r"changed\.pt is damaged: its list of parts"):
+        with pytest.raises(UserError, match=r"changed\.pt is not a checkpoint .*: it is damaged"):
             torch_import.read_checkpoint(path)
 
 
-@pytest.mark.torch
-@pytest.mark.parametrize("content", [b"not a checkpoint", b"\x80", bytes(1000), b"PK\x03\x04 and nothing"])
-def test_foreign_file_is_named(torch, tmp_path, content):
-    path = tmp_path / "foreign.pt"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"foreign\.pt is not a checkpoint of tensors as torch.save writes it"):
-        torch_import.read_checkpoint(path)
-
-
-@pytest.mark.torch
-def test_other_zip_and_array_files_are_named(torch, tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+def other_zip(path):
+    with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("data.txt", "text")
-    np.savez(tmp_path / "b.npz", a=np.zeros(3))
-    for name in ("a.zip", "b.npz"):
-        with pytest.raises(ValueError, match="is not a checkpoint of tensors"):
-            torch_import.read_checkpoint(tmp_path / name)
+
+
+FOREIGN = [
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(b"not a checkpoint"),
+    lambda path: path.write_bytes(b"\x80"),
+    lambda path: path.write_bytes(b"PK\x03\x04 and nothing"),
+    other_zip,
+    lambda path: np.savez(path.open("wb"), a=np.zeros(3)),
+]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("write", FOREIGN)
+def test_a_foreign_file_is_refused(torch, tmp_path, write):
+    path = tmp_path / "foreign.pt"
+    write(path)
+    with pytest.raises(UserError, match=r"foreign\.pt is not a checkpoint of tensors as torch.save writes it"):
+        torch_import.read_checkpoint(path)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "holds a list: expected a state dict"),
-        ({}, "holds an empty state dict"),
-        ({"model_state_dict": None}, "model_state_dict is a NoneType: expected a dict of tensors"),
-        ({"model_state_dict": {}}, "holds an empty state dict"),
+        ([1, 2], "holds no state dict"),
+        ({}, "holds no state dict"),
+        ({"model_state_dict": None}, "holds no state dict"),
         ({"model_state_dict": {"a": 3}}, "a is a int: expected a tensor"),
-        ({"epoch": 3}, "epoch is a int: expected a tensor"),
         ({"model_state_dict": {"a": "tensor"}, "replay_buffer": [1]}, "replay_buffer is a list: expected a tensor"),
         ({"model_state_dict": {"a": "sparse"}}, "a is not an ordinary tensor"),
-        ({"model_state_dict": {"a": "tensor"}}, "missing f.conv1.weight: .*; found a$"),
+        ({"model_state_dict": {"a": "tensor"}}, "missing f.conv1.weight"),
     ],
 )
 def test_other_contents_are_named(torch, tmp_path, content, message):
@@ -906,7 +794,7 @@ def test_other_contents_are_named(torch, tmp_path, content, message):
         weights = {key: tensors.get(value, value) for key, value in content["model_state_dict"].items()}
         content = {**content, "model_state_dict": weights}
     torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"other\.pt:? .*{message}") as error:
+    with pytest.raises(UserError, match=rf"other\.pt:? .*{message}") as error:
         torch_import.load(path)
     assert "\n" not in str(error.value)
 
@@ -915,7 +803,7 @@ def test_other_contents_are_named(torch, tmp_path, content, message):
 def test_buffer_of_other_channels_is_named(torch, tmp_path):
     path = tmp_path / "grey.pt"
     torch_import.write_checkpoint(path, official_state(), np.zeros((4, 1, 32, 32), np.float32))
-    with pytest.raises(ValueError, match=r"replay_buffer is \[4, 1, 32, 32\]: expected \[N, 3, H, W\]"):
+    with pytest.raises(UserError, match=r"replay_buffer is \[4, 1, 32, 32\]: expected \[N, 3, H, W\]"):
         torch_import.load(path)
 
 
@@ -949,6 +837,6 @@ def test_exports_load_strictly_and_give_the_same_logits(torch, torch_copy, norm)
     model, variables, x = random_network(norm, width=2, num_classes=100)
     state = torch_import.state_dict_from_variables(model, variables)
     network = torch_copy.load(state, width=2, num_classes=100, norm=norm)
-    assert list(state) == list(network.state_dict())
+    assert state.keys() == network.state_dict().keys()
     logits = network(torch.tensor(nchw(x)).double()).detach().numpy()
     assert_close(jax.jit(model.apply)(variables, x), logits, 1e-5)

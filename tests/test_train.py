@@ -21,12 +21,20 @@ from jem_jax.evaluation import classification
 from jem_jax.runs import checkpoint, metrics, workdir
 from jem_jax.runs.metrics import TIME_FIELDS
 from jem_jax.runs.workdir import RunFacts
-from jem_jax.training import loop, preflight, quantities, sizes, trained
+from jem_jax.training import loop, preflight, quantities, recovery, sizes, trained
 
 EPOCHS, STEPS = 3, 5
 LAST = EPOCHS * STEPS
-SETTINGS = {**tiny.FULL, "training.epochs": EPOCHS, "recovery.patience": 5, "recovery.proof": 5}
+SETTINGS = {**tiny.FULL, "training.epochs": EPOCHS, "recovery.patience": 5}
 """Log lines at 4, 8, 12, 15; validations and checkpoints at 5, 10, 15."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def proof():
+    """Checkpoints of these short runs count as good after five iterations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recovery, "PROOF", 5)
+        yield
 
 
 class Killed(Exception):
@@ -65,8 +73,8 @@ def _untimed(directory):
 
 
 def _checkpoint(directory, name=workdir.CHECKPOINTS, step=None, **overrides):
-    state, buffer = loop.template(tiny.config(**{**SETTINGS, **overrides}), (8, 8, 1), 3)
-    tree = loop.tree(checkpoint.template_of(state), None if name == workdir.BEST else buffer)
+    state, buffer = trained.template(tiny.config(**{**SETTINGS, **overrides}), (8, 8, 1), 3)
+    tree = trained.tree(checkpoint.template_of(state), None if name == workdir.BEST else buffer)
     return checkpoint.restore(directory / name, tree, step)
 
 

@@ -504,10 +504,10 @@ def test_chains_of_p_x_given_y_follow_the_logit_of_their_label():
 
 
 def test_the_watch_holds_to_the_limits_that_are_set():
-    limits = {"max_gap": 7.0, "min_spread": 0.2, "max_rms": 5.0, "max_clipped_rms": 0.9, "patience": 3}
-    settings = {f"recovery.{name}": value for name, value in limits.items()}
-    assert quantities.limits(tiny.config(**settings)) == divergence.Limits(7.0, 0.2, 5.0, 3)
-    assert quantities.limits(tiny.config(**settings, **{"sampler.clip_x": True})) == divergence.Limits(7.0, 0.2, 0.9, 3)
+    settings = {"recovery.max_gap": 7.0, "recovery.patience": 3}
+    clipped = {**settings, "sampler.clip_x": True}
+    assert quantities.limits(tiny.config(**settings)) == divergence.Limits(7.0, divergence.MAX_RMS, 3)
+    assert quantities.limits(tiny.config(**clipped)) == divergence.Limits(7.0, divergence.MAX_CLIPPED_RMS, 3)
 
 
 VARIANTS = {

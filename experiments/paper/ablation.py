@@ -88,12 +88,12 @@ def main() -> None:
     flags = parser.parse_args()
     bench = BENCHES[flags.bench]
     common = [*bench.base, *flags.set, *_data(bench, flags.data)]
-    judge = Judge(ROOT / "runs" / f"ablation_judge_{flags.bench}", bench.config, common)
+    feature_model = FeatureModel(ROOT / "runs" / f"ablation_judge_{flags.bench}", bench.config, common)
     for seed in range(flags.seeds):
         for name, settings in variants(bench).items():
             if name not in (flags.only or [name]) or f"{name}/{seed}" in read(flags.bench)["runs"]:
                 continue
-            found = _one(bench, common, [*settings, f"seed={seed}"], judge)
+            found = _one(bench, common, [*settings, f"seed={seed}"], feature_model)
             # Read again: another process may have stored a run meanwhile.
             stored = read(flags.bench)
             stored["runs"][f"{name}/{seed}"] = found
@@ -151,7 +151,7 @@ def _data(bench: Bench, given: Path | None) -> list[str]:
     return [f"data.name={path}"]
 
 
-class Judge:
+class FeatureModel:
     """A plain classifier, by whose features and predictions samples are measured.
 
     Args:
@@ -178,7 +178,7 @@ class Judge:
         return sample_quality.measures(log_posterior, np.asarray(self._features(images)), self._reference)
 
 
-def _one(bench: Bench, common: Sequence[str], settings: list[str], judge: Judge) -> dict[str, Any]:
+def _one(bench: Bench, common: Sequence[str], settings: list[str], feature_model: FeatureModel) -> dict[str, Any]:
     attacks = [f"evaluation.attack_linf=({bench.attack},)", "evaluation.attack_l2=(0.5,)", "evaluation.refined_linf=()"]
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -187,7 +187,7 @@ def _one(bench: Bench, common: Sequence[str], settings: list[str], judge: Judge)
             return {"settings": settings, "failed": str(error).rpartition(" ended ")[2]}
         buffer = jem_jax.load(Path(folder) / "run").buffer
         assert buffer is not None
-        quality = judge.of(np.asarray(buffer))
+        quality = feature_model.of(np.asarray(buffer))
     jem = report["jem"]
     return {
         "settings": settings,

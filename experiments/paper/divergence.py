@@ -41,7 +41,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "nothing": ALONE,
     "recovery": {},
     "recovery, only the learning rate": {"recovery.chain_steps_factor": 1.0},
-    "recovery, fresh chains": {"recovery.buffer": "fresh"},
     "warm-up over 50 iterations": {**ALONE, "optimizer.warmup_steps": 50},
     "warm-up and recovery": {"optimizer.warmup_steps": 50},
     "half the learning rate": {**ALONE, "optimizer.learning_rate": 0.0015},
@@ -57,7 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 _FEW = {"sampler.num_steps": 5, "training.log_every": 5, "training.validate_every": 1}
 _WARMED = ("warm-up over 50 iterations", "warm-up and recovery")
 _MORE = (
-    "recovery, only the learning rate", "recovery, fresh chains", "half the learning rate", "twice the chain steps",
+    "recovery, only the learning rate", "half the learning rate", "twice the chain steps",
     "4 times the chain steps",
 )  # fmt: skip
 

@@ -27,7 +27,7 @@ ROUNDS, ITERATIONS = 5, 50
 UNWATCHED = {
     "moments": lambda *_: None,
     "finite": lambda _: jnp.array(True),
-    "signs": lambda *_: divergence.Signs(jnp.float32(0), jnp.float32(0), None),
+    "health": lambda *_: divergence.Health(jnp.float32(0), jnp.float32(0), None),
     "watched": lambda watch, *_: watch,
 }
 

@@ -110,8 +110,3 @@ def is_log(path: Path) -> bool:
             if os.path.samestat(os.fstat(stream), path.stat()):
                 return True
     return path.is_file() and _LOG.search(path.name.lower()) is not None
-
-
-def is_partial(path: Path) -> bool:
-    """Whether it is such a name."""
-    return path.name.startswith(".") and path.name.endswith(".partial")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from jem_jax.common.errors import UserError
-from jem_jax.datasets.notices import first_line, say
+from jem_jax.common.errors import UserError, first_line
+from jem_jax.datasets.notices import say
 from jem_jax.datasets.sources import Archive, Source
 
 _CHUNK = 1 << 20

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jem_jax.common import files
-from jem_jax.common.errors import UserError
-from jem_jax.datasets.notices import first_line, say
+from jem_jax.common.errors import UserError, first_line
+from jem_jax.datasets.notices import say
 
 
 @contextmanager

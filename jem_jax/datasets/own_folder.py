@@ -22,7 +22,7 @@ from jem_jax.datasets.notices import say
 # Formats of pixels alone; others run programs (EPS: Ghostscript) or hold more than pixels.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "SGI", "TIFF", "WEBP")
 _UNMARKED_FORMATS = ("PCX", "TGA")
-"""nothing in such a file tells it from any other, so that only its suffix does"""
+"""only the suffix tells such a file from others"""
 _PARTS = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation"),
@@ -30,7 +30,7 @@ _PARTS = {
 }
 """names of folders of parts, in lower case"""
 _BYTES_OF_A_PIXEL = 16
-"""of a picture while it is read: as it was, composed over black, in the channels that are wanted"""
+"""of a picture while it is read: as stored, composed over black, and in the data set's channels"""
 
 _GREY_MODES = ("1", "L", "LA")
 _EIGHT_BIT_MODES = (*_GREY_MODES, "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
@@ -51,8 +51,8 @@ def load(path: Path, image_size: int) -> Dataset:
     """The data set in a folder of class folders of image files, or of parts, each of those.
 
     Parts are `train`, `val` and `test`, by the names of `_PARTS` in any case. Classes are numbered in the order of
-    their names. Images are grey if all are, else RGB; transparent is black; photographs are turned upright. What no
-    part is there for is held out as `held_out.with_tenths` says. What is left out is counted on the screen.
+    their names. Images are grey if all are, else RGB; transparent is black; photographs are turned upright. Missing
+    parts are held out as `held_out.with_tenths` says. Files that are no images are counted on the screen.
 
     Args:
       image_size: resize to this square (`resize.to_side`); 0: as they are, which is then one size.
@@ -67,28 +67,28 @@ def load(path: Path, image_size: int) -> Dataset:
     left_out: Counter[str] = Counter()
     if train_folder != path:
         left_out.update(map(_suffix, _other_files(path)))
-    found = {part: _files(folder, names, left_out, part == "train") for part, folder in folders.items()}
+    parts = {part: _files(folder, names, left_out, part == "train") for part, folder in folders.items()}
     _say_left_out(path, left_out)
-    every = [file for part in found.values() for file in part]
-    checks.every_class(str(train_folder), np.array([file.label for file in found["train"]], np.int64), names)
+    every = [file for part in parts.values() for file in part]
+    checks.every_class(str(train_folder), np.array([file.label for file in parts["train"]], np.int64), names)
     channels = 1 if all(file.grey for file in every) else 3
     width, height = (image_size, image_size) if image_size else _one_size(every)
     shape = (height, width, channels)
     # Twice, since they are cut into parts, which are copies.
     checks.fits_memory(f"{path}: {len(every)} images of {_times((width, height))}", (2, len(every), *shape))
-    return with_tenths(str(path), Parts(names, **{part: _split(some, shape) for part, some in found.items()}))
+    return with_tenths(str(path), Parts(names, **{part: _split(members, shape) for part, members in parts.items()}))
 
 
 def _parts(path: Path) -> dict[str, Path]:
     """The folders of class folders, by part; `train` is a class like any other if it holds images itself."""
     folders = _folders(path)
-    found = {part: [folder for folder in folders if folder.name.lower() in names] for part, names in _PARTS.items()}
-    if not found["train"] or not any(map(_folders, found["train"])):
+    by_part = {part: [folder for folder in folders if folder.name.lower() in names] for part, names in _PARTS.items()}
+    if not any(map(_folders, by_part["train"])):
         return {"train": path}
-    twice = next((some for some in found.values() if len(some) > 1), None)
-    if twice:
-        raise UserError(f"{path} holds {twice[0].name!r} and {twice[1].name!r}, which are one part; keep one of them")
-    parts = {part: some[0] for part, some in found.items() if some}
+    for first, *more in filter(None, by_part.values()):
+        if more:
+            raise UserError(f"{path} holds {first.name!r} and {more[0].name!r}, which are one part; keep one of them")
+    parts = {part: same[0] for part, same in by_part.items() if same}
     others = [folder.name for folder in folders if folder not in parts.values()]
     if others:
         raise UserError(
@@ -114,8 +114,8 @@ def _other_files(path: Path) -> list[Path]:
 
 
 def _files(path: Path, names: Sequence[str], left_out: Counter[str], every_class: bool) -> list[_File]:
-    """The images in class folders; what else is there is added to `left_out`, by suffix."""
-    found = []
+    """The images in class folders. Other files are counted in `left_out`, by suffix."""
+    members: list[_File] = []
     numbers = {name: number for number, name in enumerate(names)}
     left_out.update(map(_suffix, _other_files(path)))
     for folder in _class_folders(path):
@@ -131,10 +131,10 @@ def _files(path: Path, names: Sequence[str], left_out: Counter[str], every_class
         left_out["in deeper folders"] += sum(len(_other_files(deeper)) for deeper in _folders(folder))
         if not images and every_class:
             raise UserError(f"class folder {folder} holds no images ({', '.join(_suffixes())})")
-        found += images
-    if not found:
+        members += images
+    if not members:
         raise UserError(f"{path} holds no images ({', '.join(_suffixes())})")
-    return found
+    return members
 
 
 def _say_left_out(path: Path, left_out: Counter[str]) -> None:
@@ -155,10 +155,10 @@ def _suffixes() -> list[str]:
     return sorted({suffix for suffix, kind in known.items() if kind in _formats(*_FORMATS, *_UNMARKED_FORMATS)})
 
 
-def _formats(*wanted: str) -> tuple[str, ...]:
+def _formats(*names: str) -> tuple[str, ...]:
     """Those that this Pillow reads: some need a library that it may have been built without."""
     Image.init()
-    return tuple(kind for kind in wanted if kind in Image.OPEN)
+    return tuple(name for name in names if name in Image.OPEN)
 
 
 def _is_image(path: Path) -> bool:
@@ -169,7 +169,7 @@ def _is_image(path: Path) -> bool:
         checks.is_file(path)
         with Image.open(path, formats=_formats(*_FORMATS)):
             return True
-    except Exception:  # whatever it is, no image
+    except Exception:
         return False
 
 
@@ -181,9 +181,8 @@ def _look(path: Path, label: int) -> _File:
             mode = image.mode
             # Of a TIFF, Pillow gives the size upright from version 11 on.
             size = (image.tag_v2[256], image.tag_v2[257]) if isinstance(image, TiffImageFile) else image.size
-            # Before PNG's orientation is looked for, which can come behind the pixels.
-            what = f"{path} of {_times(size)}, while it is read,"
-            checks.fits_memory(what, (*size, _BYTES_OF_A_PIXEL))
+            # A PNG's orientation may come behind the pixels, so `getexif` reads them all.
+            checks.fits_memory(f"{path} of {_times(size)}, while it is read,", (*size, _BYTES_OF_A_PIXEL))
             turned = image.getexif().get(_ORIENTATION) in _TURNED
     except UserError:
         raise
@@ -196,9 +195,9 @@ def _look(path: Path, label: int) -> _File:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image of at most so many pixels as Pillow allows; up to twice as many it would only warn of."""
+    """An image of at most the pixels that Pillow allows. For up to twice as many it would only warn."""
     with warnings.catch_warnings():
-        # Of odd tags, which change no pixel.
+        # Pillow warns of odd tags, which change no pixel.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=_formats(*_FORMATS, *_UNMARKED_FORMATS)) as image:
@@ -219,11 +218,11 @@ def _times(size: tuple[int, int]) -> str:
     return f"{size[0]}×{size[1]}"
 
 
-def _split(some: Sequence[_File], shape: tuple[int, int, int]) -> Split:
-    images = np.empty((len(some), *shape), np.uint8)
-    for number, file in enumerate(some):
+def _split(members: Sequence[_File], shape: tuple[int, int, int]) -> Split:
+    images = np.empty((len(members), *shape), np.uint8)
+    for number, file in enumerate(members):
         images[number] = _read(file.path, shape)
-    return Split(images, np.array([file.label for file in some], np.int32))
+    return Split(images, np.array([file.label for file in members], np.int32))
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> np.ndarray:

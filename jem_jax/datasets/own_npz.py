@@ -1,4 +1,4 @@
-"""One's own images in an .npz: read as plain arrays, never unpickled, and every fault named with file and key."""
+"""One's own images in an .npz, read as plain arrays and never unpickled. Every error names the file and the key."""
 
 import math
 import zipfile
@@ -35,15 +35,15 @@ _OF_OTHERS = {
 """what the keys are called elsewhere, in lower case"""
 _LONGEST_NAME = 200
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""what NumPy writes; Python unpacks others by whole blocks, however much is in them"""
+"""NumPy's own; Python unpacks others in whole blocks, however much is in them"""
 
 
 def load(path: Path) -> Dataset:
     """The data set in an .npz of `np.savez` or `np.savez_compressed`.
 
     Keys: `images` [N, H, W] or [N, H, W, C] uint8, C 1 or 3; `labels` [N] integers from 0; optional `test_images` and
-    `test_labels`, `val_images` and `val_labels`; optional `class_names` [K] strings. What no part is there for is held
-    out as `held_out.with_tenths` says. Other keys are named on the screen and not looked at.
+    `test_labels`, `val_images` and `val_labels`; optional `class_names` [K] strings. Missing parts are held out as
+    `held_out.with_tenths` says. Other keys are named on the screen and not read.
 
     Raises:
       UserError: in one line, what is wrong with which key.
@@ -70,8 +70,8 @@ def _check_keys(path: Path, keys: Set[str]) -> None:
     hint = f". Rename {', '.join(f'{key} to {ours}' for key, ours in renamed.items())}" if renamed else ""
     missing = sorted({"images", "labels"} - keys)
     if missing:
-        found = shown(", ".join(sorted(keys)) or "nothing")[1:-1]
-        raise UserError(f"{path} has no key {missing[0]!r}; there are: {found}. It must hold {_KEYS}{hint}")
+        there = shown(", ".join(sorted(keys)) or "nothing")[1:-1]
+        raise UserError(f"{path} has no key {missing[0]!r}; there are: {there}. It must hold {_KEYS}{hint}")
     for prefix in _PARTS.values():
         if len({f"{prefix}images", f"{prefix}labels"} & keys) == 1:
             raise UserError(f"{path} has only one of {prefix}images and {prefix}labels; give both or neither{hint}")
@@ -82,7 +82,7 @@ def _check_keys(path: Path, keys: Set[str]) -> None:
 
 def _split(path: Path, arrays: Mapping[str, np.ndarray], prefix: str) -> Split:
     images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
-    # Before they are made int32, which would wrap such a number around.
+    # int32 would wrap larger numbers around.
     checks.labels(f"{path}: {prefix}labels", labels, 2**31)
     return Split(images if images.ndim == 4 else images[..., None], labels.astype(np.int32))
 
@@ -107,11 +107,11 @@ def _check_labels(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if dtype.kind == "f":
         raise UserError(f"{where} must be integers, not {dtype}; save {key}.astype(int) if they are whole numbers")
     if dtype.kind not in "iu":
-        right = f"; save np.unique({key}, return_inverse=True)[1], and class_names" if dtype.kind in "US" else ""
-        raise UserError(f"{where} must be integers, not {dtype}{right}")
+        hint = f"; save np.unique({key}, return_inverse=True)[1], and class_names" if dtype.kind in "US" else ""
+        raise UserError(f"{where} must be integers, not {dtype}{hint}")
     if len(shape) != 1:
-        right = f"{key}.argmax(axis=1)" if len(shape) == 2 and shape[1] > 1 else f"{key}.reshape(-1)"
-        raise UserError(f"{where} must be [N], not {list(shape)}; save {right}")
+        hint = f"{key}.argmax(axis=1)" if len(shape) == 2 and shape[1] > 1 else f"{key}.reshape(-1)"
+        raise UserError(f"{where} must be [N], not {list(shape)}; save {hint}")
 
 
 def _check_names(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -130,7 +130,7 @@ _CHECKS = {
     "val_labels": _check_labels,
     "class_names": _check_names,
 }
-"""what is read, and what its shape and type must be"""
+"""key -> check of its shape and type; other keys are not read"""
 
 
 def _names(path: Path, array: np.ndarray) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ def _names(path: Path, array: np.ndarray) -> tuple[str, ...]:
 
 
 def _numbers(path: Path, labels: np.ndarray) -> tuple[str, ...]:
-    """Class names where none are given: "0", "1" and so on, each of which the labels must use."""
+    """Class names where none are given: "0", "1" and so on. The labels must use each of them."""
     used = np.unique(labels)
     gaps = np.flatnonzero(used != np.arange(len(used)))
     if len(gaps):
@@ -155,7 +155,7 @@ def _numbers(path: Path, labels: np.ndarray) -> tuple[str, ...]:
 
 
 class _Member(NamedTuple):
-    """What a header says of an array, none of which was read or allocated yet."""
+    """An array by its header; nothing of the array itself is read or allocated yet."""
 
     where: str
     """its file and key, for errors"""
@@ -185,7 +185,7 @@ def _looked_at(archive: zipfile.ZipFile, where: str, key: str) -> _Member:
 
 
 def _check_sizes(path: Path, members: Mapping[str, _Member]) -> None:
-    """Whether arrays that are not read yet go together, and fit the memory together."""
+    """Checks that the arrays go together, and fit the memory together, before any is read."""
     for prefix in _PARTS.values():
         if f"{prefix}images" in members:
             images, labels = (members[f"{prefix}{what}"].shape[0] for what in ("images", "labels"))
@@ -212,8 +212,6 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     if version not in _HEADERS:
         raise ValueError(f"version {version} of the .npy format is not one that plain arrays use")
     shape, _, dtype = _HEADERS[version](file)
-    if any(length < 0 for length in shape):
-        raise ValueError(f"its header says {list(shape)}")
     return shape, dtype
 
 
@@ -230,10 +228,10 @@ def _opened(path: Path) -> zipfile.ZipFile:
 
 @contextmanager
 def _named(where: str) -> Iterator[None]:
-    """Says where it was that damage was found."""
+    """Names the damaged array."""
     try:
         yield
     except Exception as error:
-        # NumPy hands a header to Python's own parser, and zipfile its data to several unpackers: each of them raises
-        # what it likes.
+        # NumPy hands a header to Python's parser, and zipfile its data to several unpackers. All raise errors of
+        # their own.
         raise UserError(f"{where} is damaged: {in_a_line(error)}") from error

@@ -14,10 +14,11 @@ import shutil
 from pathlib import Path
 
 from jem_jax.common import paths
+from jem_jax.common.errors import first_line
 from jem_jax.datasets import archives, cache, download, locking
 from jem_jax.datasets.dataset import Dataset
 from jem_jax.datasets.held_out import Parts, cut, official_order
-from jem_jax.datasets.notices import first_line, say
+from jem_jax.datasets.notices import say
 from jem_jax.datasets.sources import Source
 
 

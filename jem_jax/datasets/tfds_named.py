@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from jem_jax.common.errors import UserError
+from jem_jax.common.errors import UserError, first_line
 from jem_jax.datasets import cache, checks, locking, resize
 from jem_jax.datasets.dataset import Dataset, Split
 from jem_jax.datasets.held_out import Parts, with_tenths
-from jem_jax.datasets.notices import first_line, say
+from jem_jax.datasets.notices import say
 from jem_jax.datasets.sources import BUILDER_NAME, SOURCES
 
 PREFIX = "tfds:"

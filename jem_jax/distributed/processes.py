@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jem_jax.common.errors import UserError
+from jem_jax.common.errors import UserError, first_line
 from jem_jax.distributed import devices, rendezvous
 
 _START_SECONDS = 120
@@ -96,7 +96,7 @@ def start(cluster: Cluster, cpu_devices: int, require_devices: int) -> None:
     except (RuntimeError, AssertionError) as error:  # an assertion where no JAX of that platform is installed
         raise UserError(
             f"no device of platform {os.environ.get('JAX_PLATFORMS')!r} (JAX_PLATFORMS) could be started "
-            f"({_first_line(error)}); install JAX for it (the extras cuda12, cuda13 and tpu), or set JAX_PLATFORMS=cpu"
+            f"({first_line(error)}); install JAX for it (the extras cuda12, cuda13 and tpu), or set JAX_PLATFORMS=cpu"
         ) from error
     if devices.cpu_devices() and not devices.set_by_environment() and jax.process_count() == 1:
         # The most that divide what was to be cut by `cpu_devices`.
@@ -130,7 +130,7 @@ def _join(cluster: Cluster) -> None:
         )
     except Exception as error:
         whom = "those of --coordinator_address" if address else "--distributed: no TPU pod, Slurm or Kubernetes found"
-        raise UserError(f"the other processes could not be reached ({whom}): {_first_line(error)}") from error
+        raise UserError(f"the other processes could not be reached ({whom}): {first_line(error)}") from error
 
 
 def _use_compilation_cache() -> None:
@@ -145,10 +145,6 @@ def _use_compilation_cache() -> None:
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def process_count() -> int:
@@ -207,13 +203,13 @@ def explain_runtime_error(error: BaseException) -> str | None:
     code = None if isinstance(error, UserError) else re.match(r"([A-Z_]{5,}): ", str(error))
     if isinstance(error, MemoryError) or (code and code[1] == "RESOURCE_EXHAUSTED"):
         return (
-            f"the memory did not suffice ({_first_line(error)[:200]}); lower config.training.batch_size or "
+            f"the memory did not suffice ({first_line(error)[:200]}); lower config.training.batch_size or "
             "config.model.width in training, config.evaluation.batch_size in an evaluation. The same command goes on "
             "from the last checkpoint"
         )
     if jax.process_count() > 1 and (code or isinstance(error, jax.errors.JaxRuntimeError)):
         return (
-            f"the run broke off, since another process ended or could not be reached ({_first_line(error)[:200]}); its "
+            f"the run broke off, since another process ended or could not be reached ({first_line(error)[:200]}); its "
             "output says why. The same command on all goes on from the last checkpoint"
         )
     return None

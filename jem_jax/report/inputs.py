@@ -45,8 +45,8 @@ class Subject:
         return self.models["jem"]
 
     @property
-    def judge(self) -> str:
-        """Whose features and predictions samples are measured with: the baseline's, which never saw a sample."""
+    def feature_model(self) -> str:
+        """The model that measures samples, by its features and predictions: the baseline, which never saw a sample."""
         return "baseline" if "baseline" in self.models else "jem"
 
     @property

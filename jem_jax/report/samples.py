@@ -97,9 +97,9 @@ def draw(subject: Subject) -> Result:
     return result
 
 
-def judge(subject: Subject) -> Result:
-    """Samples measured with the features and predictions of a network that never saw one, and looked for copies."""
-    facts, judge = subject.facts, subject.judge
+def quality(subject: Subject) -> Result:
+    """Samples measured by the feature model, and whether they are copies of training images."""
+    facts, feature_model = subject.facts, subject.feature_model
     train = subject.dataset.train
     some = np.random.default_rng(facts.config.seed).permutation(len(train))[:_QUALITY_IMAGES]
     reference = to_float(train.images[some])
@@ -111,13 +111,14 @@ def judge(subject: Subject) -> Result:
     noise = np.random.default_rng(facts.config.seed).uniform(-1, 1, (500, *facts.image_shape))
     sources["uniform noise"] = noise.astype(np.float32)
     result = Result(how={
-        "network": f"the {TITLES[judge]}'s penultimate features and predictions; neither FID nor Inception score",
+        "network": f"the {TITLES[feature_model]}'s penultimate features and predictions; neither FID nor Inception "
+                   "score",
         "reference": f"{len(some)} training images", "values": "clipped to [-1, 1]",
         "fresh_chains": {"steps": sample_steps(facts.config), "start": start_of_chains(facts.config),
                          **how_chains_pass(facts.config)},
     })  # fmt: skip
-    reference_features = subject.described(judge, reference)[1]
-    described = {name: subject.described(judge, images) for name, images in sources.items()}
+    reference_features = subject.described(feature_model, reference)[1]
+    described = {name: subject.described(feature_model, images) for name, images in sources.items()}
     values = {
         name: _quality(images, *described[name], reference, reference_features)
         for name, images in sources.items()
@@ -131,8 +132,9 @@ def judge(subject: Subject) -> Result:
         for name, row in values.items()
     ]  # fmt: skip
     result.text(
-        f"The judge is the {TITLES[judge]}, by its penultimate features and predictions: these are neither FID nor "
-        f"Inception scores and compare only within this table. Reference: {len(some)} training images. A Fréchet "
+        f"The feature model is the {TITLES[feature_model]}, by its penultimate features and predictions. These are "
+        f"neither FID nor Inception scores and compare only within this table. Reference: {len(some)} training images. "
+        "A Fréchet "
         "distance is larger where there are fewer images. Fresh chains began as "
         f"{start_of_chains(facts.config)} and took {sample_steps(facts.config)} steps.{chains_in_words(facts.config)}"
     )
@@ -144,7 +146,7 @@ def judge(subject: Subject) -> Result:
     _inception(subject, result)
     result.images(
         _neighbours(subject, sources["fresh chains"], described["fresh chains"][1], reference, reference_features),
-        "Are samples copies? Each sample over its nearest reference image by pixels, and by the judge's features.",
+        "Are samples copies? Each sample over its nearest reference image by pixels, and by the feature model.",
     )
     return result
 

@@ -100,7 +100,7 @@ SECTIONS = (
         samples.draw,
         _DRAWING,
     ),
-    Section("sample_quality", "Sample quality", "", samples.judge,
+    Section("sample_quality", "Sample quality", "", samples.quality,
             (*_DRAWING, "inception_weights")),
     Section(
         "inpainting",

@@ -23,7 +23,6 @@ import jem_jax
 from jem_jax import config as configuration
 from jem_jax.augment import to_float, to_uint8
 from jem_jax.common.errors import UserError, in_a_line
-from jem_jax.config import Config
 from jem_jax.runs.workdir import RUN_FILE, RunFacts
 
 FILE = "model.json"
@@ -31,8 +30,6 @@ MOST_CHAINS = 1000
 _WEIGHTS, _BUFFER, _CARD = "weights.npz", "buffer.npz", "README.md"
 _KIND = "jem_jax model"
 _FORMAT = 1
-_TRAINING_ALONE = ("objective", "optimizer", "schedule", "training", "recovery", "evaluation")
-"""groups of settings that a trained network's logits do not depend on"""
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def describe(path: Path) -> Description:
     try:
         height, width, channels = map(int, values["image_shape"])
         facts = RunFacts(
-            config=_config(values["config"]),
+            config=configuration.stored(values["config"]),
             image_shape=(height, width, channels),
             class_names=tuple(map(str, values["class_names"])),
             cpu_devices=0,
@@ -198,14 +195,6 @@ def _kind(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8")).get("kind")
     except (OSError, ValueError, AttributeError):
         return None
-
-
-def _config(settings: dict[str, Any]) -> Config:
-    """The settings; what later versions no longer know is dropped where a trained network does not depend on it."""
-    known = configuration.as_dict(Config())
-    for group in _TRAINING_ALONE:
-        settings[group] = {name: value for name, value in settings.get(group, {}).items() if name in known[group]}
-    return configuration.validate(settings)
 
 
 def _whole(path: Path, name: str, sha256: Mapping[str, str]) -> bytes:

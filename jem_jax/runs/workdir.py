@@ -87,7 +87,7 @@ def read_facts(path: Path) -> RunFacts:
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
         return RunFacts(
-            config=configuration.validate(facts["config"]),
+            config=configuration.stored(facts["config"]),
             image_shape=tuple(facts["image_shape"]),
             class_names=tuple(facts["class_names"]),
             cpu_devices=int(facts["cpu_devices"]),

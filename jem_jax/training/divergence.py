@@ -1,11 +1,11 @@
-"""Whether a training is going wrong: what every iteration is watched for, as pure functions on arrays.
+"""Signs that a training diverges, looked for in every iteration, as pure functions on arrays.
 
 An iteration is *unfit* where its loss or gradients are not finite or its |log p~| runs away; it must not enter the
-state. Three slower faults leave every number finite, and count once they have gone on for some iterations
-on end: data and samples lie too far apart in log p~, the samples of a batch have become alike, or they have left the
-range of the data. The first alarm stays recorded, so that whoever looks later knows what happened and when.
+state. Three slower faults leave every number finite. They count once they have lasted for some iterations: data and
+samples lie too far apart in log p~, the samples of a batch have become alike, or they have left the range of the data.
+The watch records the first alarm, which the host reads later.
 
-The images' moments are exchanged rather than what is made of them, so that any number of devices decides alike.
+Devices exchange the images' moments rather than measures made of them, so that any number of devices decides alike.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,24 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
+MIN_SPREAD = 0.1
+"""of the samples' standard deviation over a batch, as a fraction of the data's; healthy runs have more than 0.5"""
+MAX_RMS = 3.0
+"""of the root mean square of unclipped samples; the data lie in [-1, 1]"""
+MAX_CLIPPED_RMS = 0.999
+"""the same of samples that are clipped to [-1, 1]: nearly all of their values are -1 or 1"""
 REASONS = {
     "not_finite": "the loss or a gradient was not finite",
     "log_density": "|log p~| passed config.training.max_log_density",
     "gap": "log p~ of data and samples stayed further apart than config.recovery.max_gap",
-    "collapse": "the samples of a batch stayed more alike than config.recovery.min_spread allows",
-    "saturation": "the samples stayed further out than config.recovery.max_rms or max_clipped_rms allows",
+    "collapse": f"the samples' standard deviation over a batch stayed below {MIN_SPREAD:g} of the data's",
+    "saturation": f"the samples' root mean square stayed above {MAX_RMS:g} ({MAX_CLIPPED_RMS:g} for clipped chains)",
 }
-"""What an alarm can be about; the first two undo the iteration, the others must have gone on for a while"""
+"""What an alarm can be about; the first two undo the iteration, the others must have lasted"""
 _SUDDEN = 2
 _LARGEST = 1e18
-"""Of a number that counts as finite: what an optimiser makes of such gradients, their squares and their sums, is
-finite too, so that parameters and optimiser need no look of their own, which would read them all once more"""
+"""the largest number that counts as finite. The squares of such gradients, and their sums, are finite too, so the
+parameters and the optimiser's state need no check of their own, which would read them all once more"""
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,6 @@ class Limits:
 
     max_gap: float
     """of |mean log p~(data) - mean log p~(samples)|, in nats"""
-    min_spread: float
-    """of the samples' standard deviation over a batch, as a fraction of the data's"""
     max_rms: float
     """of the samples' root mean square, where the data lie in [-1, 1]; never less than the data's own"""
     patience: int
@@ -67,7 +71,7 @@ class Moments(NamedTuple):
     samples_square: Array
 
 
-class Signs(NamedTuple):
+class Health(NamedTuple):
     """What a device saw of an iteration; a mean over devices is above 0 where any of them saw it."""
 
     not_finite: Array
@@ -87,12 +91,12 @@ class Alarm(NamedTuple):
     """the iteration, counted from 0"""
 
 
-def quiet() -> Watch:
-    """Before anything was seen."""
+def initial_watch() -> Watch:
+    """The watch before the first iteration."""
     return Watch(jnp.int32(-1), jnp.int32(-1), jnp.zeros(len(REASONS) - _SUDDEN, jnp.int32))
 
 
-def signs(values: Any, log_px_max: Array, max_log_density: float, moments: Moments | None) -> Signs:
+def health(values: Any, log_px_max: Array, max_log_density: float, moments: Moments | None) -> Health:
     """What this device sees.
 
     Args:
@@ -103,7 +107,7 @@ def signs(values: Any, log_px_max: Array, max_log_density: float, moments: Momen
     """
     not_finite = ~(finite(values) & jnp.isfinite(log_px_max))
     runaway = log_px_max > max_log_density
-    return Signs(not_finite.astype(jnp.float32), runaway.astype(jnp.float32), moments)
+    return Health(not_finite.astype(jnp.float32), runaway.astype(jnp.float32), moments)
 
 
 def moments(data: Array, samples: Sequence[Array]) -> Moments | None:
@@ -187,7 +191,7 @@ def _faults(metrics: Mapping[str, Array], limits: Limits) -> Array:
     max_rms = jnp.maximum(limits.max_rms, metrics["data_rms"])
     healthy = [
         jnp.max(jnp.stack(gaps)) <= limits.max_gap,
-        metrics["samples_spread"] >= limits.min_spread,
+        metrics["samples_spread"] >= MIN_SPREAD,
         metrics["samples_rms"] <= max_rms,
     ]
     # Said this way round, NaN is a fault.

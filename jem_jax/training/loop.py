@@ -33,8 +33,6 @@ from jem_jax.training.statistics import COLLECTION
 from jem_jax.training.step import Step
 from jem_jax.training.trained import template, tree
 
-__all__ = ["Trained", "check", "template", "train", "tree"]
-
 Array = jax.Array
 
 _PICTURED = 100
@@ -159,7 +157,7 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
             validates, draws = training.due(done, every.validate_every), training.due(done, every.sample_every)
             if training.logs(done):
                 _log(training, recorder)
-            # Nothing that lasts is made of a run that has gone wrong.
+            # Check for divergence before saving anything.
             looks = training.logs(done) or validates or draws or training.saves(done)
             if looks and _recovered(training, recorder):
                 continue
@@ -230,7 +228,9 @@ def _place(training: _Training) -> dict[str, float]:
     restored = _restore(config, dataset, directory, history)
     state, buffer, note = (*training.run.begin(), dict(_AT_THE_START)) if restored is None else restored
     if history and int(state.step) <= history[-1].back_to:
-        state, buffer, note = _otherwise(training, state, buffer, history)
+        key = recovery.key(jax.random.key(config.seed), len(history))
+        state = state._replace(key=key, watch=divergence.initial_watch())
+        note = {"best_accuracy": history[-1].best_accuracy, "seconds": history[-1].seconds}
     training.statistics_of = None
     training.step, training.history = int(state.step), history
     training.learning_rate_factor = recovery.learning_rate_factor(history, training.step)
@@ -242,25 +242,11 @@ def _place(training: _Training) -> dict[str, float]:
         directory / workdir.CHECKPOINTS,
         settings.keep_checkpoints,
         writes,
-        lambda steps, regular: recovery.kept(
-            steps, settings.keep_checkpoints, config.recovery.proof, regular, training.history
-        ),
+        lambda steps, regular: recovery.to_keep(steps, settings.keep_checkpoints, regular, training.history),
         after=training.best,
     )
     training.best_accuracy = note["best_accuracy"]
     return note
-
-
-def _otherwise(
-    training: _Training, state: TrainState, buffer: Any, history: History
-) -> tuple[TrainState, Any, dict[str, float]]:
-    """A checkpoint that a run went back to, as it goes on from there."""
-    last = history[-1]
-    key = recovery.key(jax.random.key(training.config.seed), len(history))
-    state = state._replace(key=key, watch=divergence.quiet())
-    if buffer is not None and last.buffer == "fresh":
-        buffer = training.run.fresh_buffer(key)
-    return state, buffer, {"best_accuracy": last.best_accuracy, "seconds": last.seconds}
 
 
 def _restore(
@@ -422,19 +408,18 @@ def _recovered(training: _Training, recorder: Recorder) -> bool:
         recorder.end(training.step, recovery.final(alarm, training.history), str(ended))
         raise ended
     found = recovery.sound_checkpoints(folder) if processes.is_first() else []
-    wanted = recovery.target(training.history, alarm.step + 1, found, settings.proof)
-    back_to = int(processes.gather_strings(str(wanted))[0])
+    back_to = int(processes.gather_strings(str(recovery.target(training.history, alarm.step + 1, found)))[0])
     best = checkpoint.steps(training.directory / workdir.BEST)
     last = Recovery(
         alarm.reason, alarm.step + 1, back_to, settings.learning_rate_factor, settings.chain_steps_factor,
-        settings.iterations, settings.buffer, max(best, default=-1), training.best_accuracy, training.seconds,
+        max(best, default=-1), training.best_accuracy, training.seconds,
     )  # fmt: skip
     training.close()
     with processes.fail_together():
         if processes.is_first():
             recovery.write(training.directory, (*training.history, last))
     _place(training)
-    recorder.rewind(training.step, recovery.event(training.history, len(training.history)), recovery.in_words(last))
+    recorder.rewind(training.step, recovery.events(training.history)[-1], recovery.in_words(last))
     return True
 
 

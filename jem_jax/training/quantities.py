@@ -28,10 +28,9 @@ def buffer_classes(config: Config, num_classes: int) -> int:
 
 
 def limits(config: Config) -> divergence.Limits:
-    """What the watch holds for healthy."""
-    settings = config.recovery
-    max_rms = settings.max_clipped_rms if config.sampler.clip_x else settings.max_rms
-    return divergence.Limits(settings.max_gap, settings.min_spread, max_rms, settings.patience)
+    """What counts as healthy."""
+    max_rms = divergence.MAX_CLIPPED_RMS if config.sampler.clip_x else divergence.MAX_RMS
+    return divergence.Limits(config.recovery.max_gap, max_rms, config.recovery.patience)
 
 
 def sgld_settings(sampler: Sampler) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def first_state(
         evaluation_stats=variables.get(COLLECTION) if config.training.statistics_images else None,
         key=key,
         learning_rate_factor=jnp.float32(1),
-        watch=divergence.quiet(),
+        watch=divergence.initial_watch(),
         window=_empty_window(quantities.weights(config), clips=config.optimizer.clip_norm > 0),
     )
 

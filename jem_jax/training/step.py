@@ -126,16 +126,16 @@ def _loss(
     return value, (metrics, model_state)
 
 
-def _health(parts: Parts, batches: dict[str, Array], values: Any, log_px_max: Array) -> divergence.Signs:
+def _health(parts: Parts, batches: dict[str, Array], values: Any, log_px_max: Array) -> divergence.Health:
     """What this device sees of divergence in an iteration."""
     samples = [batches[name] for name in ("negatives", "conditional_negatives") if name in batches]
     moments = divergence.moments(batches.get("data", batches["labelled"]), samples)
-    return divergence.signs(values, log_px_max, parts.max_log_density, moments)
+    return divergence.health(values, log_px_max, parts.max_log_density, moments)
 
 
 def _updated(
     parts: Parts, state: TrainState, gradients: Any, model_state: Variables, metrics: dict[str, Array],
-    health: divergence.Signs,
+    health: divergence.Health,
 ) -> tuple[TrainState, Array]:  # fmt: skip
     """The state after the iteration, or the old one with only its count moved on; and which of the two it is."""
     updates, opt_state = parts.optimizer.update(gradients, state.opt_state, state.params)

@@ -14,7 +14,7 @@ import tiny
 from jem_jax.config import Config
 from jem_jax.distributed import devices
 from jem_jax.runs import checkpoint
-from jem_jax.training import loop
+from jem_jax.training import trained
 from jem_jax.training.state import TrainState
 from jem_jax.training.step import Step
 
@@ -57,8 +57,8 @@ def first_steps(step: Step, state: TrainState, chains: np.ndarray, data: tiny.De
 
 def template(config: Config) -> tuple[TrainState, dict]:
     """The shapes of a run's state, and of a checkpoint of it."""
-    state, buffer = loop.template(config, (tiny.SIDE, tiny.SIDE, 1), tiny.CLASSES)
-    return state, loop.tree(checkpoint.template_of(state), buffer)
+    state, buffer = trained.template(config, (tiny.SIDE, tiny.SIDE, 1), tiny.CLASSES)
+    return state, trained.tree(checkpoint.template_of(state), buffer)
 
 
 def _main(starts: Path, out: Path) -> None:
