@@ -26,6 +26,10 @@ FLAGS = {
     "jax_default_prng_impl": "rbg",
     "jax_random_seed_offset": 3,
     "jax_disable_jit": True,
+    "jax_no_tracing": True,
+    "jax_no_execution": True,
+    "jax_array_garbage_collection_guard": "fatal",
+    "jax_error_checking_behavior_nan": "raise",
 }
 
 
@@ -55,6 +59,22 @@ def test_jax_settings_are_given_back():
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+@pytest.mark.parametrize(
+    ("context", "value"),
+    [("enable_x64", True), ("numpy_dtype_promotion", "strict"), ("numpy_rank_promotion", "raise"),
+     ("transfer_guard", "disallow"), ("default_prng_impl", "rbg"), ("disable_jit", True)],
+)  # fmt: skip
+def test_jax_contexts_of_the_caller_change_nothing(context, value):
+    with getattr(jax, context)(value):
+        with processes.own_settings():
+            traced = jax.jit(lambda x: x + np.arange(2, dtype=np.int32))
+            assert traced(jax.numpy.ones((2, 2))).dtype == np.float32
+            assert "jit" in str(jax.make_jaxpr(traced)(1.0))
+            assert jax.random.key_data(jax.random.key(0)).tolist() == [0, 0]
+        if context == "enable_x64":
+            assert jax.numpy.arange(3).dtype == np.int64
 
 
 @pytest.mark.parametrize(

@@ -162,3 +162,13 @@ def test_a_home_that_cannot_be_written_has_no_cache(tmp_path, monkeypatch, compi
     wanted = str(tmp_path / "writable" / ".cache" / "jem_jax" / "xla")
     assert compilation_cache() == (wanted if home == "writable" else None)
     assert home == "file" or os.path.isdir(wanted)
+
+
+@pytest.mark.parametrize("given", ["~/x", "file/x", "", "gs://b/x"])
+def test_a_cache_of_the_environment_is_used_where_it_can_be(tmp_path, monkeypatch, compilation_cache, given):
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", given)
+    assert compilation_cache() == (str(tmp_path / "home" / "x") if given == "~/x" else None)
+    assert sorted(os.listdir(tmp_path)) == ["file"] + ["home"] * (given == "~/x")
