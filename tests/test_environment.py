@@ -83,10 +83,17 @@ def test_jax_contexts_of_the_caller_change_nothing(context, value):
         ("JAX_NUM_CPU_DEVICES=abc", 'JAX cannot start: Invalid value "abc" for JAX flag jax_num_cpu_devices; correct'),
         ("JAX_NUM_CPU_DEVICES=", 'JAX cannot start: Invalid value "" for JAX flag jax_num_cpu_devices; correct'),
         ("JAX_ENABLE_X64=maybe", "JAX cannot start: invalid truth value 'maybe' for environment 'JAX_ENABLE_X64'; "),
+        ("FLAX_PROFILE=maybe", "JAX cannot start: invalid truth value 'maybe' for environment 'FLAX_PROFILE'; correct"),
         ("JAX_NUM_CPU_DEVICES=0", "JAX_NUM_CPU_DEVICES must be at least 1, not 0"),
-        ("XLA_FLAGS=--xla_nonsense=1", "XLA cannot start: Unknown flag in XLA_FLAGS: --xla_nonsense=1; correct the envi"),
+        (
+            "XLA_FLAGS=--xla_nonsense=1",
+            "XLA cannot start: Unknown flag in XLA_FLAGS: --xla_nonsense=1; correct",
+        ),
         ("XLA_FLAGS=--xla_force_host_platform_device_count=abc", "XLA cannot start: Couldn't interpret value abc for"),
-        ("XLA_FLAGS=nonsense", 'XLA cannot start: Could not open file "nonsense" to read flags for environment variable'),
+        (
+            "XLA_FLAGS=nonsense",
+            'XLA cannot start: Could not open file "nonsense" to read flags',
+        ),
         ("JAX_NUM_CPU_DEVICES=-3", "JAX_NUM_CPU_DEVICES must be at least 1, not -3"),
     ],
 )

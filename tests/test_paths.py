@@ -27,7 +27,7 @@ ADDRESSES = ("gs://bucket/x", "s3://bucket/x", "file:///x", "https://host/x.npz"
 @pytest.mark.parametrize(
     "flag",
     ["--workdir", "--config", "--config.data.name", "--config.data.data_dir", "--config.data.manual_dir",
-     "--config.evaluation.ood_sets", "--config.evaluation.inception_weights"],
+     "--config.evaluation.ood_sets", "--config.evaluation.inception_weights", "--config.training.init_from"],
 )  # fmt: skip
 def test_an_address_is_refused_in_a_line(tmp_path, monkeypatch, capsys, flag, address):
     monkeypatch.chdir(tmp_path)
@@ -154,14 +154,17 @@ def test_an_account_without_a_home(monkeypatch, compilation_cache):
         datasets.load(Data(name="mnist"))
 
 
+@pytest.mark.parametrize("cache", ["", "gs://b", "here"])
 @pytest.mark.parametrize("home", ["file", "writable"])
-def test_a_home_that_cannot_be_written_has_no_cache(tmp_path, monkeypatch, compilation_cache, home):
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+def test_a_home_that_cannot_be_written_has_no_cache(tmp_path, monkeypatch, compilation_cache, home, cache):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / home))
     wanted = str(tmp_path / "writable" / ".cache" / "jem_jax" / "xla")
     assert compilation_cache() == (wanted if home == "writable" else None)
     assert home == "file" or os.path.isdir(wanted)
+    assert {*os.listdir(tmp_path)} <= {"file", "writable"}
 
 
 @pytest.mark.parametrize("given", ["~/x", "file/x", "", "gs://b/x"])

@@ -65,15 +65,16 @@ def end_at_ctrl_c() -> None:
 
 
 def import_jax() -> None:
-    """Imports JAX, which reads its environment variables then.
+    """Imports JAX and Flax, which read their environment variables then.
 
     Raises:
-      UserError: one of them is not what JAX or XLA takes.
+      UserError: one of them is not what JAX, XLA or Flax takes.
     """
     if os.environ.get("XLA_FLAGS") and "jax" not in sys.modules:
         _try_xla_flags()
     try:
         importlib.import_module("jax")
+        importlib.import_module("flax")
     except ValueError as error:
         raise UserError(f"JAX cannot start: {error}; correct that environment variable, or unset it") from error
 
@@ -93,7 +94,8 @@ def overrides(parser: Parser, arguments: Sequence[str]) -> list[tuple[str, str]]
     for argument in arguments:
         name, equals, text = argument.removeprefix("--config.").partition("=")
         if not argument.startswith("--config."):
-            parser.error(f"unknown argument {shown(argument)}")
+            hint = "; settings are --config.group.key=VALUE" if equals else ""
+            parser.error(f"unknown argument {shown(argument)}{hint}")
         if not equals:
             cut = shown(argument)[1:-1]
             parser.error(f"{cut} needs a value: {cut}=VALUE")

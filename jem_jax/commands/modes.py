@@ -172,6 +172,11 @@ def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
     except Interrupted as stop:
         _say(f"{stop}; saved in {path}. The same command goes on from there")
         return 128 + (interrupts.signal or signal.SIGTERM)
+    finally:
+        if processes.is_first() and not (path / workdir.RUN_FILE).exists():
+            # Somebody deleted the folder meanwhile; checkpoints are of no use without it.
+            workdir.write_facts(path, facts)
+            _say(f"{path} was deleted during the run; what was saved since is there")
     if not processes.is_first():
         return 0
     old = report.read(path)

@@ -148,8 +148,11 @@ def _use_compilation_cache() -> None:
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if given == "" or "://" in (given or ""):  # none is wanted, or JAX reaches it by other packages
         return
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    # Its standard has relative ones ignored.
+    own = Path(cache if os.path.isabs(cache) else "~/.cache") / "jem_jax" / "xla"
     try:
-        folder = Path(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jem_jax" / "xla").expanduser()
+        folder = Path(given or own).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         is_usable = os.access(folder, os.W_OK)
     except (OSError, RuntimeError):  # a read-only home, or none at all

@@ -293,7 +293,7 @@ def _compared(config: Config) -> dict[str, Any]:
         "training.batch_size": unlabelled,
         "training.labelled_batch_size": labelled,
         "training.statistics_images": config.training.statistics_images,
-        "training.init_from": config.training.init_from,
+        "training.init_from": _place(config.training.init_from),
     }
 
 
