@@ -36,6 +36,7 @@ def entry_point() -> None:
 def _run(arguments: Sequence[str]) -> int:
     from jem_jax.commands import config_files
 
+    paths.check_working_folder()
     parser = _parser()
     flags, rest = parser.parse_known_args(arguments)
     overrides = command_line.overrides(parser, rest)

@@ -76,6 +76,15 @@ def test_home_is_meant_by_a_tilde(tmp_path, monkeypatch, capsys):
     assert datasets.prepared.data_folder("~/other") == tmp_path / "other"
 
 
+def test_a_working_folder_that_is_gone_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone").mkdir()
+    os.chdir("gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["--config=digits", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "the working folder does not exist any more; change to one that does" in capsys.readouterr().err
+
+
 # Modules
 
 

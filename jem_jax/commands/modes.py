@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import signal
 import time
 from collections.abc import Sequence
@@ -101,7 +100,7 @@ def _report_dir(mode: str, path: Path, given: Path | None) -> Path:
         if given is not None:
             raise UserError("--report_dir goes with --mode=evaluate and sample; a run's report is in its workdir")
         return path
-    only_read = model_folder.is_one(path) or (path.is_dir() and not os.access(path, os.W_OK))
+    only_read = model_folder.is_one(path) or (path.is_dir() and not workdir.is_writable(path))
     found = given or (Path("runs") / path.resolve().name if only_read else path)
     if model_folder.containing(found) is not None:
         raise UserError(f"{found} lies in a model folder, which is only read; name another folder with --report_dir")

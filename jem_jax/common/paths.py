@@ -41,6 +41,18 @@ def local(what: str, text: str) -> Path:
     return found
 
 
+def check_working_folder() -> None:
+    """Makes sure that there is one, which libraries take for granted.
+
+    Raises:
+      UserError: it was deleted.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UserError("the working folder does not exist any more; change to one that does") from error
+
+
 @contextlib.contextmanager
 def importable(*folders: Path) -> Iterator[None]:
     """Lets Python find modules in these folders first, for as long as the block lasts."""
