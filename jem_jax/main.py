@@ -36,11 +36,12 @@ def entry_point() -> None:
 def _run(arguments: Sequence[str]) -> int:
     from jem_jax.commands import config_files
 
+    paths.check_working_folder()
     parser = _parser()
     flags, rest = parser.parse_known_args(arguments)
     overrides = command_line.overrides(parser, rest)
     _check(parser, flags)
-    config = config_files.read(flags.config, overrides) if flags.config else None
+    config = None if flags.config is None else config_files.read(flags.config, overrides)
     if not flags.debug:
         _quiet_libraries()
     # JAX and all that needs it come only now, so that a wrong flag is said at once.
@@ -49,15 +50,15 @@ def _run(arguments: Sequence[str]) -> int:
     from jem_jax.distributed import processes
     from jem_jax.training import network
 
-    if flags.config:
+    if config is not None:
         network.look_in(config_files.find(flags.config).parent)
-    path = paths.local("--workdir", flags.workdir or f"runs/{Path(flags.config).stem}")
+    path = paths.local("--workdir", f"runs/{Path(flags.config).stem}" if flags.workdir is None else flags.workdir)
     if config is None:
         config = modes.settings_of(path, overrides)
     if flags.mode == "export_model":
         return export_model.run(config, path, paths.local("--model_dir", flags.model_dir), flags.data_set)
     cluster = processes.Cluster(flags.coordinator_address, flags.num_processes, flags.process_id, flags.distributed)
-    report_dir = paths.local("--report_dir", flags.report_dir) if flags.report_dir else None
+    report_dir = None if flags.report_dir is None else paths.local("--report_dir", flags.report_dir)
     return modes.run(flags.mode, config, path, flags.overwrite, cluster, flags.require_devices, report_dir)
 
 

@@ -259,7 +259,7 @@ def test_a_file_that_the_disk_does_not_give_back_is_damage(copy, monkeypatch):
     def failing(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(checkpoint, "_sha256", failing)
+    monkeypatch.setattr(checkpoint.files, "sha256", failing)
     assert "its files cannot be read (Input/output error)" in (checkpoint.damage(copy / "3") or "")
 
 

@@ -80,7 +80,8 @@ def test_an_integer_is_a_float_where_a_float_is_wanted():
         ("optimiser", "did you mean config.optimizer?"),
         ("sed", "did you mean config.seed?"),
         ("model.xyzzy", "there are: factory, depth, width"),
-        ("num_steps", "there are: data, model, sampler"),
+        ("num_steps", "did you mean config.sampler.num_steps?"),
+        ("nonsense", "there are: data, model, sampler"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_that_exists(key, hint):

@@ -196,6 +196,13 @@ def test_the_loss_is_of_the_weights_in_the_settings(tmp_path):
         assert loss == pytest.approx(3 * cross_entropy, rel=1e-5)
 
 
+@pytest.mark.parametrize(("steps", "said"), [(0, None), (50, None), (200, "reaches 0.025 of 0.1")])
+def test_a_run_that_ends_in_its_warm_up_is_warned_of(steps, said):
+    config = tiny.config(**{"optimizer.warmup_steps": steps, "optimizer.learning_rate": 0.1})
+    warning = preflight.long_warmup(config, 50)
+    assert (warning is None) if said is None else (said in warning)
+
+
 def test_a_run_says_at_its_start_that_batch_norm_sees_few_images(tmp_path, capsys):
     with pytest.raises(Interrupted):
         _train(tmp_path, Stop(1))

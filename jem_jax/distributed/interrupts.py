@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP, of a terminal that was closed.
+"""Ctrl-C, SIGTERM, SIGHUP of a terminal that was closed, and what batch systems send before a time limit.
 
 The first asks a run to save and stop, the second leaves at once.
 """
@@ -12,7 +12,8 @@ from typing import Any
 
 from jem_jax.distributed import processes
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""Slurm sends the one of `--signal`, submitit SIGUSR2, Grid Engine SIGUSR1 and SIGXCPU: each would end a process"""
 
 
 class Interrupted(Exception):
@@ -41,8 +42,9 @@ class Interrupts:
         # Python hands signals to the main thread alone.
         heeded = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
         for number in heeded:
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue  # as nohup sets it, so that a run outlives its terminal
+            # Ignored as nohup sets it, so that a run outlives its terminal; or other code of this process has its own.
+            if number not in (signal.SIGINT, signal.SIGTERM) and signal.getsignal(number) != signal.SIG_DFL:
+                continue
             self._old[number] = signal.signal(number, self._request)
         return self
 

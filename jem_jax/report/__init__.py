@@ -63,7 +63,8 @@ def check(settings: Evaluation) -> None:
     if any("ood_sets" in section.settings for section in sections.wanted(settings)):
         for name in settings.ood_set_names:
             datasets.check_name("config.evaluation.ood_sets", name)
-    paths.local("config.evaluation.inception_weights", settings.inception_weights)
+    if settings.inception_weights:
+        paths.local("config.evaluation.inception_weights", settings.inception_weights)
 
 
 def missing(facts: RunFacts) -> dict[str, str]:

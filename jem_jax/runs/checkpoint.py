@@ -9,7 +9,6 @@ devices or processes can read it.
 
 import contextlib
 import functools
-import hashlib
 import itertools
 import json
 import logging
@@ -303,7 +302,7 @@ def damage(path: Path) -> str | None:
         for name in sorted(expected):
             if not (path / name).is_file():
                 return f"{name} is missing"
-            if _sha256(path / name) != expected[name]:
+            if files.sha256(path / name) != expected[name]:
                 return f"{name} is not what was written"
     except OSError as error:  # what a failing disk cannot give back is as lost as what it changed
         return f"its files cannot be read ({error.strerror})"
@@ -395,12 +394,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _write_manifest(path: Path, is_regular: bool) -> None:
-    hashes = {str(file.relative_to(path)): _sha256(file) for file in _files(path)}
+    hashes = {str(file.relative_to(path)): files.sha256(file) for file in _files(path)}
     partial = path.parent / f".{path.name}.{_MANIFEST}"
     partial.write_text(json.dumps({"regular": is_regular, "sha256": hashes}, indent=1), encoding="utf-8")
     partial.replace(path / _MANIFEST)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
