@@ -29,6 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.decay_factor = 0.3
     config.training.batch_size = 64
     config.training.epochs = 40
+    # All sets are cut alike, so that one compiled program serves them.
+    config.evaluation.batch_size = 100
     config.evaluation.ood_images = 500
     config.evaluation.attack_images = 500
     config.evaluation.attack_linf = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3)

@@ -1,8 +1,8 @@
 """The work that waits for a GPU, most valuable first, cut into pieces with a time limit each.
 
     python experiments/gpu_queue.py --list
-    python experiments/gpu_queue.py --data=cifar10.npz trial ten_minutes     these entries, in this order
-    python experiments/gpu_queue.py --rehearse trial                         the same with tiny sizes, on a CPU
+    python experiments/gpu_queue.py --data=cifar10.npz ten_minutes classifier  these entries, in this order
+    python experiments/gpu_queue.py --rehearse ten_minutes                      the same with tiny sizes, on a CPU
 
 `--data` is CIFAR-10 as docs/pages/run.md describes an .npz. Where it does not travel whole, each call brings a part of
 it with `--part=FILE`; parts are kept in --parts, outside the tree, and joined. Runs lie in --runs (default runs/queue)
@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -28,8 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results" / "queue"
 _EVERY = 5.0
 """seconds between two looks at a running entry"""
-_START, _BESIDES = 35.0, 0.15
-"""seconds of a run beside compiling and iterations: once, and an epoch (validations, checkpoints)"""
 _NUMBERS = "classification,calibration,ood,training"
 """the sections that take seconds"""
 _TINY = (
@@ -49,24 +46,14 @@ class Entry(NamedTuple):
     """seconds, after which the command is told to save and stop"""
     config: str
     settings: tuple[str, ...] = ()
-    training_seconds: int = 0
-    """the epochs are chosen so that training takes so long, by the speed that entry `trial` found; 0: the config's"""
 
 
 ENTRIES = {
-    "trial": Entry(
-        "How fast is the ten-minute run, and does it learn?",
-        170,
-        "cifar10_ten_minutes",
-        ("training.epochs=22", "training.validate_every=3", "optimizer.warmup_steps=100",
-         f"evaluation.sections={_NUMBERS}", "evaluation.ood_images=200"),
-    ),
     "ten_minutes": Entry(
         "92.9 % within ten minutes?",
-        590,
+        600,
         "cifar10_ten_minutes",
-        (f"evaluation.sections={_NUMBERS},sample_quality,samples",),
-        training_seconds=540,
+        ("evaluation.sections=classification,calibration",),
     ),
     "ten_minutes_report": Entry(
         "The whole report of the ten-minute run.", 590, "cifar10_ten_minutes", ("evaluation.attack_images=1000",)
@@ -81,35 +68,32 @@ ENTRIES = {
         "Is a quarter of the arithmetic for four times the epochs better?",
         300,
         "cifar10_ten_minutes",
-        ("model.width=4", "training.batch_size=256", "training.epochs=100", f"evaluation.sections={_NUMBERS}"),
+        ("model.width=4", "training.epochs=300", f"evaluation.sections={_NUMBERS}"),
     ),
-    "half_p_x": Entry(
-        "What do p(x) batches of 64, a cheaper iteration and more epochs give?",
-        590,
+    "full_p_x": Entry(
+        "What does p(x) at full weight cost in accuracy, and does it keep p(x) in step?",
+        600,
         "cifar10_ten_minutes",
-        ("training.batch_size=64", "training.epochs=190", f"evaluation.sections={_NUMBERS}"),
+        ("objective.p_x=1.0", "evaluation.sections=classification,calibration"),
     ),
     "late_sam": Entry(
         "What does ASAM in the last eighth give?",
         590,
         "cifar10_ten_minutes",
-        ("optimizer.sam_rho=2.0", "schedule.sam_start=0.875", f"evaluation.sections={_NUMBERS}"),
-        training_seconds=455,
+        ("optimizer.sam_rho=2.0", "schedule.sam_start=0.875", "training.epochs=160", f"evaluation.sections={_NUMBERS}"),
     ),
     "frozen_norm": Entry(
         "Does batch norm frozen in the second half keep the gradient score?",
         590,
         "cifar10_ten_minutes",
-        ("schedule.freeze_norm=0.5", f"evaluation.sections={_NUMBERS}"),
-        training_seconds=455,
+        ("schedule.freeze_norm=0.5", "training.epochs=150", f"evaluation.sections={_NUMBERS}"),
     ),
     "no_norm": Entry(
         "What does the gradient score of a network without norm layers reach, and its accuracy?",
         590,
         "cifar10_ten_minutes",
         ("model.norm=none", "sampler.batch_statistics=false", "optimizer.learning_rate=0.05",
-         f"evaluation.sections={_NUMBERS}"),
-        training_seconds=455,
+         "training.epochs=150", f"evaluation.sections={_NUMBERS}"),
     ),
     "jem": Entry("JEM's own settings for 150 seconds.", 200, "cifar10",
                  ("model.dtype=bfloat16", "training.epochs=2", f"evaluation.sections={_NUMBERS}")),
@@ -178,8 +162,6 @@ def _with_site() -> dict[str, str]:
 def _run(name: str, entry: Entry, flags: argparse.Namespace, environment: Any) -> int:
     folder = flags.runs / (f"{name}_tiny" if flags.rehearse else name.removesuffix("_report"))
     settings = [f"data.name={flags.data}", *entry.settings, *flags.set]
-    if entry.training_seconds and not flags.rehearse:
-        settings.append(f"training.epochs={_epochs_within(entry.training_seconds, folder)}")
     if flags.rehearse:
         settings = [*entry.settings, *_TINY]
     command = [
@@ -207,21 +189,6 @@ def _run(name: str, entry: Entry, flags: argparse.Namespace, environment: Any) -
     return running.returncode != 0
 
 
-def _epochs_within(seconds: int, folder: Path) -> int:
-    """Epochs of the ten-minute config that take so long, by the trial's speed; a run that goes on keeps its own."""
-    if (folder / "run.json").exists():
-        return json.loads((folder / "run.json").read_text())["config"]["training"]["epochs"]
-    speed = json.loads((RESULTS / "trial.json").read_text())["speed"]
-    an_epoch = 45_000 // 512 * speed["joint"] + _BESIDES
-    return int((seconds - speed["start_seconds"]) / an_epoch)
-
-
-def _speed(lines: list[dict[str, Any]], started: float) -> dict[str, float] | None:
-    """Median seconds of an iteration with p(x), and those before the first."""
-    seconds = [1 / line["iterations_per_second"] for line in lines if "log_px_samples" in line]
-    return {"joint": statistics.median(seconds), "start_seconds": started} if seconds else None
-
-
 def _store(
     name: str, entry: Entry, command: list[str], folder: Path, log: Path, spent: float, status: int | None,
     flags: argparse.Namespace,
@@ -235,7 +202,6 @@ def _store(
             except ValueError:
                 continue
     said = log.read_text()
-    compiled = said.partition("compiled in ")[2].partition(" s;")[0] or "60"
     report = folder / "report" / "report.json"
     result = {
         "question": entry.question,
@@ -245,7 +211,6 @@ def _store(
         "limit": entry.limit,
         "status": status,
         "start": next((line for line in said.splitlines() if "compiled in" in line), None),
-        "speed": _speed(lines, float(compiled) + _START),
         "metrics": [line for line in lines if "validation_accuracy" in line or "recovery" in line] + lines[-2:],
         "report": json.loads(report.read_text()) if report.exists() and status == 0 else None,
     }

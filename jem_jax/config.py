@@ -136,6 +136,9 @@ class Optimizer:
         (), "the learning rate is multiplied at these epochs", above=0, high=1e9, example=(20, 30)
     )
     decay_factor: float = _setting(0.3, "by this", above=0, high=1)
+    clip_norm: float = _setting(
+        0.0, "largest norm of the whole gradient; a longer one is scaled down; 0: no limit", low=0, high=1e6
+    )
     ema_decay: float = _setting(0.0, "decay of averaged parameters for evaluation; 0: none", low=0, high=0.9999999)
     sam_rho: float = _setting(0.0, "radius of sharpness-aware minimisation; 0: off", low=0, high=1000)
     sam_adaptive: bool = _setting(False, "measure that radius relative to each parameter's size (ASAM)")

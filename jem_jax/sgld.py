@@ -69,6 +69,7 @@ def chain(
     noise_std: float | Array,
     grad_clip: float | None = None,
     bounds: tuple[float, float] | None = None,
+    until: Array | None = None,
     unroll: int = 1,
 ) -> Array:
     """`num_steps` SGLD steps in one `lax.scan`, in memory that does not grow with their number.
@@ -80,6 +81,7 @@ def chain(
       num_steps: K, at least 0 (official default 20).
       step_size: a number, or a schedule: step index (int32, from 0) -> number.
       noise_std, grad_clip, bounds: as in `step`.
+      until: [] integer, at which the chain stands still: one compiled program then serves every K up to `num_steps`.
       unroll: steps in one turn of the compiled loop; another value changes speed, memory and compile time alone.
 
     Returns:
@@ -89,6 +91,8 @@ def chain(
       ValueError: negative `num_steps`, or keys of another batch size.
     """
     body = _chain_body(key, log_density, x, step_size, noise_std, grad_clip, bounds)
+    if until is not None:
+        moves, body = body, lambda x, index: jax.lax.cond(index < until, moves, lambda x, _: (x, None), x, index)
     return jax.lax.scan(body, x, jnp.arange(_checked(num_steps)), unroll=unroll)[0]
 
 

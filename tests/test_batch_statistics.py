@@ -57,8 +57,8 @@ def test_fresh_chains_stay_with_the_data(run):
         sampler = dataclasses.replace(config.sampler, batch_statistics=batch_statistics)
         evaluation = dataclasses.replace(config.evaluation, num_samples=300, sample_steps=30)
         config = dataclasses.replace(config, sampler=sampler, evaluation=evaluation)
-        drawn = inputs.fresh_chains(model, dataclasses.replace(facts, config=config), dataset)
-        return distance(drawn["unconditional"])
+        drawn = inputs.fresh_chains(inputs.Sampler(config, model), dataclasses.replace(facts, config=config), dataset)
+        return distance(drawn["unconditional"][:, -1])
 
     train = to_float(dataset.train.images)
     buffer = distance(model.buffer.reshape(-1, *facts.image_shape))

@@ -49,11 +49,16 @@ def _rate(settings, step):
     )
 
 
+def _clipped(settings, gradient):
+    """torch.nn.utils.clip_grad_norm_."""
+    return gradient * min(1, settings.clip_norm / np.linalg.norm(gradient)) if settings.clip_norm else gradient
+
+
 def _adam(settings):
     """torch.optim.Adam, its L2 penalty's gradient added before the moments."""
     x, m, v = START.copy(), np.zeros(5), np.zeros(5)
     for step, gradient in enumerate(GRADIENTS):
-        g = gradient + settings.weight_decay * x
+        g = _clipped(settings, gradient) + settings.weight_decay * x
         m = settings.beta1 * m + (1 - settings.beta1) * g
         v = settings.beta2 * v + (1 - settings.beta2) * g**2
         m_hat, v_hat = m / (1 - settings.beta1 ** (step + 1)), v / (1 - settings.beta2 ** (step + 1))
@@ -65,14 +70,14 @@ def _sgd(settings):
     """torch.optim.SGD with momentum, without dampening."""
     x, velocity = START.copy(), np.zeros(5)
     for step, gradient in enumerate(GRADIENTS):
-        velocity = settings.momentum * velocity + gradient + settings.weight_decay * x
+        velocity = settings.momentum * velocity + _clipped(settings, gradient) + settings.weight_decay * x
         x = x - _rate(settings, step) * velocity
         yield x
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize(("weight_decay", "clip_norm"), [(0.0, 0.0), (0.1, 0.0), (0.0, 1.5), (0.1, 1.5)])
 @pytest.mark.parametrize(("name", "formula"), [("adam", _adam), ("sgd", _sgd)])
-def test_updates_follow_pytorchs_formulas(name, formula, weight_decay):
+def test_updates_follow_pytorchs_formulas(name, formula, weight_decay, clip_norm):
     settings = Optimizer(
         name=name,
         learning_rate=0.05,
@@ -80,6 +85,7 @@ def test_updates_follow_pytorchs_formulas(name, formula, weight_decay):
         beta2=0.95,
         momentum=0.7,
         weight_decay=weight_decay,
+        clip_norm=clip_norm,
         warmup_steps=2,
         decay_epochs=(0.4,),
     )

@@ -124,6 +124,15 @@ def test_the_last_batch_needs_no_program_of_its_own():
     assert set(traced) == {(8 // jax.device_count(), 2)}
 
 
+def test_fewer_examples_share_the_program_of_a_batch():
+    traced = []
+    double = devices.over_examples(lambda _, x: traced.append(x.shape) or 2 * x)
+    for total in (12, 5):
+        x = np.arange(total * 2, dtype=np.float32).reshape(total, 2)
+        np.testing.assert_array_equal(double(None, x, 8, fill=8), 2 * x)
+    assert traced == [(8 // jax.device_count(), 2)]
+
+
 @pytest.mark.parametrize(("total", "batch_size"), [(10, 4), (8, 4), (3, 4), (9, 1)])
 def test_examples_that_pass_together_are_different_ones_on_every_device(total, batch_size):
     """Each example's row says who was in its batch."""

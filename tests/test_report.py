@@ -23,7 +23,7 @@ from jem_jax.augment import to_float
 from jem_jax.common import files
 from jem_jax.config import Evaluation
 from jem_jax.datasets import ood_sets
-from jem_jax.evaluation import adversarial, calibration, classification, ood, sampling
+from jem_jax.evaluation import adversarial, calibration, classification, inpainting, ood
 from jem_jax.main import main
 from jem_jax.report import adversarial as adversarial_section
 from jem_jax.report import figures, html, inputs, sections, summary
@@ -160,45 +160,59 @@ def test_both_models_are_attacked_as_the_settings_say(seen, monkeypatch):
 
     def watched(subject, function, chains=0):
         run = over_examples(subject, function, chains)
-        # An attack is given images, labels and ε; what judges its points, images and labels.
-        return lambda name, key, *arrays: (
-            (attacks.append((name, *np.unique(arrays[2]).tolist())) if len(arrays) == 3 else None)
-            or run(name, key, *arrays)
-        )
+
+        def noted(name, key, x, labels, epsilon, norm, **more):
+            attacks.append((name, *np.unique(norm), *np.unique(epsilon), len(x)))
+            return run(name, key, x, labels, epsilon, norm, **more)
+
+        return noted
 
     monkeypatch.setattr(inputs.Subject, "over_examples", watched)
     monkeypatch.setattr(adversarial, "pgd", lambda *args, **settings: how.append(settings) or pgd(*args, **settings))
     (seen.path / "report").mkdir()
     found = adversarial_section.attack(seen).models
-    linf, l2 = (0.1, 0.3), (0.5,)
-    expected = [(name, epsilon) for epsilons in (linf, l2) for name in ("jem", "baseline") for epsilon in epsilons]
-    assert attacks == [(name, pytest.approx(epsilon)) for name, epsilon in expected]
-    # Traced once for all ε and both models.
-    assert how == [{"norm": norm, "num_steps": 2, "restarts": 3} for norm in ("linf", "l2")]
+    # Traced once for all norms, ε and both models.
+    assert [(call["num_steps"], call["restarts"]) for call in how] == [(2, 3)]
     some = seen.some_test(9)
-    key = jax.random.fold_in(jax.random.split(seen.key(102))[0], 0)
-    classifier = lambda _, x: seen.jem.network.logits(seen.jem.variables, x)  # noqa: E731
-    attack = functools.partial(pgd, norm="linf", num_steps=2, restarts=3)
-    margins = attack(key, classifier, to_float(some.images), jnp.asarray(some.labels), 0.1)[1]
-    assert found["jem"]["pgd"]["linf"]["0.1"] == pytest.approx((margins < 0).mean())
-    assert found["jem"]["pgd"]["linf"].keys() == {"0", "0.1", "0.3"}
+    key, labels = jax.random.split(seen.key(102))[0], some.labels
+    expected = []
+    for norm, epsilons in enumerate(((0.1, 0.3), (0.5,))):
+        for name in ("jem", "baseline"):
+            logits_fn = functools.partial(seen.jem.network.logits, seen.models[name].variables)
+            images, standing = to_float(some.images), np.asarray(logits_fn(to_float(some.images))).argmax(1) == labels
+            accuracies = {"0": standing.mean()}
+            for epsilon in epsilons:
+                # Only images that still stand are attacked.
+                rows = np.flatnonzero(standing)
+                if len(rows):
+                    expected.append((name, norm, pytest.approx(epsilon), len(rows)))
+                    x, y = jnp.asarray(images[rows]), jnp.asarray(labels[rows])
+                    attack = {"norm": adversarial.NORMS[norm], "num_steps": 2, "restarts": 3}
+                    standing[rows] = pgd(key, lambda _, x, f=logits_fn: f(x), x, y, epsilon, **attack)[1] < 0
+                accuracies[f"{epsilon:g}"] = standing.mean()
+            assert found[name]["pgd"][adversarial.NORMS[norm]] == pytest.approx(accuracies)
+    assert attacks == expected
+    assert len(attacks) > 2
 
 
 def test_samples_are_chains_of_so_many_steps_with_and_without_a_class(seen, monkeypatch):
-    made, chains = [], sampling.chains
+    made, inpaint = [], inpainting.inpaint
 
-    def watched(keys, logits_fn, x, classes=None, **how):
-        made.append((classes is not None, how))
-        return chains(keys, logits_fn, x, classes, **how)
+    def watched(keys, density, x, known, **how):
+        made.append(how)
+        return inpaint(keys, density, x, known, **how)
 
-    monkeypatch.setattr(sampling, "chains", watched)
-    drawn = inputs.fresh_chains(seen.jem, seen.facts, seen.dataset)
-    assert [(by_class, how["num_steps"]) for by_class, how in made] == [(True, 7), (False, 7)]
-    assert made[0][1]["noise_std"] == 0.01
-    assert {name: images.shape for name, images in drawn.items()} == {
-        "by_class": (20, 8, 8, 1),
-        "unconditional": (20, 8, 8, 1),
+    monkeypatch.setattr(inpainting, "inpaint", watched)
+    drawn = inputs.fresh_chains(inputs.Sampler(seen.facts.config, seen.jem, 3), seen.facts, seen.dataset)
+    # Traced once for both; seven steps have no more than one state that lies as far from the next.
+    assert [(how["num_steps"], how["every"], how["noise_std"]) for how in made] == [(7, 7, 0.01)]
+    assert {name: chains.shape for name, chains in drawn.items()} == {
+        "by_class": (20, 2, 8, 8, 1),
+        "unconditional": (20, 2, 8, 8, 1),
     }
+    logits = seen.logits("jem", drawn["by_class"][:, -1]), seen.logits("jem", drawn["by_class"][:, 0])
+    rows, classes = np.arange(20), np.repeat(np.arange(seen.facts.num_classes), 20 // seen.facts.num_classes)
+    assert (logits[0][rows, classes] > logits[1][rows, classes]).mean() > 0.9
 
 
 def test_every_figure_is_a_picture(whole):

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from scipy import linalg
 
-from jem_jax import energy, replay_buffer
+from jem_jax import energy, replay_buffer, sgld
 from jem_jax.evaluation import inpainting, sample_quality, sampling
 from jem_jax.report import inputs
 from jem_jax.training import network
@@ -30,7 +30,8 @@ def test_conditional_chains_raise_the_logit_of_their_class(net):
     classes = jnp.arange(12) % tiny.CLASSES
     logits_fn = functools.partial(model.logits, variables)
     start = replay_buffer.uniform(jax.random.key(0), 12, SHAPE)
-    drawn = sampling.chains(jax.random.key(1), logits_fn, start, classes, num_steps=40, **SETTINGS)
+    density = sampling.log_density(logits_fn, classes)
+    drawn = sgld.chain(jax.random.key(1), density, start, num_steps=40, **SETTINGS)
     before, after = logits_fn(start), logits_fn(drawn)
     rows = np.arange(12)
     assert (np.asarray(after)[rows, classes] > np.asarray(before)[rows, classes]).all()
@@ -38,23 +39,23 @@ def test_conditional_chains_raise_the_logit_of_their_class(net):
 
 def test_a_chain_depends_on_its_place_alone(net):
     model, variables = net
-    chains = lambda keys, logits_fn, _, x: sampling.chains(keys, logits_fn, x, num_steps=5, **SETTINGS)  # noqa: E731
+    chains = lambda keys, logits_fn, _, x: sgld.chain(keys, energy.marginal(logits_fn), x, num_steps=5, **SETTINGS)  # noqa: E731
     start, configs = np.zeros((12, *SHAPE), np.float32), (tiny.config(**{"evaluation.batch_size": n}) for n in (4, 12))
     one, other = (inputs.over_examples(some, model, chains, 1)(variables, jax.random.key(3), start) for some in configs)
     np.testing.assert_allclose(one, other, atol=1e-5)
     assert len(np.unique(one[:, 0, 0, 0])) == 12
 
 
-def test_a_film_strip_begins_at_the_start_and_ends_at_the_sample(net):
+def test_a_chain_of_no_class_and_no_known_pixels_follows_the_log_density(net):
     model, variables = net
     logits_fn, key = functools.partial(model.logits, variables), jax.random.key(3)
-    start = replay_buffer.uniform(jax.random.key(0), 4, SHAPE)
-    strip = sampling.film(key, logits_fn, start, num_steps=6, every=2, **SETTINGS)
-    assert strip.shape == (4, 4, *SHAPE)
-    ends = sampling.chains(key, logits_fn, start, num_steps=6, **SETTINGS)
-    np.testing.assert_allclose(strip[:, -1], ends, atol=1e-5)
-    np.testing.assert_array_equal(strip[:, 0], start)
-    assert (np.diff(model.logits(variables, strip.reshape(-1, *SHAPE)).max(axis=-1).reshape(4, 4)) > -0.1).all()
+    start, nothing = replay_buffer.uniform(jax.random.key(0), 4, SHAPE), jnp.zeros((4, *SHAPE), bool)
+    no_class = sampling.log_density(logits_fn, jnp.full(4, sampling.NO_CLASS))
+    states = inpainting.inpaint(key, no_class, start, nothing, num_steps=6, every=2, **SETTINGS)
+    expected = sgld.trajectory(key, energy.marginal(logits_fn), start, num_steps=6, every=2, **SETTINGS)
+    np.testing.assert_allclose(states, np.swapaxes(expected, 0, 1), atol=1e-5)
+    np.testing.assert_array_equal(states[:, 0], start)
+    assert (np.diff(model.logits(variables, states.reshape(-1, *SHAPE)).max(axis=-1).reshape(4, 4)) > -0.1).all()
 
 
 def test_images_are_put_to_the_class_that_wins():

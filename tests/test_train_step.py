@@ -87,6 +87,9 @@ def _reached(computations: dict[str, list[str]], name: str) -> set[str]:
     return seen
 
 
+SGD = {"model.factory": "tiny:mlp", "optimizer.name": "sgd", "optimizer.learning_rate": 1.0}
+
+
 def _communication(lines: list[str]) -> list[str]:
     return [found.group(1) for line in lines if (found := _COMMUNICATION.search(line))]
 
@@ -110,6 +113,18 @@ def test_a_gradient_is_one_all_reduce_and_the_chain_none(run, meetings, request)
     chains = [loop for loop in loops if re.search(r"\s(convolution|dot)\(", "\n".join(loop))]
     assert len(chains) == 1
     assert not any(_communication(loop) for loop in loops)
+
+
+def test_the_norm_of_the_whole_gradient_is_limited_and_recorded():
+    changes = {}
+    for limit in (0.0, 0.01):
+        run = tiny.start(tiny.config(**SGD | {"optimizer.clip_norm": limit}))
+        before = tiny.leaves(run.state.params)
+        state, _ = run.step(run.state, run.buffer, run.data.at(0))
+        after = tiny.leaves(state.params)
+        changes[limit] = np.sqrt(sum(np.sum((after[name] - before[name]) ** 2) for name in before))
+    assert changes[0.01] == pytest.approx(0.01, rel=1e-4)
+    assert state.window.sums["gradient_norm"] == pytest.approx(changes[0.0], rel=1e-4)
 
 
 def test_a_step_moves_nothing_between_host_and_devices(wrn):

@@ -8,11 +8,11 @@ from PIL import Image
 from jem_jax.augment import to_uint8
 from jem_jax.common import files
 from jem_jax.datasets import Dataset
-from jem_jax.distributed import devices
 from jem_jax.report import samples
-from jem_jax.report.inputs import fresh_chains
+from jem_jax.report.inputs import Sampler, fresh_chains
 from jem_jax.runs import workdir
 from jem_jax.runs.workdir import RunFacts
+from jem_jax.training import network
 from jem_jax.training.trained import Model
 
 _FOLDER = "export"
@@ -28,13 +28,13 @@ def write(folder: Path, model: Model, facts: RunFacts, dataset: Dataset) -> list
     Returns:
       What a person may want to look at.
     """
-    drawn = fresh_chains(model, facts, dataset)
+    states = fresh_chains(Sampler(facts.config, model), facts, dataset)
+    drawn = {kind: chains[:, -1] for kind, chains in states.items()}
     shown = samples.draw_fresh(folder, drawn, facts)
     if model.buffer is not None:
         drawn["buffer"] = model.buffer.reshape(-1, *facts.image_shape)
-        logits = devices.over_examples(model.network.logits)(
-            model.variables, drawn["buffer"], facts.config.evaluation.batch_size
-        )
+        batch_size = facts.config.evaluation.batch_size
+        logits, _ = network.describe(model.network, model.variables, drawn["buffer"], batch_size)
         shown.append(samples.draw_buffer(folder, drawn["buffer"], logits, facts))
     target = folder / _FOLDER
     files.remove(target, workdir.EXPORTS)

@@ -36,6 +36,7 @@ def refined(
     *,
     chain_logits_fn: energy.LogitsFunction | None = None,
     num_steps: int,
+    until: Array | None = None,
     step_size: float = 1.0,
     noise_std: float = 0.01,
     grad_clip: float | None = None,
@@ -55,7 +56,7 @@ def refined(
       x: [B, ...].
       chain_logits_fn: the logits whose log p~ the chain follows, where they are others than `logits_fn`'s.
       num_steps: n; 0 leaves the input noise and the average.
-      step_size, noise_std, grad_clip, bounds: of the chain, as in `sgld.chain`.
+      until, step_size, noise_std, grad_clip, bounds: of the chain, as in `sgld.chain`.
       input_noise: standard deviation of the copies' noise, in [-1, 1] units (official default 0.03).
       copies: of each image (official default 5).
       backpropagate: let gradients through the chain. The official attack takes them at the chain's end and passes
@@ -68,12 +69,14 @@ def refined(
     noise_keys, chain_keys = jax.vmap(lambda key: jax.random.split(key, 2), out_axes=1)(keys)
     noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(noise_keys)
     start = jnp.repeat(x, copies, axis=0) + input_noise * noise
+    # Stopped here rather than behind the chain, so that no gradient through it is ever prepared.
+    begin = start if backpropagate else jax.lax.stop_gradient(start)
     end = sgld.chain(
-        chain_keys, energy.marginal(chain_logits_fn or logits_fn), start,
-        num_steps=num_steps, step_size=step_size, noise_std=noise_std, grad_clip=grad_clip, bounds=bounds,
+        chain_keys, energy.marginal(chain_logits_fn or logits_fn), begin,
+        num_steps=num_steps, until=until, step_size=step_size, noise_std=noise_std, grad_clip=grad_clip, bounds=bounds,
     )  # fmt: skip
     if not backpropagate:
-        end = start + jax.lax.stop_gradient(end - start)
+        end = start + (end - begin)
     return logits_fn(end).reshape(len(x), copies, -1).mean(axis=1)
 
 
@@ -84,8 +87,8 @@ def pgd(
     labels: Array,
     epsilon: float | Array,
     *,
-    norm: str,
-    num_steps: int,
+    norm: str | Array,
+    num_steps: int | Array,
     restarts: int = 1,
 ) -> tuple[Array, Array]:
     """Projected gradient descent from random starts (Madry et al. 2018).
@@ -102,8 +105,9 @@ def pgd(
       x: [B, ...] in [-1, 1].
       labels: [B] integers.
       epsilon: in [0, 1] pixels, one or one per example [B]; 0 gives x back.
-      norm: "linf", the largest change of any value, or "l2", the change's length.
-      num_steps: at least 0.
+      norm: "linf", the largest change of any value, or "l2", the change's length; or which of the two for each example,
+        an index into `NORMS` [B].
+      num_steps: at least 0; an array [] where one compiled program is to serve several.
       restarts: random starts, at least 1; the strongest point of all is returned.
 
     Returns:
@@ -113,12 +117,15 @@ def pgd(
     Raises:
       ValueError: an unknown norm.
     """
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}")
+    if isinstance(norm, str):
+        if norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}")
+        norm = jnp.full(len(x), NORMS.index(norm))
+    is_l2 = _over_pixels(norm == NORMS.index("l2"), x)
     radius = _over_pixels(jnp.broadcast_to(2 * jnp.asarray(epsilon, x.dtype), len(x)), x)
 
     def restart(best: tuple[Array, Array], keys: Array) -> tuple[tuple[Array, Array], None]:
-        points, margins = _one_start(keys, classifier, x, labels, radius, norm, num_steps)
+        points, margins = _one_start(keys, classifier, x, labels, radius, is_l2, num_steps)
         return _stronger(best, points, margins), None
 
     example_keys = prng.of_batch(key, len(x))
@@ -129,30 +136,25 @@ def pgd(
 
 
 def _one_start(
-    keys: Array, classifier: Classifier, x: Array, labels: Array, radius: Array, norm: str, num_steps: int
+    keys: Array, classifier: Classifier, x: Array, labels: Array, radius: Array, is_l2: Array, num_steps: int | Array
 ) -> tuple[Array, Array]:
-    inside = _linf_ball if norm == "linf" else _l2_ball
-    ascent = jnp.sign if norm == "linf" else _unit
+    start_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2**31 - 1))(keys)
+    start = jnp.clip(x + _random_in_ball(start_keys, x, radius, is_l2), -1, 1)
 
     def loss(moved: Array, index: Array) -> tuple[Array, Array]:
         logits = classifier(jax.vmap(jax.random.fold_in, (0, None))(keys, index), moved)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum(), margin(logits, labels)
 
-    def visit(best: tuple[Array, Array], moved: Array, index: Array) -> tuple[tuple[Array, Array], Array]:
-        gradient, margins = jax.grad(loss, has_aux=True)(moved, index)
-        return _stronger(best, moved, margins), gradient
-
-    def step(carry: tuple[tuple[Array, Array], Array], index: Array) -> tuple[tuple[tuple[Array, Array], Array], None]:
+    def visit(index: Array, carry: tuple[tuple[Array, Array], Array]) -> tuple[tuple[Array, Array], Array]:
         best, moved = carry
-        best, gradient = visit(best, moved, index)
-        moved = x + inside(moved + _STEP * radius * ascent(gradient) - x, radius)
-        return (best, jnp.clip(moved, -1, 1)), None
+        gradient, margins = jax.grad(loss, has_aux=True)(moved, index)
+        best = _stronger(best, moved, margins)
+        ascent = jnp.where(is_l2, _unit(gradient), jnp.sign(gradient))
+        ahead = x + _inside(moved + _STEP * radius * ascent - x, radius, is_l2)
+        return best, jnp.where(index == 0, start, jnp.clip(ahead, -1, 1))
 
-    start_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2**31 - 1))(keys)
-    moved = jnp.clip(x + _random_in_ball(start_keys, x, radius, norm), -1, 1)
-    best = x, margin(classifier(keys, x), labels)
-    (best, moved), _ = jax.lax.scan(step, (best, moved), jnp.arange(num_steps))
-    return visit(best, moved, jnp.asarray(num_steps))[0]
+    # The image itself is visited first, then the start: the network stands once in the compiled program.
+    return jax.lax.fori_loop(0, num_steps + 2, visit, ((x, jnp.full(len(x), -jnp.inf)), x))[0]
 
 
 def _stronger(best: tuple[Array, Array], points: Array, margins: Array) -> tuple[Array, Array]:
@@ -184,18 +186,16 @@ def _unit(x: Array) -> Array:
     return x / jnp.maximum(_lengths(x), 1e-12)
 
 
-def _linf_ball(change: Array, radius: Array) -> Array:
-    return jnp.clip(change, -radius, radius)
+def _inside(change: Array, radius: Array, is_l2: Array) -> Array:
+    """The nearest change within the ball."""
+    shrunk = change * jnp.minimum(1, radius / jnp.maximum(_lengths(change), 1e-12))
+    return jnp.where(is_l2, shrunk, jnp.clip(change, -radius, radius))
 
 
-def _l2_ball(change: Array, radius: Array) -> Array:
-    return change * jnp.minimum(1, radius / jnp.maximum(_lengths(change), 1e-12))
-
-
-def _random_in_ball(example_keys: Array, x: Array, radius: Array, norm: str) -> Array:
+def _random_in_ball(example_keys: Array, x: Array, radius: Array, is_l2: Array) -> Array:
     shape = x.shape[1:]
-    if norm == "linf":
-        return jax.vmap(lambda key: jax.random.uniform(key, shape, x.dtype, -1, 1))(example_keys) * radius
+    cube = jax.vmap(lambda key: jax.random.uniform(key, shape, x.dtype, -1, 1))(example_keys)
     direction = _unit(jax.vmap(lambda key: jax.random.normal(key, shape, x.dtype))(example_keys))
     place = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (), x.dtype))(example_keys)
-    return direction * radius * _over_pixels(place ** (1 / np.prod(shape)), x)
+    sphere = direction * _over_pixels(place ** (1 / np.prod(shape)), x)
+    return jnp.where(is_l2, sphere, cube) * radius

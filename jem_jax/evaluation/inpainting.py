@@ -1,4 +1,6 @@
-"""Imputation: hidden pixels are sampled by SGLD while the known ones stay as they are."""
+"""Imputation: hidden pixels are sampled by SGLD while the known ones stay as they are.
+
+Where no pixel is known, it is sampling."""
 
 from typing import Any
 
@@ -11,7 +13,9 @@ from jem_jax import energy, sgld
 Array = jax.Array
 
 
-def inpaint(key: Array, log_density: energy.LogDensity, x: Array, known: Array, **settings: Any) -> Array:
+def inpaint(
+    key: Array, log_density: energy.LogDensity, x: Array, known: Array, *, every: int = 0, **settings: Any
+) -> Array:
     """A sample of p(hidden pixels | known pixels).
 
     The chain moves along ∇ log p~ of the whole image with respect to its hidden pixels alone.
@@ -26,13 +30,19 @@ def inpaint(key: Array, log_density: energy.LogDensity, x: Array, known: Array, 
       log_density: x [B, ...] -> [B].
       x: [B, ...]; the chain starts at its hidden pixels.
       known: [...] or [B, ...] bool, which pixels stay.
+      every: also return the start, and what lies on the way after so many steps each; 0: the end alone.
       **settings: keyword arguments of `sgld.chain`.
 
     Returns:
-      [B, ...], the known pixels unchanged to the last bit and the others unclipped.
+      [B, ...], the known pixels unchanged to the last bit and the others unclipped; with `every`
+      [B, num_steps // every + 1, ...].
     """
     whole = lambda hidden: jnp.where(known, x, hidden)  # noqa: E731
-    return whole(sgld.chain(key, lambda hidden: log_density(whole(hidden)), x, **settings))
+    density = lambda hidden: log_density(whole(hidden))  # noqa: E731
+    if every:
+        states = sgld.trajectory(key, density, x, every=every, **settings)
+        return jnp.swapaxes(jax.vmap(whole)(states), 0, 1)
+    return whole(sgld.chain(key, density, x, **settings))
 
 
 def masks(image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:

@@ -1,54 +1,39 @@
-"""Samples of the model: chains that follow log p~(x) or one class's logit, and how they are sorted by class."""
-
-from typing import Any
+"""Samples of the model: what their chains climb, and how they are sorted by class."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jem_jax import energy, sgld
+from jem_jax import energy
 
 Array = jax.Array
 
 
-def chains(
-    key: Array, logits_fn: energy.LogitsFunction, x: Array, classes: Array | None = None, **settings: Any
-) -> Array:
-    """Ends of SGLD chains along ∇_x log p~(x), or along ∇_x f(x)[y] of given classes.
+NO_CLASS = -1
+"""instead of a class: log p~(x)"""
 
-    >>> x, settings = jnp.zeros((1, 2)), {"num_steps": 3, "step_size": 1.0, "noise_std": 0.0}
-    >>> chains(jax.random.key(0), lambda x: x, x, jnp.array([1]), **settings).tolist()
-    [[0.0, 3.0]]
+
+def log_density(logits_fn: energy.LogitsFunction, classes: Array) -> energy.LogDensity:
+    """What a chain climbs: f(x)[y] of its class, or log p~(x) where its class is `NO_CLASS`.
+
+    >>> density = log_density(lambda x: x, jnp.array([1, NO_CLASS]))
+    >>> density(jnp.array([[1.0, 2.0], [0.0, 0.0]])).round(3).tolist()
+    [2.0, 0.693]
 
     Args:
-      key: one PRNG key, or one per example [B].
       logits_fn: x [B, ...] -> logits [B, K].
-      x: [B, ...] where the chains start.
-      classes: [B] integers, or None.
-      **settings: keyword arguments of `sgld.chain`.
+      classes: [B] integers.
 
     Returns:
-      [B, ...], unclipped unless the settings have bounds.
+      x [B, ...] -> [B].
     """
-    density = energy.marginal(logits_fn) if classes is None else energy.conditional(logits_fn, classes)
-    return sgld.chain(key, density, x, **settings)
 
+    def density(x: Array) -> Array:
+        logits = logits_fn(x)
+        of_class = energy.joint_log_density(logits, jnp.maximum(classes, 0))
+        return jnp.where(classes == NO_CLASS, energy.log_density(logits), of_class)
 
-def film(key: Array, logits_fn: energy.LogitsFunction, x: Array, **settings: Any) -> Array:
-    """Chains along ∇_x log p~(x) with what lay on their way.
-
-    >>> settings = {"num_steps": 4, "every": 2, "step_size": 1.0, "noise_std": 0.0}
-    >>> film(jax.random.key(0), lambda x: x, jnp.zeros((2, 3)), **settings).shape
-    (2, 3, 3)
-
-    Args:
-      key, logits_fn, x: as of `chains`.
-      **settings: keyword arguments of `sgld.trajectory`, with num_steps and every.
-
-    Returns:
-      [B, num_steps // every + 1, ...], the start first.
-    """
-    return jnp.swapaxes(sgld.trajectory(key, energy.marginal(logits_fn), x, **settings), 0, 1)
+    return density
 
 
 def by_class(images: np.ndarray, logits: np.ndarray, per_class: int) -> list[np.ndarray]:

@@ -1,6 +1,5 @@
 """The sections about adversarial inputs: PGD, PGD through SGLD refinement, and distal adversarials (section 5.4)."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,13 +18,11 @@ from jem_jax.training import quantities
 _NORMS = {"linf": "L∞", "l2": "L2"}
 _ATTACK_STREAM, _DISTAL_STREAM = 102, 103
 REFINEMENTS = (0, 1, 10)
-"""SGLD steps before the JEM classifies"""
+"""SGLD steps before the JEM classifies, the most of them last"""
+_JUDGE = np.uint32(2**32 - 1)
+"""folded into an example's key; the attack folds in smaller numbers"""
 COPIES = 5
 """of each image, whose logits are averaged, as officially"""
-Defence = Callable[[jax.Array, energy.LogitsFunction, energy.LogitsFunction, jax.Array], jax.Array]
-"""(keys [b], logits_fn, chain_logits_fn, x [b, ...]) -> logits [b, K]"""
-Attack = Callable[[str, Sequence[float], int], dict[str, float]]
-"""(model's name, ε, images) -> ε -> accuracy, from ε 0"""
 _DISTAL_PER_CLASS = 5
 _MAX_DISTAL = 50
 
@@ -40,12 +37,11 @@ def attack(subject: Subject) -> Result:
         "refinement": "logits averaged over 5 chains from inputs with noise 0.03, SGLD as in training",
         "refinement_chains": how_chains_pass(config),
     })  # fmt: skip
-    panels = []
+    panels, accuracies = [], _plain(subject)
     for norm, epsilons in (("linf", settings.attack_linf), ("l2", settings.attack_l2)):
         lines = []
-        run = _attack(subject, _undefended, norm)
         for name in subject.models:
-            values = run(name, epsilons, settings.attack_images)
+            values = accuracies(name, norm, epsilons)
             result.models.setdefault(name, {}).setdefault("pgd", {})[norm] = values
             style = "o-" if name == "jem" else "s--"
             heights = list(values.values())
@@ -61,46 +57,32 @@ def attack(subject: Subject) -> Result:
     return result
 
 
-def _undefended(_: Any, logits_fn: energy.LogitsFunction, __: Any, x: jax.Array) -> jax.Array:
-    return logits_fn(x)
-
-
-def _attack(subject: Subject, defence: Defence, norm: str, chains: int = 0) -> Attack:
-    """The accuracy under PGD of any of the models behind a defence, by one program for all ε and models."""
+def _plain(subject: Subject) -> Callable[[str, str, Sequence[float]], dict[str, float]]:
+    """(model's name, norm, ε) -> ε -> accuracy under PGD, from ε 0; one program for all of them."""
     settings = subject.settings
-
-    def strongest(
-        keys: jax.Array,
-        logits_fn: energy.LogitsFunction,
-        chain_logits_fn: energy.LogitsFunction,
-        x: jax.Array,
-        labels: jax.Array,
-        epsilon: jax.Array,
-    ) -> jax.Array:
-        classifier = lambda keys, x: defence(keys, logits_fn, chain_logits_fn, x)  # noqa: E731
-        how = {"num_steps": settings.attack_steps, "restarts": settings.attack_restarts}
-        return adversarial.pgd(keys, classifier, x, labels, epsilon, norm=norm, **how)[0]
-
-    attack = subject.over_examples(strongest, chains)
-    is_right = subject.over_examples(
-        lambda keys, logits_fn, chain_logits_fn, x, labels: (
-            adversarial.margin(defence(keys, logits_fn, chain_logits_fn, x), labels) < 0
-        ),
-        chains,
+    some = subject.some_test(settings.attack_images)
+    images, how = to_float(some.images), {"num_steps": settings.attack_steps, "restarts": settings.attack_restarts}
+    attack = subject.over_examples(
+        lambda keys, logits_fn, _, x, labels, epsilon, norm: adversarial.pgd(
+            keys, lambda _, x: logits_fn(x), x, labels, epsilon, norm=norm, **how
+        )[1]
     )
+    key = jax.random.split(subject.key(_ATTACK_STREAM))[0]
 
-    def accuracies(name: str, epsilons: Sequence[float], count: int) -> dict[str, float]:
-        some = subject.some_test(count)
-        images, labels = to_float(some.images), some.labels
-        attack_key, check_key = jax.random.split(subject.key(_ATTACK_STREAM))
-        attack_key = jax.random.fold_in(attack_key, 0)
-        values = {}
-        for epsilon in (0.0, *epsilons):
-            size = np.full(len(images), epsilon, np.float32)
-            # At ε 0 there is nowhere to go.
-            points = attack(name, attack_key, images, labels, size) if epsilon else images
-            values[f"{epsilon:g}"] = float(is_right(name, check_key, points, labels).mean())
-        return values
+    def accuracies(name: str, norm: str, epsilons: Sequence[float]) -> dict[str, float]:
+        logits = subject.logits(name, images)
+        standing = np.isfinite(logits).all(axis=-1) & (logits.argmax(axis=-1) == some.labels)
+        values = {"0": float(standing.mean())}
+        norms = np.full(len(images), adversarial.NORMS.index(norm))
+        # An image that fell to a smaller ε falls to a larger one: the point that felled it is within reach.
+        for epsilon in sorted(epsilons):
+            rows = np.flatnonzero(standing)
+            if len(rows):
+                sizes = np.full(len(rows), epsilon, np.float32)
+                margins = attack(name, key, images[rows], some.labels[rows], sizes, norms[rows], fill=len(images))
+                standing[rows] = margins < 0
+            values[f"{epsilon:g}"] = float(standing.mean())
+        return {f"{epsilon:g}": values[f"{epsilon:g}"] for epsilon in (0, *epsilons)}
 
     return accuracies
 
@@ -115,17 +97,18 @@ def _accuracy_table(result: Result, norm: str, epsilons: Sequence[float], count:
 
 
 def _refined(subject: Subject, result: Result) -> None:
-    settings, chain = subject.settings, quantities.sgld_settings(subject.facts.config.sampler)
+    """The JEM behind its own refinement, by two programs: one for each way through the chain."""
+    settings = subject.settings
+    official, through = (_behind_refinement(subject, backpropagate) for backpropagate in (False, True))
     rows, found = [], {}
     for steps in REFINEMENTS:
-        for backpropagate in (False, True) if steps else (False,):
-            how = {"num_steps": steps, "copies": COPIES, "backpropagate": backpropagate, **chain}
-            defence = functools.partial(_refine, how)
-            values = _attack(subject, defence, "linf", COPIES)("jem", settings.refined_linf, settings.refined_images)
+        clean = official(steps, 0.0)
+        for backpropagate, attack in ((False, official), (True, through)) if steps else ((False, official),):
+            values = {"0": clean} | {f"{epsilon:g}": attack(steps, epsilon) for epsilon in settings.refined_linf}
             mode = "backpropagated" if backpropagate else "straight_through"
             found[f"jem_{steps}_{mode}"] = values
-            attack = "" if not steps else ", attack through the chain" if backpropagate else ", official attack"
-            rows.append((f"JEM-{steps}{attack}", *(percent(value) for value in values.values())))
+            said = "" if not steps else ", attack through the chain" if backpropagate else ", official attack"
+            rows.append((f"JEM-{steps}{said}", *(percent(value) for value in values.values())))
     result.models["jem"]["pgd"]["refined_linf"] = found
     result.text(
         "JEM-n classifies after n SGLD steps from a noisy copy of the input, averaged over 5 chains. The official "
@@ -138,14 +121,44 @@ def _refined(subject: Subject, result: Result) -> None:
     result.table(head, rows, f"accuracy of the JEM through refinement; {count} test images")
 
 
-def _refine(
-    how: dict[str, Any],
-    keys: jax.Array,
-    logits_fn: energy.LogitsFunction,
-    chain_logits_fn: energy.LogitsFunction,
-    x: jax.Array,
-) -> jax.Array:
-    return adversarial.refined(keys, logits_fn, x, chain_logits_fn=chain_logits_fn, **how)
+def _behind_refinement(subject: Subject, backpropagate: bool) -> Callable[[int, float], float]:
+    """(n, ε) -> accuracy of the JEM behind n steps of refinement under PGD.
+
+    The attacked points are judged under noise that the attack did not see.
+    """
+    settings, chain = subject.settings, quantities.sgld_settings(subject.facts.config.sampler)
+    some = subject.some_test(settings.refined_images)
+    images = to_float(some.images)
+
+    def right(
+        keys: jax.Array, logits_fn: energy.LogitsFunction, chain_logits_fn: energy.LogitsFunction, x: jax.Array,
+        labels: jax.Array, epsilon: jax.Array, *, until: jax.Array, attack_steps: jax.Array,
+    ) -> jax.Array:  # fmt: skip
+        def classifier(keys: jax.Array, x: jax.Array, backpropagate: bool = backpropagate) -> jax.Array:
+            return adversarial.refined(
+                keys, logits_fn, x, chain_logits_fn=chain_logits_fn, num_steps=REFINEMENTS[-1], until=until,
+                copies=COPIES, backpropagate=backpropagate, **chain,
+            )  # fmt: skip
+
+        points, _ = adversarial.pgd(
+            keys, classifier, x, labels, epsilon, norm="linf", num_steps=attack_steps, restarts=settings.attack_restarts
+        )
+        judge_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _JUDGE)
+        return adversarial.margin(classifier(judge_keys, points, backpropagate=False), labels) < 0
+
+    run = subject.over_examples(right, COPIES)
+    key = jax.random.split(subject.key(_ATTACK_STREAM))[0]
+
+    def accuracy(num_steps: int, epsilon: float) -> float:
+        return float(
+            run(
+                "jem", key, images, some.labels, np.full(len(images), epsilon, np.float32), until=np.int32(num_steps),
+                # At ε 0 there is nowhere to go.
+                attack_steps=np.int32(settings.attack_steps if epsilon else 0),
+            ).mean()
+        )  # fmt: skip
+
+    return accuracy
 
 
 def climb(subject: Subject) -> Result:

@@ -9,19 +9,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from jem_jax import class_gaussians, prng, replay_buffer
+from jem_jax import class_gaussians, replay_buffer
 from jem_jax.augment import to_float
 from jem_jax.config import Config, Evaluation
 from jem_jax.datasets import Dataset, Split
 from jem_jax.distributed import devices
-from jem_jax.evaluation import sampling
+from jem_jax.evaluation import inpainting, sampling
 from jem_jax.runs import checkpoint, workdir
 from jem_jax.runs.workdir import RunFacts
-from jem_jax.training import device_data, quantities, trained
+from jem_jax.training import device_data, network, quantities, trained
 from jem_jax.training.network import Network
 from jem_jax.training.trained import Model
 
 _MULTIPLE, _LONG = 6, 1000
+_FILM = 9
+"""states of a chain that are drawn, behind its start"""
 TITLES = {"jem": "JEM", "baseline": "classifier"}
 
 
@@ -61,20 +63,22 @@ class Subject:
         """A PRNG key of the run's seed, another for each stream."""
         return jax.random.fold_in(jax.random.key(self.facts.config.seed), stream)
 
+    def described(self, name: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A model's logits [N, K] and penultimate features [N, D] of images [N, H, W, C] in [-1, 1].
+
+        The features are its logits where the network has no `features` argument.
+        """
+        model = self.models[name]
+        return network.describe(model.network, model.variables, images, self.settings.batch_size)
+
     def logits(self, name: str, images: np.ndarray) -> np.ndarray:
         """A model's logits [N, K] of images [N, H, W, C] in [-1, 1]."""
-        model = self.models[name]
-        return _over_examples(self.jem.network.logits)(model.variables, images, self.settings.batch_size)
-
-    def features(self, name: str, images: np.ndarray) -> np.ndarray:
-        """A model's penultimate features [N, D]; its logits where the network has no `features` argument."""
-        model = self.models[name]
-        return _over_examples(self.jem.network.features)(model.variables, images, self.settings.batch_size)
+        return self.described(name, images)[0]
 
     def over_examples(self, function: Callable[..., Any], chains: int = 0) -> Callable[..., Any]:
         """`over_examples` of the models' network: (model's name, key, *arrays [N, ...]) -> NumPy arrays [N, ...]."""
         run = over_examples(self.facts.config, self.jem.network, function, chains)
-        return lambda name, key, *arrays: run(self.models[name].variables, key, *arrays)
+        return lambda name, key, *arrays, **shared: run(self.models[name].variables, key, *arrays, **shared)
 
     @functools.cached_property
     def test(self) -> np.ndarray:
@@ -87,9 +91,14 @@ class Subject:
         return {name: self.logits(name, self.test) for name in self.models}
 
     @functools.cached_property
+    def sampler(self) -> "Sampler":
+        """Chains of the JEM."""
+        return Sampler(self.facts.config, self.jem, _FILM)
+
+    @functools.cached_property
     def fresh(self) -> dict[str, np.ndarray]:
         """The JEM's `fresh_chains`."""
-        return fresh_chains(self.jem, self.facts, self.dataset)
+        return fresh_chains(self.sampler, self.facts, self.dataset)
 
     def some_test(self, count: int) -> Split:
         """At most `count` test images, the same for every model and section of a seed."""
@@ -97,39 +106,39 @@ class Subject:
         return test.rows(np.random.default_rng(self.facts.config.seed).permutation(len(test))[:count])
 
 
-_over_examples = functools.lru_cache(maxsize=8)(devices.over_examples)
-
-
-def over_examples(
-    config: Config, network: Network, function: Callable[..., Any], chains: int = 0
-) -> Callable[..., Any]:
+def over_examples(config: Config, net: Network, function: Callable[..., Any], chains: int = 0) -> Callable[..., Any]:
     """A function of `evaluation` for many examples, in batches and on all devices.
 
     Chains follow `chain_logits_fn`. With `sampler.batch_statistics` it takes the statistics of its batch, and batches
     are of `chain_batch` chains; a network of a factory may have dropout then, with one mask for all chains.
 
     Args:
-      function: (keys [b], logits_fn, chain_logits_fn, *arrays [b, ...]) -> pytree of arrays [b, ...].
+      function: (keys [b], logits_fn, chain_logits_fn, *arrays [b, ...], **shared) -> pytree of arrays [b, ...].
       chains: how many SGLD chains it runs for each example.
 
     Returns:
-      (variables, key, *arrays [N, ...]) -> pytree of NumPy arrays [N, ...]. Example i has the key `fold_in(key, i)`,
-      whatever the batches and devices. All calls with arrays of the same shapes share one compiled program.
+      (variables, key, *arrays [N, ...], fill=0, **shared) -> pytree of NumPy arrays [N, ...]. Example i has the key
+      `fold_in(key, i)`, whatever the batches and devices; `shared` arrays are the same for all examples. All calls with
+      arrays of the same shapes share one compiled program; `fill` is that of `devices.over_examples`.
     """
 
     together = chain_batch(config) if chains else 0
     batch_size = max(1, together // chains) if together else config.evaluation.batch_size
 
-    def batch(variables: Any, examples: tuple[Any, ...]) -> Any:
-        keys, *arrays = examples
-        logits_fn = functools.partial(network.logits, variables)
-        by_batch = lambda x: network.batch_logits(variables, x, jax.random.key(0))  # noqa: E731
-        return function(keys, logits_fn, by_batch if together else logits_fn, *arrays)
+    def batch(common: Any, examples: tuple[Any, ...]) -> Any:
+        variables, key, shared = common
+        indices, *arrays = examples
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+        logits_fn = functools.partial(net.logits, variables)
+        by_batch = lambda x: net.batch_logits(variables, x, jax.random.key(0))  # noqa: E731
+        return function(keys, logits_fn, by_batch if together else logits_fn, *arrays, **shared)
 
     mapped = devices.over_examples(batch, together=together > 0)
-    return lambda variables, key, *arrays: mapped(
-        variables, (prng.for_examples(key, len(arrays[0])), *arrays), batch_size
-    )
+
+    def run(variables: Any, key: jax.Array, *arrays: Any, fill: int = 0, **shared: Any) -> Any:
+        return mapped((variables, key, shared), (np.arange(len(arrays[0])), *arrays), batch_size, fill=fill)
+
+    return run
 
 
 def read(path: Path, facts: RunFacts, dataset: Dataset, report_dir: Path | None = None) -> Subject:
@@ -176,8 +185,41 @@ def start_of_chains(config: Config) -> str:
     return "U(-1, 1)" if config.sampler.init == "uniform" else "the classes' Gaussians"
 
 
-def fresh_chains(model: Model, facts: RunFacts, dataset: Dataset) -> dict[str, np.ndarray]:
-    """Samples of chains that began as training's do, unclipped [N, H, W, C].
+class Sampler:
+    """Chains of a model, by one compiled program: of a class or of none, with some pixels known or with none."""
+
+    def __init__(self, config: Config, model: Model, most_states: int = 1) -> None:
+        """Chains of `sample_steps`, of which at most `most_states` states behind the start are returned."""
+        self._variables, self._fill = model.variables, config.evaluation.num_samples
+        steps = sample_steps(config)
+        states = max(number for number in range(1, most_states + 1) if steps % number == 0)
+        chain = {"num_steps": steps, "every": steps // states, **quantities.sgld_settings(config.sampler)}
+        self._run = over_examples(
+            config,
+            model.network,
+            lambda keys, _, logits_fn, x, classes, known: inpainting.inpaint(
+                keys, sampling.log_density(logits_fn, classes), x, known, **chain
+            ),
+            chains=1,
+        )
+
+    def __call__(
+        self, key: jax.Array, x: np.ndarray, classes: np.ndarray | None = None, known: np.ndarray | None = None
+    ) -> np.ndarray:
+        """States of chains [N, states + 1, H, W, C], unclipped; the start first and the sample last.
+
+        Args:
+          x: [N, H, W, C], where they start.
+          classes: [N], whose logit they follow; None: they follow log p~(x).
+          known: [N, H, W, C] bool, pixels that stay; None: none.
+        """
+        classes = np.full(len(x), sampling.NO_CLASS) if classes is None else classes
+        known = np.zeros(x.shape, bool) if known is None else known
+        return self._run(self._variables, key, x, classes, known, fill=self._fill)
+
+
+def fresh_chains(sampler: Sampler, facts: RunFacts, dataset: Dataset) -> dict[str, np.ndarray]:
+    """Chains that began as training's do, unclipped [N, states + 1, H, W, C]; the last is the sample.
 
     "by_class": equally many of each in order, following ∇ f(x)[y]. "unconditional": following ∇ log p~(x).
     """
@@ -186,24 +228,17 @@ def fresh_chains(model: Model, facts: RunFacts, dataset: Dataset) -> dict[str, n
     # A whole batch at least, where its statistics count.
     count = max(wanted, chain_batch(config))
     per_class = -(-count // num_classes)
-    chain = {"num_steps": sample_steps(config), **quantities.sgld_settings(config.sampler)}
 
     def key_and_start(count: int, by_class: bool) -> tuple[jax.Array, np.ndarray]:
         key = jax.random.fold_in(jax.random.key(config.seed), by_class)
         return jax.random.split(key)[1], starts(config, dataset, key, count, by_class)
 
-    classes = np.repeat(np.arange(num_classes, dtype=np.int32), per_class)
-    follow = over_examples(
-        config,
-        model.network,
-        lambda keys, _, logits_fn, *arrays: sampling.chains(keys, logits_fn, *arrays, **chain),
-        chains=1,
-    )
-    by_class = follow(model.variables, *key_and_start(len(classes), True), classes)
-    by_class = by_class.reshape(num_classes, per_class, *facts.image_shape)[:, : -(-wanted // num_classes)]
+    classes = np.repeat(np.arange(num_classes), per_class)
+    by_class = sampler(*key_and_start(len(classes), True), classes)
+    by_class = by_class.reshape(num_classes, per_class, *by_class.shape[1:])[:, : -(-wanted // num_classes)]
     return {
-        "by_class": by_class.reshape(-1, *facts.image_shape),
-        "unconditional": follow(model.variables, *key_and_start(count, False))[:wanted],
+        "by_class": by_class.reshape(-1, *by_class.shape[2:]),
+        "unconditional": sampler(*key_and_start(count, False))[:wanted],
     }
 
 
@@ -213,7 +248,8 @@ def starts(config: Config, dataset: Dataset, key: jax.Array, count: int, by_clas
     U(-1, 1), or draws from the classes' Gaussians, class after class or in turns.
     """
     if config.sampler.init == "uniform":
-        return np.asarray(replay_buffer.uniform(jax.random.split(key)[0], count, dataset.image_shape))
+        uniform = devices.once(lambda key: replay_buffer.uniform(jax.random.split(key)[0], count, dataset.image_shape))
+        return np.asarray(uniform(key))
     draws = device_data.draws(config, dataset.train)
     # Chains split the key, which gives the keys that small numbers folded in give.
     key = jax.random.fold_in(key, 2**31 - 1)

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jem_jax import energy, replay_buffer
+from jem_jax import replay_buffer
 from jem_jax.augment import to_float
 from jem_jax.common import paths
+from jem_jax.distributed import devices
 from jem_jax.evaluation import classification, fid, inpainting, sample_quality, sampling
 from jem_jax.report.inputs import (
     TITLES,
@@ -19,23 +20,21 @@ from jem_jax.report.inputs import (
     how_chains_pass,
     sample_steps,
     start_of_chains,
-    starts,
 )
 from jem_jax.report.result import Result, percent
 from jem_jax.runs import image_grid
 from jem_jax.runs.workdir import RunFacts
-from jem_jax.training import quantities
 
 PICTURES = ("samples_by_class.png", "samples.png", "buffer_by_class.png")
 """what a person looks at first"""
 _PER_CLASS = 10
 _SHOWN = 100
 _EXTREMES = 20
-_STRIP_CHAINS, _STRIP_PICTURES = 8, 10
+_STRIP_CHAINS = 8
 _NEIGHBOURS = 10
 _INPAINTED = 20
 _QUALITY_IMAGES = 2000
-_STRIP_STREAM, _INPAINT_STREAM = 104, 105
+_INPAINT_STREAM = 105
 
 
 def draw_fresh(folder: Path, fresh: Mapping[str, np.ndarray], facts: RunFacts) -> list[Path]:
@@ -59,9 +58,10 @@ def draw(subject: Subject) -> Result:
     steps = sample_steps(facts.config)
     start = start_of_chains(facts.config)
     passing = chains_in_words(facts.config)
-    files = draw_fresh(folder, subject.fresh, facts)
+    fresh = {kind: states[:, -1] for kind, states in subject.fresh.items()}
+    files = draw_fresh(folder, fresh, facts)
     result = Result(how={"steps": steps, "start": start, "seed": facts.config.seed, **how_chains_pass(facts.config),
-                         "images": {name: len(images) for name, images in subject.fresh.items()}})  # fmt: skip
+                         "images": {name: len(images) for name, images in fresh.items()}})  # fmt: skip
     result.images(
         files[0], f"Chains that began as {start} and followed one class's logit, ∇ f(x)[y], for {steps} steps.{passing}"
     )
@@ -89,7 +89,11 @@ def draw(subject: Subject) -> Result:
         image_grid.save(image_grid.grid(rows, names), folder / "density_extremes.png"),
         f"The {_EXTREMES} images of the highest and the lowest log p~(x) by the JEM.",
     )
-    result.images(_film_strip(subject), f"{_STRIP_CHAINS} chains from noise (left) to step {steps} (right).{passing}")
+    film = image_grid.grid(list(subject.fresh["unconditional"][:_STRIP_CHAINS]))
+    result.images(
+        image_grid.save(film, folder / "film_strip.png"),
+        f"{_STRIP_CHAINS} of these chains from {start} (left) to step {steps} (right).{passing}",
+    )
     return result
 
 
@@ -103,7 +107,7 @@ def quality(subject: Subject) -> Result:
     if subject.jem.buffer is not None:
         buffer = np.clip(subject.jem.buffer.reshape(-1, *facts.image_shape), -1, 1)
         sources["replay buffer"] = buffer[:: max(1, len(buffer) // _QUALITY_IMAGES)][:_QUALITY_IMAGES]
-    sources["fresh chains"] = np.clip(subject.fresh["unconditional"], -1, 1)
+    sources["fresh chains"] = np.clip(subject.fresh["unconditional"][:, -1], -1, 1)
     noise = np.random.default_rng(facts.config.seed).uniform(-1, 1, (500, *facts.image_shape))
     sources["uniform noise"] = noise.astype(np.float32)
     result = Result(how={
@@ -113,9 +117,10 @@ def quality(subject: Subject) -> Result:
         "fresh_chains": {"steps": sample_steps(facts.config), "start": start_of_chains(facts.config),
                          **how_chains_pass(facts.config)},
     })  # fmt: skip
-    reference_features = subject.features(feature_model, reference)
+    reference_features = subject.described(feature_model, reference)[1]
+    described = {name: subject.described(feature_model, images) for name, images in sources.items()}
     values = {
-        name: _quality(subject, images, reference, reference_features)
+        name: _quality(images, *described[name], reference, reference_features)
         for name, images in sources.items()
         if len(images) > 1
     }
@@ -140,7 +145,7 @@ def quality(subject: Subject) -> Result:
     result.table(head, rows, "distance in [-1, 1] pixels, L2; values clipped to [-1, 1]")
     _inception(subject, result)
     result.images(
-        _neighbours(subject, sources["fresh chains"][:_NEIGHBOURS], reference, reference_features),
+        _neighbours(subject, sources["fresh chains"], described["fresh chains"][1], reference, reference_features),
         "Are samples copies? Each sample over its nearest reference image by pixels, and by the feature model.",
     )
     return result
@@ -173,18 +178,17 @@ def inpaint(subject: Subject) -> Result:
     facts, steps = subject.facts, sample_steps(subject.facts.config)
     images = to_float(subject.some_test(max(_INPAINTED, chain_batch(facts.config))).images)
     mean = to_float(subject.dataset.train.images).mean(axis=0)
-    chain = {"num_steps": steps, **quantities.sgld_settings(facts.config.sampler)}
-    fill = subject.over_examples(
-        lambda keys, _, logits_fn, x, known: inpainting.inpaint(keys, energy.marginal(logits_fn), x, known, **chain),
-        chains=1,
-    )
     start_key, chain_key = jax.random.split(subject.key(_INPAINT_STREAM))
-    noise = np.asarray(replay_buffer.uniform(start_key, len(images), facts.image_shape))
+    uniform = devices.once(lambda key: replay_buffer.uniform(key, len(images), facts.image_shape))
+    noise = np.asarray(uniform(start_key))
     result = Result(how={"images": len(images), "steps": steps, "error": "root mean square of hidden pixels, [0, 1]",
                          **how_chains_pass(facts.config)})  # fmt: skip
+    masks = inpainting.masks(facts.image_shape)
+    known = np.concatenate([np.broadcast_to(mask, images.shape) for mask in masks.values()])
+    hidden = np.where(known, np.concatenate([images] * len(masks)), np.concatenate([noise] * len(masks)))
+    ends = subject.sampler(chain_key, hidden, known=known)[:, -1]
     pictured, names, rows, values = [images[:_INPAINTED]], ["original"], [], {}
-    for name, known in inpainting.masks(facts.image_shape).items():
-        filled = fill("jem", chain_key, np.where(known, images, noise), np.broadcast_to(known, images.shape))
+    for (name, known), filled in zip(masks.items(), np.split(ends, len(masks)), strict=True):
         by_mean = np.where(known, images, mean)
         values[name] = {"sampled": inpainting.error(images, filled, known),
                         "mean_image": inpainting.error(images, by_mean, known)}  # fmt: skip
@@ -206,11 +210,10 @@ def inpaint(subject: Subject) -> Result:
 
 
 def _quality(
-    subject: Subject, images: np.ndarray, reference: np.ndarray, reference_features: np.ndarray
+    images: np.ndarray, logits: np.ndarray, features: np.ndarray, reference: np.ndarray, reference_features: np.ndarray
 ) -> dict[str, Any]:
-    log_posterior = classification.log_posterior(subject.logits(subject.feature_model, images))
+    log_posterior = classification.log_posterior(logits)
     _, distances = sample_quality.nearest(images, reference)
-    features = subject.features(subject.feature_model, images)
     return {
         **sample_quality.measures(log_posterior, features, reference_features),
         "class_shares": sample_quality.class_shares(log_posterior).tolist(),
@@ -218,23 +221,15 @@ def _quality(
     }
 
 
-def _neighbours(subject: Subject, samples: np.ndarray, reference: np.ndarray, reference_features: np.ndarray) -> Path:
+def _neighbours(
+    subject: Subject, samples: np.ndarray, features: np.ndarray, reference: np.ndarray, reference_features: np.ndarray
+) -> Path:
+    samples, features = samples[:_NEIGHBOURS], features[:_NEIGHBOURS]
     by_pixels, _ = sample_quality.nearest(samples, reference)
-    by_features, _ = sample_quality.nearest(subject.features(subject.feature_model, samples), reference_features)
+    by_features, _ = sample_quality.nearest(features, reference_features)
     rows = [samples, reference[by_pixels], reference[by_features]]
     names = ("sample", "nearest by pixels", "nearest by features")
     return image_grid.save(image_grid.grid(rows, names), subject.folder / "nearest_training_images.png")
-
-
-def _film_strip(subject: Subject) -> Path:
-    steps = sample_steps(subject.facts.config)
-    count = max(number for number in range(1, _STRIP_PICTURES) if steps % number == 0)
-    config, key = subject.facts.config, subject.key(_STRIP_STREAM)
-    chain = {"num_steps": steps, "every": steps // count, **quantities.sgld_settings(config.sampler)}
-    film = subject.over_examples(lambda keys, _, logits_fn, x: sampling.film(keys, logits_fn, x, **chain), chains=1)
-    start = starts(config, subject.dataset, key, max(_STRIP_CHAINS, chain_batch(config)), by_class=False)
-    states = film("jem", jax.random.split(key)[1], start)[:_STRIP_CHAINS]
-    return image_grid.save(image_grid.grid(list(states)), subject.folder / "film_strip.png")
 
 
 def _log_density(logits: np.ndarray) -> np.ndarray:

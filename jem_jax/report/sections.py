@@ -20,7 +20,7 @@ from jem_jax.report.result import Result
 from jem_jax.runs import workdir
 from jem_jax.training import trained
 
-_FORMAT = 2
+_FORMAT = 3
 """raised where what a section measures, or how, changes"""
 
 

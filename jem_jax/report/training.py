@@ -11,6 +11,7 @@ from jem_jax.training import recovery
 _CURVES = {
     "log p~": ("log p~(x), nats", {"log_px_data": "data", "log_px_samples": "samples"}),
     "accuracy": ("fraction", {"accuracy": "training", "validation_accuracy": "validation"}),
+    "gradient": ("norm", {"gradient_norm": "whole gradient, before clipping"}),
     "loss": ("nats", {"loss": "joint loss", "cross_entropy": "cross-entropy"}),
 }
 

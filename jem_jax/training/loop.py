@@ -23,7 +23,7 @@ from jem_jax.evaluation import classification
 from jem_jax.runs import checkpoint, image_grid, metrics, workdir
 from jem_jax.runs.checkpoint import Checkpoints
 from jem_jax.runs.metrics import Recorder
-from jem_jax.training import divergence, forecast, optimizer, preflight, recovery, schedule, statistics
+from jem_jax.training import divergence, forecast, network, optimizer, preflight, recovery, schedule, statistics
 from jem_jax.training.network import Variables
 from jem_jax.training.recovery import History, Recovery
 from jem_jax.training.run import Run, prepare
@@ -56,7 +56,6 @@ class _Training:
     dataset: Dataset
     directory: Path
     run: Run
-    logits_fn: Callable[..., np.ndarray]
     estimate_statistics: Callable[[Variables], Any] | None
     """re-estimates batch statistics; None where the network keeps none, or evaluation uses the running ones"""
     compiled: dict[Program, Step] = field(default_factory=dict)
@@ -186,13 +185,11 @@ def _set_up(config: Config, dataset: Dataset, directory: Path, stack: contextlib
     directory.mkdir(parents=True, exist_ok=True)
     run = prepare(config, dataset)
     stack.callback(run.data.close)
-    net = run.network
     training = _Training(
         config=config,
         dataset=dataset,
         directory=directory,
         run=run,
-        logits_fn=devices.over_examples(lambda variables, images: net.logits(variables, to_float(images))),
         estimate_statistics=_statistics_estimator(run),
     )
     note = _restore(training)
@@ -419,7 +416,8 @@ def _validate(training: _Training, recorder: Recorder) -> None:
     split = training.dataset.validation
     _reestimate(training)
     variables = training.state.evaluation_variables
-    logits = training.logits_fn(variables, split.images, training.config.evaluation.batch_size)
+    batch_size = training.config.evaluation.batch_size
+    logits, _ = network.describe(training.run.network, variables, to_float(split.images), batch_size)
     # The first process's: where rounding differs, two that each trust their own would not save together.
     accuracy = float(processes.gather_strings(repr(classification.accuracy(logits, split.labels)))[0])
     nll = classification.negative_log_likelihood(logits, split.labels)

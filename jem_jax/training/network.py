@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import math
@@ -21,7 +22,7 @@ from jem_jax import wide_resnet
 from jem_jax.common import paths
 from jem_jax.common.errors import UserError, in_a_line, shown
 from jem_jax.config import Model
-from jem_jax.distributed.devices import AXIS
+from jem_jax.distributed import devices
 from jem_jax.wide_resnet import WideResNet
 
 Array = jax.Array
@@ -49,6 +50,8 @@ class Network:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        # Networks of equal modules share compiled programs. A module with a list among its fields has no hash.
+        self._identity: object = module if _has_hash(module) else object()
         accepted = list(inspect.signature(type(module).__call__).parameters.values())[2:]
         names = [parameter.name for parameter in accepted]
         self.has_features = "features" in names
@@ -59,6 +62,12 @@ class Network:
         fields = {field.name for field in dataclasses.fields(module)}
         self._fields = [name for name in _TRAINING if name in fields and name not in names]
         self._streams: tuple[str, ...] | None = ("dropout",) if isinstance(module, WideResNet) else None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Network) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
 
     def init(self, key: Array, x: Array) -> Variables:
         """Variables: "params", and other collections such as "batch_stats".
@@ -101,6 +110,10 @@ class Network:
         return _at_least_float32(
             self.evaluation_pass(variables, x, **({"features": True} if self.has_features else {}))
         )
+
+    def described(self, variables: Variables, x: Array) -> tuple[Array, Array]:
+        """Logits [B, K] and penultimate features [B, D]: in one compiled program one pass gives both."""
+        return self.logits(variables, x), self.features(variables, x)
 
     def train_logits(self, variables: Variables, batches: Sequence[Array], key: Array) -> tuple[list[Array], Variables]:
         """Logits of each batch in training mode, and the collections that training updates.
@@ -208,7 +221,7 @@ def _over_devices(
 ) -> Any:
     """Lets a layer synchronise over the devices that there are, whatever its author called their axis."""
     if getattr(context.module, "axis_name", None) is not None:
-        object.__setattr__(context.module, "axis_name", AXIS)
+        object.__setattr__(context.module, "axis_name", devices.AXIS)
     return call(*args, **kwargs)
 
 
@@ -243,6 +256,32 @@ def in_parts(function: Callable[[Any], Array], batch: Any, shape: tuple[int, ...
     parts = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), batch)
     found = jax.lax.map(function, parts)
     return found.reshape(-1, *found.shape[2:])
+
+
+def describe(
+    network: Network, variables: Variables, images: np.ndarray, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [N, K] and penultimate features [N, D] of images [N, H, W, C] in [-1, 1].
+
+    One compiled program serves validation and all sections of a report.
+    """
+    # Sets a little smaller than a batch share its program; of few images, most of the pass would be for nothing.
+    fill = batch_size if 4 * len(images) >= batch_size else 0
+    return _described(network, devices.local_count())(variables, images, batch_size, fill)
+
+
+@functools.lru_cache(maxsize=8)
+def _described(network: Network, device_count: int) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    del device_count
+    return devices.over_examples(network.described)
+
+
+def _has_hash(module: nn.Module) -> bool:
+    try:
+        hash(module)
+    except TypeError:
+        return False
+    return True
 
 
 def look_in(*folders: Path) -> None:

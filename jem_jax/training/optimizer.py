@@ -50,14 +50,16 @@ def schedule(
 def build(
     settings: Optimizer, steps_per_epoch: int, shape: str = "steps", total_steps: int = 1
 ) -> optax.GradientTransformation:
-    """Adam, or SGD with momentum; weight decay is added to the gradient, as PyTorch's optimisers do."""
+    """Adam, or SGD with momentum. The gradient is clipped first; weight decay is then added, as PyTorch's optimisers
+    do."""
     rule = (
         optax.scale_by_adam(settings.beta1, settings.beta2)
         if settings.name == "adam"
         else optax.trace(settings.momentum)
     )
+    decay = optax.add_decayed_weights(settings.weight_decay) if settings.weight_decay else optax.identity()
     return optax.chain(
-        optax.add_decayed_weights(settings.weight_decay) if settings.weight_decay else optax.identity(),
+        optax.chain(optax.clip_by_global_norm(settings.clip_norm), decay) if settings.clip_norm else decay,
         rule,
         optax.scale_by_learning_rate(schedule(settings, steps_per_epoch, shape, total_steps)),
     )

@@ -1,6 +1,7 @@
 """A run made ready: everything that iterations need, from settings and a data set."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import jax
@@ -11,11 +12,11 @@ from jem_jax import class_gaussians, objective, prng, replay_buffer
 from jem_jax.augment import to_float
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
-from jem_jax.distributed import processes
+from jem_jax.distributed import devices, processes
 from jem_jax.training import device_data, network, optimizer, preflight, quantities, schedule, state, trained
 from jem_jax.training import step as train_step
 from jem_jax.training.device_data import DeviceData, Order
-from jem_jax.training.network import Network
+from jem_jax.training.network import Network, Variables
 from jem_jax.training.schedule import Phase, Program
 from jem_jax.training.state import Parts, TrainState
 from jem_jax.training.step import Step
@@ -71,9 +72,10 @@ class Run:
         """
         config = self.config
         first = to_float(self.dataset.train.images[self.order.batch(0, 0)])
-        init = jax.jit(lambda key, x: state.init_state(config, self.network, self.optimizer, key, x))
         key = jax.random.key(config.seed)
-        begun = init(key, first)
+        variables = _initialiser(self.network)(prng.stream(key, "initialisation"), first)
+        first_state = functools.partial(state.first_state, config, self.optimizer)
+        begun = devices.once(first_state)(key, variables)
         buffer: Array | np.ndarray | None = None
         if config.training.init_from:
             with processes.fail_together():
@@ -90,7 +92,13 @@ class Run:
             draws = device_data.draws(self.config, self.dataset.train)
             return class_gaussians.init(draws, key, slots, classes)
         shape = self.dataset.image_shape
-        return jax.jit(lambda key: replay_buffer.init(key, slots, shape, num_classes=classes))(key)
+        return devices.once(lambda key: replay_buffer.init(key, slots, shape, num_classes=classes))(key)
+
+
+@functools.lru_cache(maxsize=2)
+def _initialiser(network: Network) -> Callable[[Array, Array], Variables]:
+    """(key, images) -> variables; a JEM and the classifier beside it share the program."""
+    return devices.once(network.init)
 
 
 def parts_of(
@@ -117,6 +125,7 @@ def parts_of(
         data=config.data,
         sampler=config.sampler,
         sam=(config.optimizer.sam_rho, config.optimizer.sam_adaptive),
+        clips=config.optimizer.clip_norm > 0,
         ema_decay=config.optimizer.ema_decay,
         limits=quantities.limits(config),
         max_log_density=config.training.max_log_density,

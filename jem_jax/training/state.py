@@ -108,6 +108,8 @@ class Parts(NamedTuple):
     sampler: Sampler
     sam: tuple[float, bool]
     """radius ρ, and whether it is relative to each parameter's size"""
+    clips: bool
+    """whether the gradient's norm is limited; it is then recorded"""
     ema_decay: float
     limits: divergence.Limits
     max_log_density: float
@@ -136,7 +138,14 @@ def init_state(
       key: the run's PRNG key.
       batch: [B, H, W, C], the first global batch of data, from which act norm starts.
     """
-    variables = network.init(prng.stream(key, "initialisation"), batch)
+    return first_state(config, optimizer, key, network.init(prng.stream(key, "initialisation"), batch))
+
+
+def first_state(
+    config: Config, optimizer: optax.GradientTransformation, key: Array, variables: Variables
+) -> TrainState:
+    """The state before the first iteration of a network with these variables."""
+    variables = dict(variables)
     params = variables.pop("params")
     return TrainState(
         step=jnp.int32(0),
@@ -148,7 +157,7 @@ def init_state(
         key=key,
         learning_rate_factor=jnp.float32(1),
         watch=divergence.initial_watch(),
-        window=_empty_window(quantities.weights(config)),
+        window=_empty_window(quantities.weights(config), clips=config.optimizer.clip_norm > 0),
     )
 
 
@@ -159,7 +168,7 @@ def window_with(window: Window, step: Array, metrics: dict[str, Array], log_ever
     return Window(sums, jnp.where(fresh, 0, window.steps) + 1)
 
 
-def _empty_window(terms: objective.Weights) -> Window:
+def _empty_window(terms: objective.Weights, clips: bool) -> Window:
     def metrics() -> dict[str, Array]:
         one = jnp.zeros((1, 2))
         found = objective.joint_loss(objective.Logits(one, one, one, one), jnp.zeros(1, jnp.int32), terms)[1]
@@ -167,4 +176,6 @@ def _empty_window(terms: objective.Weights) -> Window:
 
     # The largest |log p~| only guards the iteration: a mean of it would depend on the number of devices.
     sums = {name: jnp.float32(0) for name in jax.eval_shape(metrics) if name != "log_px_max"}
+    if clips:
+        sums["gradient_norm"] = jnp.float32(0)
     return Window(sums, jnp.int32(0))

@@ -145,6 +145,8 @@ def _updated(
     not_finite, runaway = health.not_finite > 0, health.runaway > 0
     undo = not_finite | runaway
     metrics = metrics | divergence.measures(health.moments)
+    if parts.clips:
+        metrics["gradient_norm"] = optax.global_norm(gradients)
     watch = divergence.watched(state.watch, state.step, not_finite, runaway, metrics, parts.limits)
     ema = optax.incremental_update(params, state.ema, 1 - parts.ema_decay) if parts.ema_decay else None
     old = (state.params, state.model_state, state.opt_state, state.ema)

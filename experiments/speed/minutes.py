@@ -1,0 +1,151 @@
+"""Where people wait: the main command and the tests, beside those of another commit.
+
+    python -m experiments.speed.minutes --against=COMMIT               the main command, three rounds: half an hour
+    python -m experiments.speed.minutes --against=COMMIT --tests       the tests instead, once: an hour
+
+Both commits run in turns on the same machine, with the same installed libraries. Each round of the command begins with
+a cold compilation cache; a second run then finds what the first has compiled. CPU time counts all processes. Writes
+experiments/results/minutes.json.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from experiments.runs import RESULTS, ROOT, store
+
+WATCHED = Path(__file__).with_name("watched.py")
+CONFIG = "configs/digits.py"
+COLD, WARM = 0.1, 0.2
+"""seconds from which on a compilation counts, in the first run and in the second"""
+TESTS = {
+    "README's command": (),
+    "slow tests": ("--no-cov", "-m", "slow"),
+    "mathematics": (
+        "--no-cov", *(f"tests/test_{name}.py" for name in (
+            "adversarial", "augment", "calibration", "class_gaussians", "convolution", "energy", "objective", "ood",
+            "prng", "replay_buffer", "samples", "sgld", "sharpness", "wide_resnet"))),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--against", required=True, metavar="COMMIT")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tests", action="store_true", help="the tests instead of the main command")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        other = Path(scratch) / "other"
+        subprocess.run(["git", "worktree", "add", "--detach", "--quiet", other, given.against], cwd=ROOT, check=True)
+        stack.callback(subprocess.run, ["git", "worktree", "remove", "--force", other], cwd=ROOT, check=True)
+        trees = {"before": other, "now": ROOT}
+        if given.tests:
+            found = {name: _tests(tree) for name, tree in trees.items()}
+            summary = {"tests": {name: _ratios(found["before"][name], found["now"][name]) for name in TESTS}}
+        else:
+            rounds = [
+                {name: _round(tree, Path(scratch) / f"{name}_{number}") for name, tree in trees.items()}
+                for number in range(given.rounds)
+            ]
+            found = {"rounds": rounds}
+            summary = {"command": _compared(rounds)}
+    path = RESULTS / "minutes.json"
+    old = json.loads(path.read_text()) if path.exists() else {"summary": {}, "runs": {}}
+    command = f"python -m experiments.speed.minutes --against={given.against}"
+    store("minutes", command, old["summary"] | summary, old["runs"] | found)
+
+
+def _round(tree: Path, scratch: Path) -> dict[str, dict[str, float]]:
+    """A first run with nothing compiled, and a second one."""
+    scratch.mkdir()
+    return {kind: _command(tree, scratch / kind, scratch / "cache") for kind in ("cold", "warm")}
+
+
+def _command(tree: Path, workdir: Path, cache: Path) -> dict[str, float]:
+    """One run of the main command.
+
+    Returns:
+      Seconds: of wall clock and CPU, to the first line of metrics and to the first picture of samples; compilations of
+      `COLD` and of `WARM` seconds or more; megabytes at most.
+    """
+    out = workdir.with_suffix(".json")
+    log = workdir.with_suffix(".log").open("wb")
+    command = [sys.executable, WATCHED, out, f"--config={CONFIG}", f"--workdir={workdir}"]
+    began = time.time()
+    process = subprocess.Popen(
+        command, cwd=tree, stdout=log, stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(tree), "JAX_COMPILATION_CACHE_DIR": str(cache)},
+    )  # fmt: skip
+    first: dict[str, float] = {}
+    while True:
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if "first_metrics" not in first and (workdir / "metrics.jsonl").exists():
+            first["first_metrics"] = time.time() - began
+        if "first_picture" not in first and any((workdir / "samples").glob("*.png")):
+            first["first_picture"] = time.time() - began
+        if ended:
+            break
+        time.sleep(0.1)
+    if status:
+        raise SystemExit(f"{command} ended with status {os.waitstatus_to_exitcode(status)}; see {log.name}")
+    seconds = json.loads(out.read_text())
+    return {
+        "seconds": round(time.time() - began, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        **{name: round(value, 1) for name, value in first.items()},
+        "compilations": sum(value >= COLD for value in seconds),
+        "long_compilations": sum(value >= WARM for value in seconds),
+        "compiling_seconds": round(sum(seconds), 1),
+        "peak_memory_mib": round(usage.ru_maxrss / 1024),
+    }
+
+
+def _tests(tree: Path) -> dict[str, dict[str, float]]:
+    """CPU and wall clock of the tests of a commit; of a kind that it does not know, none."""
+    found = {}
+    for name, arguments in TESTS.items():
+        present = [some for some in arguments if not some.startswith("tests/") or (tree / some).exists()]
+        began = time.time()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "--quiet", *present], cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        found[name] = {
+            "seconds": round(time.time() - began, 1),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+            "status": os.waitstatus_to_exitcode(status),
+        }
+    return found
+
+
+def _compared(rounds: list[dict[str, dict[str, dict[str, float]]]]) -> dict[str, Any]:
+    """Medians over the rounds, and the ratio of now to before within each."""
+    return {
+        kind: {
+            name: _ratios(*([some[side][kind][name] for some in rounds] for side in ("before", "now")))
+            for name in rounds[0]["now"][kind]
+            if all(name in some["before"][kind] for some in rounds)
+        }
+        for kind in ("cold", "warm")
+    }
+
+
+def _ratios(before: Any, now: Any) -> dict[str, Any]:
+    if isinstance(before, Mapping):
+        return {name: _ratios([before[name]], [now[name]]) for name in ("seconds", "cpu_seconds")}
+    ratios = [b / a for a, b in zip(before, now, strict=True) if a]
+    spread = {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)} if ratios else {}
+    return {"before": statistics.median(before), "now": statistics.median(now)} | spread
+
+
+if __name__ == "__main__":
+    main()
