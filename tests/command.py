@@ -18,7 +18,7 @@ from typing import Any
 from jem_jax.main import main
 from jem_jax.runs import checkpoint, workdir
 from jem_jax.runs.metrics import TIME_FIELDS
-from jem_jax.training import loop
+from jem_jax.training import trained
 
 TESTS = Path(__file__).parent
 
@@ -116,8 +116,8 @@ def steps_logged(run: Path) -> int:
 def restored(run: Path) -> checkpoint.Restored:
     """A run's last checkpoint."""
     facts = workdir.read_facts(run)
-    state, buffer = loop.template(facts.config, facts.image_shape, facts.num_classes)
-    return checkpoint.restore(run / workdir.CHECKPOINTS, loop.tree(checkpoint.template_of(state), buffer))
+    state, buffer = trained.template(facts.config, facts.image_shape, facts.num_classes)
+    return checkpoint.restore(run / workdir.CHECKPOINTS, trained.tree(checkpoint.template_of(state), buffer))
 
 
 @functools.cache

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from jem_jax import config as configuration
 from jem_jax import datasets, report
-from jem_jax.commands import config_files, memory
+from jem_jax.commands import config_files
 from jem_jax.common.errors import UserError
 from jem_jax.config import Config, Data, Evaluation, Model
 from jem_jax.datasets import checks
+from jem_jax.report import sections
 from jem_jax.runs import workdir
-from jem_jax.training import loop, network
+from jem_jax.training import loop, network, preflight
 
 FIELDS = {
     f"{group.name}.{field.name}" if dataclasses.is_dataclass(group.type) else group.name: field
@@ -179,8 +180,8 @@ def _valid(key, kind):
 
 def _two_iterations(config):
     dataset = tiny.dataset()
-    loop.check(config, dataset)
-    memory.check(config, dataset, "train")
+    preflight.check(config, dataset)
+    preflight.check_memory(config, dataset, trains=True, sections=())
     start = tiny.start(config)
     state, buffer = start.state, start.buffer
     for number in range(2):
@@ -234,7 +235,8 @@ def trained(tmp_path_factory):
 
 def _measured(run, config):
     dataset = tiny.dataset()
-    memory.check(config, dataset, "evaluate")
+    names = [section.name for section in sections.wanted(config.evaluation)]
+    preflight.check_memory(config, dataset, trains=False, sections=names)
     facts = workdir.RunFacts(config, dataset.image_shape, dataset.class_names, 4)
     return report.write(run, facts, dataset, {}, lambda _: None).failures
 

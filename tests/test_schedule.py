@@ -20,7 +20,7 @@ from jem_jax.config import Config
 from jem_jax.distributed import devices
 from jem_jax.main import main
 from jem_jax.runs import checkpoint, metrics, workdir
-from jem_jax.training import loop, optimizer, schedule, statistics
+from jem_jax.training import loop, optimizer, preflight, schedule, statistics, trained
 from jem_jax.training import run as training_run
 from jem_jax.training.network import Network
 from jem_jax.training.schedule import Phase, Program
@@ -50,13 +50,13 @@ def _train(directory, stop=None, **overrides) -> Config:
 def _state(directory):
     found = checkpoint.restore(
         directory / workdir.CHECKPOINTS,
-        loop.tree(*(checkpoint.template_of(part) if i == 0 else part for i, part in enumerate(_template()))),
+        trained.tree(*(checkpoint.template_of(part) if i == 0 else part for i, part in enumerate(_template()))),
     )
     return found.tree
 
 
 def _template():
-    return loop.template(tiny.config(**EVERYTHING), (tiny.SIDE, tiny.SIDE, 1), tiny.CLASSES)
+    return trained.template(tiny.config(**EVERYTHING), (tiny.SIDE, tiny.SIDE, 1), tiny.CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_a_schedule_that_cannot_be_is_refused(settings, said):
 def test_more_than_four_programs_are_refused():
     config = tiny.config(**{"schedule.num_steps": (0.1, 1, 0.2, 2, 0.3, 4, 0.4, 5)})
     with pytest.raises(UserError, match="needs 5 compiled programs, more than 4"):
-        loop.check(config, tiny.dataset())
+        preflight.check(config, tiny.dataset())
 
 
 def test_a_run_of_everything_compiles_four_programs_before_it_starts(tmp_path, monkeypatch):

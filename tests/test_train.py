@@ -21,7 +21,7 @@ from jem_jax.evaluation import classification
 from jem_jax.runs import checkpoint, metrics, workdir
 from jem_jax.runs.metrics import TIME_FIELDS
 from jem_jax.runs.workdir import RunFacts
-from jem_jax.training import loop, preflight, quantities, recovery, sizes, trained
+from jem_jax.training import loop, preflight, quantities, recovery, trained
 
 EPOCHS, STEPS = 3, 5
 LAST = EPOCHS * STEPS
@@ -440,18 +440,18 @@ def test_the_baseline_is_a_plain_classifier_of_the_same_settings():
         config.data,
         config.training,
     )
-    assert sizes.buffer_size(plain, 3) == (0, 1)
+    assert quantities.buffer_size(plain, 3) == (0, 1)
 
 
 def test_a_buffer_of_fewer_chains_than_classes_is_refused():
     settings = {"sampler.class_conditional": True, "sampler.buffer_size": 8, "training.batch_size": 8}
     with pytest.raises(UserError, match=r"config\.sampler\.buffer_size 8 "):
-        sizes.check(tiny.config(**settings), digits.load())
+        preflight.check_sizes(tiny.config(**settings), digits.load())
 
 
 def test_more_iterations_than_can_be_counted_are_refused():
     images, labels = np.broadcast_to(np.uint8(0), (24_000, 8, 8, 1)), np.arange(24_000, dtype=np.int32) % 3
     many = dataclasses.replace(tiny.dataset(), train=Split(images, labels))
     with pytest.raises(UserError, match=r"epochs 1000000 would be 3,000,000,000 .* it must be at most 715827$"):
-        sizes.check(tiny.config(**{"training.epochs": 10**6}), many)
-    sizes.check(tiny.config(**{"training.epochs": 715827}), many)
+        preflight.check_sizes(tiny.config(**{"training.epochs": 10**6}), many)
+    preflight.check_sizes(tiny.config(**{"training.epochs": 715827}), many)

@@ -24,7 +24,7 @@ from jem_jax.commands import config_files
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.distributed import devices, processes
-from jem_jax.training import divergence, sizes
+from jem_jax.training import divergence, quantities
 from jem_jax.training.run import prepare
 
 DTYPES = ("float32", "bfloat16")
@@ -40,7 +40,7 @@ def main() -> None:
     pairs = [tuple(text.removeprefix("--config.").split("=", 1)) for text in rest]
     config = config_files.read(flags.config, pairs)
     dataset = datasets.load(config.data)
-    slots, _ = sizes.buffer_size(config, dataset.num_classes)
+    slots, _ = quantities.buffer_size(config, dataset.num_classes)
     processes.start(processes.Cluster(), devices.choose_cpu_devices((config.training.batch_size, slots)), 1)
     runs = {
         dtype: [_run(_with(config, dtype, seed), dataset, flags.iterations) for seed in range(flags.seeds)]
@@ -66,7 +66,7 @@ def _run(config: Config, dataset: Dataset, iterations: int) -> dict[str, float]:
     data, step = run.data, run.step()
     begin = dataclasses.replace(run, config=dataclasses.replace(config, seed=0)).begin
     state = devices.replicate(begin()[0]._replace(key=jax.random.key(config.seed)))
-    slots, classes = sizes.buffer_size(config, dataset.num_classes)
+    slots, classes = quantities.buffer_size(config, dataset.num_classes)
     chains = replay_buffer.init(jax.random.key(1), slots, dataset.image_shape, num_classes=classes)
     start, buffer = jnp.array(chains), devices.shard_buffer(chains)
     state, buffer = jax.block_until_ready(step(state, buffer, data.at(0)))

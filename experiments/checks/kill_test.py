@@ -26,7 +26,7 @@ import numpy as np
 from experiments.runs import ROOT, store
 from jem_jax.runs import checkpoint, workdir
 from jem_jax.runs.metrics import TIME_FIELDS
-from jem_jax.training import loop
+from jem_jax.training import trained
 
 SETTINGS = (
     "training.epochs=30", "training.baseline=false", "training.log_every=3", "training.validate_every=1",
@@ -131,8 +131,8 @@ def _differences(run: Path, other: Path) -> list[str]:
 def _arrays(run: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """dtype, shape and bytes of all that the last checkpoint holds."""
     facts = workdir.read_facts(run)
-    state, buffer = loop.template(facts.config, facts.image_shape, facts.num_classes)
-    found = checkpoint.restore(run / workdir.CHECKPOINTS, loop.tree(checkpoint.template_of(state), buffer))
+    state, buffer = trained.template(facts.config, facts.image_shape, facts.num_classes)
+    found = checkpoint.restore(run / workdir.CHECKPOINTS, trained.tree(checkpoint.template_of(state), buffer))
     arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(found.tree)}
     return {name: (str(array.dtype), array.shape, array.tobytes()) for name, array in arrays.items()}
 

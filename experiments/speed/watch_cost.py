@@ -20,7 +20,7 @@ from experiments.runs import ROOT, store
 from jem_jax import config as configuration
 from jem_jax import datasets
 from jem_jax.distributed import devices, processes
-from jem_jax.training import divergence, sizes
+from jem_jax.training import divergence, quantities
 from jem_jax.training.run import prepare
 
 ROUNDS, ITERATIONS = 5, 50
@@ -59,7 +59,7 @@ class _Run:
         self._data, self._step = run.data, run.step()
         key = jax.random.key(config.seed)
         state, _ = run.begin()
-        slots, classes = sizes.buffer_size(config, dataset.num_classes)
+        slots, classes = quantities.buffer_size(config, dataset.num_classes)
         chains = jax.random.uniform(key, (slots, classes, *dataset.image_shape), minval=-1, maxval=1)
         self._now: Any = (devices.replicate(state), devices.shard_buffer(chains))
         self._number = 0

@@ -11,18 +11,18 @@ import ml_collections
 
 from jem_jax import config as configuration
 from jem_jax import datasets, report
-from jem_jax.commands import config_files, export, memory
+from jem_jax.commands import config_files, export
 from jem_jax.common.errors import UserError, printable
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.distributed import devices, processes
 from jem_jax.distributed.interrupts import Interrupted, Interrupts
 from jem_jax.distributed.processes import Cluster
-from jem_jax.report import inputs
+from jem_jax.report import inputs, sections
 from jem_jax.runs import checkpoint, model_folder, workdir
 from jem_jax.runs.metrics import duration
 from jem_jax.runs.workdir import RunFacts
-from jem_jax.training import loop, quantities, sizes, trained
+from jem_jax.training import loop, preflight, quantities, trained
 from jem_jax.training.loop import Trained
 
 __all__ = ["Cluster", "run", "settings_of"]
@@ -119,10 +119,12 @@ def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, report_
         with processes.fail_together():
             if mode == "train":
                 # Before anything of an older run is touched.
-                loop.check(config, dataset)
+                preflight.check(config, dataset)
                 if config.training.init_from and (overwrite or not checkpoint.steps(path / workdir.CHECKPOINTS)):
                     trained.check_source(config, dataset, path)
-            memory.check(config, dataset, mode)
+            wanted = sections.wanted(config.evaluation) if mode != "sample" else []
+            names = {"samples"} if mode == "sample" else {section.name for section in wanted}
+            preflight.check_memory(config, dataset, mode == "train", names)
             stack.enter_context(workdir.held(report_dir, processes.is_first()))
             if report_dir == path:
                 workdir.prepare(path, facts, overwrite, mode == "train", processes.is_first())
@@ -148,7 +150,7 @@ def _cpu_devices(config: Config, dataset: Dataset, known: RunFacts | None, clust
         return config.training.cpu_devices
     if known is not None and known.cpu_devices:
         return known.cpu_devices
-    slots, _ = sizes.buffer_size(config, dataset.num_classes)
+    slots, _ = quantities.buffer_size(config, dataset.num_classes)
     return devices.choose_cpu_devices((*config.training.batch_sizes, slots), cluster.num_processes or 1)
 
 

@@ -3,7 +3,7 @@
 Orbax commits a checkpoint atomically but does not notice a byte that changed afterwards. A manifest of every file's
 hash is therefore written after the commit and checked before a restore; a checkpoint without one was never finished.
 
-The tree that is kept holds plain host arrays and the replay buffer whole [S, C, H, W, channels], so that any number of
+A checkpoint's tree holds plain host arrays and the whole replay buffer [S, C, H, W, channels], so that any number of
 devices or processes can read it.
 """
 
@@ -50,11 +50,11 @@ class Checkpoints:
 
     Args:
       directory: made if missing.
-      keep: how many of the last are kept.
+      keep: how many of the last stay.
       writes: whether this process writes manifests (the first one does).
-      kept: in the place of `keep`: given the steps that there are, increasing, and which of them are regular, those
-        that stay after a save.
-      after: what was saved there before must be whole before a checkpoint of these is, since it tells of it.
+      to_keep: instead of `keep`, a function of all steps, increasing, and of the regular ones, that gives those that
+        stay after a save.
+      after: other checkpoints, which these refer to. What was saved there before is whole before a save here is.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class Checkpoints:
         directory: Path,
         keep: int,
         writes: bool = True,
-        kept: Callable[[Sequence[int], Set[int]], set[int]] | None = None,
+        to_keep: Callable[[Sequence[int], Set[int]], set[int]] | None = None,
         after: "Checkpoints | None" = None,
     ) -> None:
         self._directory, self._writes, self._after = directory, writes, after
-        self._only: int | None = None
+        self._only: set[int] = set()
         self._regular = regular(directory)
-        kept = kept or (lambda steps, _: set(steps[-keep:]))
+        choose = to_keep or (lambda steps, _: set(steps[-keep:]))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Kept(lambda steps: kept(steps, self._regular) if self._only is None else {self._only}),
+            preservation_policy=_Retention(lambda steps: self._only or choose(steps, self._regular)),
             create=True,
             cleanup_tmp_directories=True,
             # Two of them save side by side, and processes must not take a barrier of one for the other's.
@@ -87,8 +87,8 @@ class Checkpoints:
           step: the checkpoint's name.
           tree: nested dicts of arrays.
           note: JSON beside it.
-          is_regular: whether it was due, and not saved for an interruption alone. Kept with it, since the settings
-            that say what is due may change.
+          is_regular: whether it was due, and not saved for an interruption alone. The manifest records it, since the
+            settings that say what is due may change.
 
         Raises:
           UserError: this save, or the one before, could not be written.
@@ -102,19 +102,21 @@ class Checkpoints:
             self._manager.save(step, args=arguments, force=True)
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
-        # What is in the making now: the other may start a later one before this one is finished.
+        # The save in progress there; it may start a later one before this one is finished.
         other = self._after._finishing if self._after else None
         finishing = functools.partial(self._finish, step, is_regular, other)
         self._finishing = threading.Thread(target=finishing, name="checkpoint-manifest")
         self._finishing.start()
 
     def replace(self, step: int, tree: Any, note: dict[str, Any]) -> None:
-        """`save`, in the place of all that are there: also of one of that number, or of a later one, of a branch that
-        a recovery left. Errors are those of `save`."""
+        """`save` that deletes all others, also a later one or one of that number, of a branch that a recovery left.
+
+        Errors are those of `save`.
+        """
         self.finish()
         if step in self._manager.all_steps():
             self._manager.delete(step)
-        self._only = step
+        self._only = {step}
         self.save(step, tree, note)
 
     def finish(self) -> None:
@@ -135,7 +137,7 @@ class Checkpoints:
         try:
             self.finish()
         finally:
-            # What it could still raise is a failed save, which was said already.
+            # It could only raise the error of a failed save once more.
             with contextlib.suppress(Exception):
                 self._manager.close()
 
@@ -155,16 +157,16 @@ class Checkpoints:
         return UserError(f"no checkpoint could be written to {self._directory} ({reason}); earlier ones are kept")
 
 
-class _Kept(preservation_policy.PreservationPolicy):
+class _Retention(preservation_policy.PreservationPolicy):
     """Tells Orbax which checkpoints stay."""
 
-    def __init__(self, kept: Callable[[Sequence[int]], set[int]]) -> None:
-        self._kept = kept
+    def __init__(self, to_keep: Callable[[Sequence[int]], set[int]]) -> None:
+        self._to_keep = to_keep
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        steps = [one.step for one in checkpoints]
-        kept = self._kept(sorted(steps))
-        return [step in kept for step in steps]
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        to_keep = self._to_keep(sorted(steps))
+        return [step in to_keep for step in steps]
 
 
 def restore(directory: Path, template: Any, step: int | None = None, checked: bool = False) -> Restored:
@@ -189,25 +191,25 @@ def restore(directory: Path, template: Any, step: int | None = None, checked: bo
     if fault:
         raise UserError(f"checkpoint {path} is damaged: {fault}; {_WAY_OUT}")
     is_cut = lambda leaf: getattr(leaf, "sharding", None) is not None  # noqa: E731
-    wanted = jax.tree.map(lambda leaf: leaf if is_cut(leaf) else np.zeros(leaf.shape, leaf.dtype), template)
-    arguments = ocp.args.Composite(tree=ocp.args.StandardRestore(wanted), note=ocp.args.JsonRestore())
-    # Named, so that what was saved can be described before it is read.
+    expected = jax.tree.map(lambda leaf: leaf if is_cut(leaf) else np.zeros(leaf.shape, leaf.dtype), template)
+    arguments = ocp.args.Composite(tree=ocp.args.StandardRestore(expected), note=ocp.args.JsonRestore())
+    # With named handlers Orbax describes a checkpoint before it reads it.
     handlers = {"tree": ocp.StandardCheckpointHandler(), "note": ocp.JsonCheckpointHandler()}
     with (
         _quiet(),
         ocp.CheckpointManager(directory.absolute(), item_handlers=handlers, options=_reading_alone()) as manager,
     ):
         # Dtypes too, which Orbax would cast.
-        differs = difference(wanted, manager.item_metadata(step)["tree"])
+        differs = difference(expected, manager.item_metadata(step)["tree"])
         if differs:
             raise UserError(f"checkpoint {path} is not one of this run's network and buffer: it {differs}; {_WAY_OUT}")
-        found = manager.restore(step, args=arguments)
-    return Restored(step, found["tree"], found["note"])
+        items = manager.restore(step, args=arguments)
+    return Restored(step, items["tree"], items["note"])
 
 
 def steps(directory: Path) -> list[int]:
     """The steps of the finished checkpoints, in order."""
-    return sorted(int(path.name) for path in found(directory) if (path / _MANIFEST).exists())
+    return sorted(int(path.name) for path in folders(directory) if (path / _MANIFEST).exists())
 
 
 def regular(directory: Path) -> set[int]:
@@ -241,7 +243,7 @@ def newest_whole(directory: Path) -> tuple[int | None, dict[Path, str]]:
 
 def unfinished(directory: Path) -> list[Path]:
     """Checkpoints without a manifest: a run was cut off while it wrote them."""
-    return [path for path in found(directory) if not (path / _MANIFEST).exists()]
+    return [path for path in folders(directory) if not (path / _MANIFEST).exists()]
 
 
 def remove(path: Path) -> None:
@@ -251,8 +253,8 @@ def remove(path: Path) -> None:
         if manifest is None or str(file.relative_to(path)) in manifest["sha256"]:
             file.unlink()
     (path / _MANIFEST).unlink(missing_ok=True)
-    folders = (below for below in path.rglob("*") if below.is_dir() and not files.is_litter(below))
-    files.remove_empty(*sorted(folders, reverse=True), path)
+    inner = (below for below in path.rglob("*") if below.is_dir() and not files.is_litter(below))
+    files.remove_empty(*sorted(inner, reverse=True), path)
     if path.exists():
         path.rename(_free(path.with_name(f"{path.name}.not_ours")))
 
@@ -278,11 +280,11 @@ def set_aside(path: Path, folder: Path) -> Path:
 def _free(path: Path) -> Path:
     """The path, or with a number behind it where there is something already."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
-    return next(found for found in itertools.chain([path], numbered) if not os.path.lexists(found))
+    return next(free for free in itertools.chain([path], numbered) if not os.path.lexists(free))
 
 
-def found(directory: Path) -> list[Path]:
-    """The folders of checkpoints, finished or not; a folder of a user's that is called by a number is none."""
+def folders(directory: Path) -> list[Path]:
+    """The folders of checkpoints, finished or not. A user's own folder may have a number for a name."""
     if not directory.is_dir():
         return []
     return [path for path in directory.iterdir() if path.name.isdecimal() and _is_checkpoint(path)]
@@ -304,7 +306,7 @@ def damage(path: Path) -> str | None:
                 return f"{name} is missing"
             if files.sha256(path / name) != expected[name]:
                 return f"{name} is not what was written"
-    except OSError as error:  # what a failing disk cannot give back is as lost as what it changed
+    except OSError as error:  # a failing disk
         return f"its files cannot be read ({error.strerror})"
     return None
 
@@ -344,9 +346,9 @@ def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def difference(expected: Any, found: Any, with_dtypes: bool = True) -> str | None:
+def difference(expected: Any, other: Any, with_dtypes: bool = True) -> str | None:
     """How a tree of arrays differs from the expected one, in words: "lacks params/bias"; None where it does not."""
-    ours, theirs = (_described(tree, with_dtypes) for tree in (expected, found))
+    ours, theirs = (_described(tree, with_dtypes) for tree in (expected, other))
     for name in sorted(ours.keys() | theirs.keys()):
         if name not in theirs:
             return f"lacks {name}"
@@ -361,9 +363,9 @@ def _described(tree: Any, with_dtypes: bool) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
     return {
         jax.tree_util.keystr(
-            place, simple=True, separator="/"
+            path, simple=True, separator="/"
         ): f"{leaf.dtype if with_dtypes else ''} {tuple(leaf.shape)}"
-        for place, leaf in leaves
+        for path, leaf in leaves
         if hasattr(leaf, "shape")
     }
 
@@ -388,9 +390,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """What Orbax wrote, which hides nothing; other programs may have left their own since."""
-    found = (file for file in sorted(path.rglob("*")) if file.is_file() and not files.is_litter(file))
-    return (file for file in found if file.name != _MANIFEST)
+    """The files that Orbax wrote, none of which is hidden. Other programs may have added hidden ones."""
+    every = (file for file in sorted(path.rglob("*")) if file.is_file() and not files.is_litter(file))
+    return (file for file in every if file.name != _MANIFEST)
 
 
 def _write_manifest(path: Path, is_regular: bool) -> None:

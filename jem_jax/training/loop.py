@@ -23,7 +23,7 @@ from jem_jax.evaluation import classification
 from jem_jax.runs import checkpoint, image_grid, metrics, workdir
 from jem_jax.runs.checkpoint import Checkpoints
 from jem_jax.runs.metrics import Recorder
-from jem_jax.training import divergence, forecast, network, optimizer, preflight, recovery, schedule, sizes, statistics
+from jem_jax.training import divergence, forecast, network, optimizer, preflight, recovery, schedule, statistics
 from jem_jax.training.network import Variables
 from jem_jax.training.recovery import History, Recovery
 from jem_jax.training.run import Run, prepare
@@ -131,7 +131,7 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
     """Trains, or goes on with, the run in a directory until its last epoch.
 
     Args:
-      config: one that passed `check`; `objective.p_x` and `p_xy` 0 make it a plain classifier.
+      config: one that passed `preflight.check`; `objective.p_x` and `p_xy` 0 make it a plain classifier.
       directory: gets checkpoints/, best/, samples/, metrics.jsonl and tensorboard/.
       title: stands before the progress bar.
       interrupts: asked after every iteration whether to stop.
@@ -176,18 +176,6 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
         return Trained(training.total_steps, training.seconds)
 
 
-def check(config: Config, dataset: Dataset) -> None:
-    """Whether sizes and network fit the images and the devices, without computing anything.
-
-    Raises:
-      UserError: they do not.
-    """
-    sizes.check(config, dataset)
-    schedule.phases(config, 10**9)
-    net = network.build(config.model, dataset.num_classes)
-    preflight.check_network(net, dataset.image_shape, dataset.num_classes)
-
-
 def _set_up(config: Config, dataset: Dataset, directory: Path, stack: contextlib.ExitStack) -> _Training:
     """Everything before the first iteration: begun anew, or from the last checkpoint if there is one.
 
@@ -204,17 +192,17 @@ def _set_up(config: Config, dataset: Dataset, directory: Path, stack: contextlib
         run=run,
         estimate_statistics=_statistics_estimator(run),
     )
-    note = _place(training)
+    note = _restore(training)
     stack.callback(training.close)
     training.seconds_before, training.started = note["seconds"], time.monotonic()
     return training
 
 
-def _place(training: _Training) -> dict[str, float]:
-    """Puts a training where its directory says that it stands, after a recovery that was cut off was finished.
+def _restore(training: _Training) -> dict[str, float]:
+    """Brings a training to its newest checkpoint, or the start, after finishing a recovery that was cut off.
 
     Returns:
-      The note of the checkpoint, or what stands for it.
+      The checkpoint's note.
     """
     config, dataset, directory = training.config, training.dataset, training.directory
     with processes.fail_together():
@@ -225,7 +213,7 @@ def _place(training: _Training) -> dict[str, float]:
         recovery.settle(directory, directory / workdir.CHECKPOINTS, history)
     history = recovery.settled(history)
     processes.wait("settled")
-    restored = _restore(config, dataset, directory, history)
+    restored = _newest_checkpoint(config, dataset, directory, history)
     state, buffer, note = (*training.run.begin(), dict(_AT_THE_START)) if restored is None else restored
     if history and int(state.step) <= history[-1].back_to:
         key = recovery.key(jax.random.key(config.seed), len(history))
@@ -242,20 +230,20 @@ def _place(training: _Training) -> dict[str, float]:
         directory / workdir.CHECKPOINTS,
         settings.keep_checkpoints,
         writes,
-        lambda steps, regular: recovery.to_keep(steps, settings.keep_checkpoints, regular, training.history),
+        to_keep=lambda steps, regular: recovery.to_keep(steps, settings.keep_checkpoints, regular, training.history),
         after=training.best,
     )
     training.best_accuracy = note["best_accuracy"]
     return note
 
 
-def _restore(
+def _newest_checkpoint(
     config: Config, dataset: Dataset, directory: Path, history: History
 ) -> tuple[TrainState, Any, dict[str, float]] | None:
-    """The newest whole checkpoint, after everything later was moved out of its way; None where there is none."""
+    """The newest whole checkpoint, after later ones were moved out of its way; None where there is none."""
     best_before = history[-1].best_step if history else -1
     folder, best = directory / workdir.CHECKPOINTS, directory / workdir.BEST
-    # The first one alone reads all of a checkpoint, to find it whole; no other need do so.
+    # Finding a checkpoint whole means reading all of it, so the first process alone does it.
     with processes.fail_together():
         step, faults = checkpoint.newest_whole(folder) if processes.is_first() else (None, {})
     step = json.loads(processes.gather_strings(json.dumps(step))[0])
@@ -273,8 +261,8 @@ def _restore(
         return None
     state, buffer = template(config, dataset.image_shape, dataset.num_classes)
     buffer = None if buffer is None else devices.spread(buffer)
-    found = checkpoint.restore(folder, tree(checkpoint.template_of(state), buffer), step, checked=True)
-    return checkpoint.from_tree(state, found.tree["state"]), found.tree.get("buffer"), found.note
+    restored = checkpoint.restore(folder, tree(checkpoint.template_of(state), buffer), step, checked=True)
+    return checkpoint.from_tree(state, restored.tree["state"]), restored.tree.get("buffer"), restored.note
 
 
 def _check_programs(training: _Training) -> None:
@@ -408,8 +396,8 @@ def _recovered(training: _Training, recorder: Recorder) -> bool:
         ended = recovery.exhausted(alarm, training.history, max(checkpoint.steps(folder), default=None))
         recorder.end(training.step, recovery.final(alarm, training.history), str(ended))
         raise ended
-    found = recovery.sound_checkpoints(folder) if processes.is_first() else []
-    back_to = int(processes.gather_strings(str(recovery.target(training.history, alarm.step + 1, found)))[0])
+    sound = recovery.sound_checkpoints(folder) if processes.is_first() else []
+    back_to = int(processes.gather_strings(str(recovery.target(training.history, alarm.step + 1, sound)))[0])
     best = checkpoint.steps(training.directory / workdir.BEST)
     last = Recovery(
         alarm.reason, alarm.step + 1, back_to, settings.learning_rate_factor, settings.chain_steps_factor,
@@ -419,7 +407,7 @@ def _recovered(training: _Training, recorder: Recorder) -> bool:
     with processes.fail_together():
         if processes.is_first():
             recovery.write(training.directory, (*training.history, last))
-    _place(training)
+    _restore(training)
     recorder.rewind(training.step, recovery.events(training.history)[-1], recovery.in_words(last))
     return True
 
@@ -437,9 +425,9 @@ def _validate(training: _Training, recorder: Recorder) -> None:
     recorder.record(training.step, {"validation_accuracy": accuracy, "validation_nll": nll})
     if accuracy > training.best_accuracy:
         training.best_accuracy = accuracy
-        kept = tree(checkpoint.to_tree(training.state), None)
-        # After a recovery the best so far may bear the same number.
-        training.best.replace(training.step, kept, {"validation_accuracy": accuracy})
+        # After a recovery the best so far may be of the same iteration.
+        best = tree(checkpoint.to_tree(training.state), None)
+        training.best.replace(training.step, best, {"validation_accuracy": accuracy})
 
 
 def _draw_buffer(training: _Training) -> None:

@@ -1,21 +1,24 @@
-"""What can be known of a network and an iteration before anything is computed: JAX traces them on shapes alone."""
+"""Checks of a run before anything is computed: sizes, memory and the network, which JAX traces on shapes alone."""
 
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any
+import math
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jem_jax.common.errors import UserError
+from jem_jax.common.errors import UserError, first_line
 from jem_jax.config import Config
+from jem_jax.datasets import Dataset, checks
 from jem_jax.distributed import devices
 from jem_jax.distributed.devices import AXIS
 from jem_jax.runs import checkpoint
-from jem_jax.training import quantities
+from jem_jax.training import device_data, network, quantities, schedule
 from jem_jax.training.network import Network, Variables
 from jem_jax.training.state import TrainingData, TrainState
 from jem_jax.training.statistics import COLLECTION
@@ -23,13 +26,175 @@ from jem_jax.training.step import Step
 
 Array = jax.Array
 
+_MOST_ITERATIONS = 2**31 - 3
+"""they are counted in int32, and the last two numbers seed what comes before the first"""
+_FLOAT = 4
+_MOMENTS = {"adam": 2, "sgd": 1}
+_OUTSIDE_SETS = 9
+"""floats of a pixel that the built-in out-of-distribution sets take for each image, one of them in float64"""
+_SAMPLES = 8
+"""the same for a sample: two kinds of chains, each with its start, its batches, itself, and a clipped copy"""
 _FEW = 8
 """images whose statistics batch norm can use"""
 _SMALL, _LARGE = 2, 4
 """images of the batches that a network is tried on; what it keeps must not depend on their number"""
 
 
-def check_network(network: Network, image_shape: tuple[int, ...], num_classes: int) -> None:
+def check(config: Config, dataset: Dataset) -> None:
+    """Checks that sizes, schedule and network fit the images and the devices.
+
+    Raises:
+      UserError: they do not.
+    """
+    check_sizes(config, dataset)
+    schedule.phases(config, 10**9)
+    check_network(network.build(config.model, dataset.num_classes), dataset.image_shape, dataset.num_classes)
+
+
+# --- Sizes ---
+
+
+def check_sizes(config: Config, dataset: Dataset) -> None:
+    """Checks batch, buffer, images and devices against each other.
+
+    Raises:
+      UserError: a size that does not fit, with the nearest that does.
+    """
+    count = devices.count()
+    batches = {"config.training.batch_size": config.training.batch_size}
+    if config.training.labelled_batch_size:
+        batches["config.training.labelled_batch_size"] = config.training.labelled_batch_size
+    for name, batch in batches.items():
+        if batch > len(dataset.train):
+            raise UserError(f"{name} {batch} is larger than the {len(dataset.train)} training images")
+    per_epoch = len(dataset.train) // max(config.training.batch_sizes)
+    if config.training.epochs * per_epoch > _MOST_ITERATIONS:
+        raise UserError(
+            f"config.training.epochs {config.training.epochs} would be {config.training.epochs * per_epoch:,} "
+            f"iterations, more than can be counted ({_MOST_ITERATIONS:,}); it must be at most "
+            f"{_MOST_ITERATIONS // per_epoch}"
+        )
+    fewest = int(np.bincount(dataset.train.labels, minlength=dataset.num_classes).min())
+    if config.data.labels_per_class > fewest:
+        raise UserError(
+            f"config.data.labels_per_class {config.data.labels_per_class} is more than the {fewest} training images of "
+            "the smallest class"
+        )
+    if config.data.pad_mode == "reflect" and config.data.pad >= min(dataset.image_shape[:2]):
+        raise UserError(
+            f"config.data.pad must be less than the images' side {min(dataset.image_shape[:2])} to reflect, "
+            f"not {config.data.pad}"
+        )
+    for name, batch in batches.items():
+        if batch % count:
+            raise UserError(_indivisible(name, batch, count, f"the {count} devices"))
+    terms = quantities.weights(config)
+    if not terms.needs_samples:
+        return
+    slots, classes = quantities.buffer_size(config, dataset.num_classes)
+    size = config.sampler.buffer_size
+    for name, chains in batches.items():
+        draws = terms.needs_negatives if name == "config.training.batch_size" else terms.needs_conditional_negatives
+        if draws and slots < chains:
+            raise UserError(
+                f"config.sampler.buffer_size {size} gives {slots} slots a class, fewer than {name} {chains}; it must "
+                f"be at least {chains * classes}"
+            )
+    if size % (classes * count):
+        whom = f"the {count} devices" if classes == 1 else f"{classes} classes × {count} devices"
+        raise UserError(_indivisible("config.sampler.buffer_size", size, classes * count, whom))
+
+
+def _indivisible(name: str, value: int, divisor: int, whom: str) -> str:
+    lower, upper = value // divisor * divisor, -(-value // divisor) * divisor
+    nearest = f"{lower} and {upper} do" if lower else f"{upper} does"
+    return f"{name} {value} does not divide among {whom}; {nearest}"
+
+
+# --- Memory ---
+
+
+class _Part(NamedTuple):
+    """Something that takes memory."""
+
+    what: str
+    key: str
+    """of the setting to lower"""
+    device: float
+    """bytes on each device"""
+    host: float
+    """bytes in the machine's memory beside them"""
+
+
+def check_memory(config: Config, dataset: Dataset, trains: bool, sections: Collection[str]) -> None:
+    """Checks the arrays that grow with the settings against the memory there is.
+
+    What passes through the network, and what compilers and libraries take, is not counted. The estimate is therefore
+    rather too low than too high. On a CPU the devices share the machine's memory. An accelerator has its own, and the
+    machine holds the rest.
+
+    Args:
+      trains: whether the run trains, or only evaluates.
+      sections: names of the report's sections to come.
+
+    Raises:
+      UserError: they do not fit; with the largest, and the setting to lower.
+    """
+    parts = _parts(config, dataset, trains, sections)
+    limit = devices.device_memory()
+    if limit is None:
+        each = {part: part.host + devices.local_count() * part.device for part in parts}
+        _check_fit(each, checks.memory(), "this machine has")
+    else:
+        _check_fit({part: part.device for part in parts}, limit, "each device has")
+        _check_fit({part: part.host for part in parts}, checks.memory(), "this machine has")
+
+
+def _parts(config: Config, dataset: Dataset, trains: bool, sections: Collection[str]) -> list[_Part]:
+    pixels = _FLOAT * math.prod(dataset.image_shape)
+    images = sum(split.images.nbytes for split in (dataset.train, dataset.validation, dataset.test))
+    slots, classes = quantities.buffer_size(config, dataset.num_classes)
+    buffer = slots * classes * pixels
+    parameters = _parameter_bytes(config, dataset)
+    state = parameters * (1 + _MOMENTS[config.optimizer.name] + bool(config.optimizer.ema_decay))
+    resident = dataset.train.images.nbytes if trains and device_data.is_resident(config, dataset.train) else 0
+    samples = config.evaluation.num_samples if {"samples", "sample_quality"} & set(sections) else 0
+    outside = config.evaluation.ood_images if "ood" in sections else 0
+    return [
+        _Part("the data set", "data.image_size", resident, images),
+        # A step makes a new state from the old one and the gradients. A checkpoint is written from a copy.
+        _Part("the network and its optimiser", "model.width", 2 * state * trains + parameters, state),
+        # The step is timed with a copy of the buffer.
+        _Part("the replay buffer", "sampler.buffer_size", 2 * buffer / devices.count() * trains, buffer),
+        _Part("samples", "evaluation.num_samples", 0, samples * pixels * _SAMPLES),
+        _Part("out-of-distribution sets", "evaluation.ood_images", 0, outside * pixels * _OUTSIDE_SETS),
+    ]
+
+
+def _parameter_bytes(config: Config, dataset: Dataset) -> int:
+    images = jax.ShapeDtypeStruct((2, *dataset.image_shape), jnp.float32)
+    variables = jax.eval_shape(network.build(config.model, dataset.num_classes).init, jax.random.key(0), images)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables["params"]))
+
+
+def _check_fit(sizes: dict[_Part, float], limit: int, whose: str) -> None:
+    total = sum(sizes.values())
+    if total > limit:
+        first, second, *_ = sorted(sizes, key=lambda part: -sizes[part])
+        raise UserError(
+            f"the run would take some {_gib(total)} of memory, and {whose} {_gib(limit)}: {first.what} "
+            f"{_gib(sizes[first])}, {second.what} {_gib(sizes[second])}; lower config.{first.key} first"
+        )
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.3g} GiB" if size < 2**40 else f"{size / 2**30:,.0f} GiB"
+
+
+# --- The network ---
+
+
+def check_network(net: Network, image_shape: tuple[int, ...], num_classes: int) -> None:
     """Traces a network as a run uses it: started, evaluated and trained, on batches of two sizes.
 
     Raises:
@@ -39,15 +204,15 @@ def check_network(network: Network, image_shape: tuple[int, ...], num_classes: i
     key = jax.eval_shape(lambda: jax.random.key(0))
     small, large = (jax.ShapeDtypeStruct((size, *image_shape), jnp.float32) for size in (_SMALL, _LARGE))
     with _refused(f"does not take images of {'×'.join(map(str, image_shape))}"):
-        variables = jax.eval_shape(network.init, key, small)
+        variables = jax.eval_shape(net.init, key, small)
     with _refused("cannot be evaluated"):
-        _check_logits(jax.eval_shape(network.evaluation_pass, variables, large), num_classes)
+        _check_logits(jax.eval_shape(net.evaluation_pass, variables, large), num_classes)
     _check_parameters(variables["params"])
     evaluating: set[str] = set()
 
     def train(variables: Variables, x: Array, key: Array) -> tuple[Array, Variables]:
         with nn.intercept_methods(functools.partial(_note_evaluating, evaluating)):
-            return network.train_pass(variables, x, key)
+            return net.train_pass(variables, x, key)
 
     with _refused("cannot be trained"):
         program, (_, state) = jax.make_jaxpr(train, axis_env=[(AXIS, 1)], return_shape=True)(variables, large, key)
@@ -85,7 +250,7 @@ def check_step(step: Step, state: TrainState, buffer: Array | None, data: Traini
 
 
 def few_images(config: Config, model_state: Variables) -> str | None:
-    """What to say of batches so small on each device that batch norm's statistics, which are its own, are noise."""
+    """A warning where each device's batch is too small for batch norm, whose statistics are its own; else None."""
     unlabelled, labelled = config.training.batch_sizes
     smallest = min(unlabelled, labelled) if quantities.weights(config).needs_samples else labelled
     count = devices.count()
@@ -110,14 +275,13 @@ def long_warmup(config: Config, total_steps: int) -> str | None:
 
 @contextlib.contextmanager
 def _refused(what: str) -> Iterator[None]:
-    """What somebody's network raises, said in a line."""
+    """Errors of a user's network in one line."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"config.model {what}: {first}") from error
+        raise UserError(f"config.model {what}: {first_line(error)}") from error
 
 
 def _check_logits(logits: Any, num_classes: int) -> None:

@@ -27,6 +27,14 @@ def buffer_classes(config: Config, num_classes: int) -> int:
     return num_classes if conditional else 1
 
 
+def buffer_size(config: Config, num_classes: int) -> tuple[int, int]:
+    """Slots [S] and class axis [C] of the replay buffer; no slots where the objective needs no negatives."""
+    if not weights(config).needs_samples:
+        return 0, 1
+    classes = buffer_classes(config, num_classes)
+    return config.sampler.buffer_size // classes, classes
+
+
 def limits(config: Config) -> divergence.Limits:
     """What counts as healthy."""
     max_rms = divergence.MAX_CLIPPED_RMS if config.sampler.clip_x else divergence.MAX_RMS

@@ -154,7 +154,7 @@ def settle(directory: Path, folder: Path, history: History) -> History:
     """
     if not history or history[-1].settled:
         return history
-    for path in checkpoint.found(folder):
+    for path in checkpoint.folders(folder):
         if int(path.name) > history[-1].back_to:
             checkpoint.remove(path)
     history = settled(history)

@@ -13,7 +13,7 @@ from jem_jax.augment import to_float
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.distributed import devices, processes
-from jem_jax.training import device_data, network, optimizer, quantities, schedule, sizes, state, trained
+from jem_jax.training import device_data, network, optimizer, preflight, quantities, schedule, state, trained
 from jem_jax.training import step as train_step
 from jem_jax.training.device_data import DeviceData, Order
 from jem_jax.training.network import Network, Variables
@@ -84,7 +84,7 @@ class Run:
 
     def fresh_buffer(self, key: Array) -> Array | None:
         """A whole buffer of chains that have not begun; None where the objective needs none."""
-        slots, classes = sizes.buffer_size(self.config, self.dataset.num_classes)
+        slots, classes = quantities.buffer_size(self.config, self.dataset.num_classes)
         if not slots:
             return None
         key = prng.stream(key, "buffer")
@@ -141,7 +141,7 @@ def prepare(config: Config, dataset: Dataset) -> Run:
     Raises:
       UserError: sizes that do not fit the data set or the devices, or a schedule of too many programs.
     """
-    sizes.check(config, dataset)
+    preflight.check_sizes(config, dataset)
     order = Order(config, dataset.train.labels)
     total = config.training.epochs * order.steps_per_epoch
     rate = config.schedule.learning_rate

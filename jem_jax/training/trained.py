@@ -17,7 +17,7 @@ from jem_jax.datasets import Dataset
 from jem_jax.distributed import processes
 from jem_jax.runs import checkpoint, model_folder, workdir
 from jem_jax.runs.workdir import RunFacts
-from jem_jax.training import network, optimizer, quantities, sizes
+from jem_jax.training import network, optimizer, quantities
 from jem_jax.training.network import Network, Variables
 from jem_jax.training.state import TrainState, init_state
 from jem_jax.training.statistics import COLLECTION
@@ -195,7 +195,7 @@ def begin_from(config: Config, dataset: Dataset, state: TrainState) -> tuple[Tra
     difference = checkpoint.difference(state.evaluation_variables, found.variables)
     if difference:
         raise UserError(f"config.training.init_from {path} is of another network: it {difference}")
-    expected = (*sizes.buffer_size(config, dataset.num_classes), *dataset.image_shape)
+    expected = (*quantities.buffer_size(config, dataset.num_classes), *dataset.image_shape)
     fits = found.buffer is not None and found.buffer.shape == expected
     return with_variables(state, found.variables), found.buffer if fits else None
 
@@ -235,7 +235,7 @@ def template(config: Config, image_shape: tuple[int, int, int], num_classes: int
     image = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda key, x: init_state(config, net, rule, key, x), key, image)
-    slots, classes = sizes.buffer_size(config, num_classes)
+    slots, classes = quantities.buffer_size(config, num_classes)
     return state, jax.ShapeDtypeStruct((slots, classes, *image_shape), jnp.float32) if slots else None
 
 
