@@ -81,6 +81,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _import(given: _Arguments) -> int:
     path = paths.local("--workdir", given.workdir)
+    checkpoint.check_folder(path)
     processes.start(processes.Cluster(), 1, 1)
     config = config_files.read(given.config, given.overrides)
     network.look_in(config_files.find(given.config).parent)
