@@ -119,6 +119,7 @@ def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, report_
         with processes.fail_together():
             if mode == "train":
                 # Before anything of an older run is touched.
+                checkpoint.check_folder(path)
                 preflight.check(config, dataset)
                 if config.training.init_from and (overwrite or not checkpoint.steps(path / workdir.CHECKPOINTS)):
                     trained.check_source(config, dataset, path)

@@ -68,7 +68,10 @@ def check(settings: Evaluation) -> None:
 
 
 def missing(facts: RunFacts) -> dict[str, str]:
-    """Outside sets that the report is to measure and that cannot be had, and why; those still to fetch are fetched."""
+    """Outside sets that the report is to measure and that cannot be had, and why; those still to fetch are fetched.
+
+    The report reads them again: their images would take memory for the whole training.
+    """
     settings, found = facts.config.evaluation, {}
     if any("ood_sets" in section.settings for section in sections.wanted(settings)):
         for name in settings.ood_set_names:

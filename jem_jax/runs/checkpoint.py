@@ -8,6 +8,7 @@ devices or processes can read it.
 """
 
 import contextlib
+import fnmatch
 import functools
 import itertools
 import json
@@ -28,7 +29,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jem_jax.common import files
-from jem_jax.common.errors import UserError
+from jem_jax.common.errors import UserError, shown
 
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"([a-z]+-)?\d+(-\d+)?")
@@ -167,6 +168,23 @@ class _Retention(preservation_policy.PreservationPolicy):
         steps = [checkpoint.step for checkpoint in checkpoints]
         to_keep = self._to_keep(sorted(steps))
         return [step in to_keep for step in steps]
+
+
+def check_folder(folder: Path) -> None:
+    """Makes sure that checkpoints can be saved below a folder.
+
+    Orbax looks for its parts by a pattern that begins with the folder's path, and TensorStore takes \\ for /: a save
+    would end without an error and hold nothing.
+
+    Raises:
+      UserError: the path holds brackets that mean other characters, or a backslash.
+    """
+    path = str(folder.absolute())
+    if "\\" in path or not fnmatch.fnmatchcase(path, path):
+        raise UserError(
+            f"no checkpoint can be saved below {shown(path)}, since it holds [ and ], or a backslash; name a workdir "
+            "without them with --workdir"
+        )
 
 
 def restore(directory: Path, template: Any, step: int | None = None, checked: bool = False) -> Restored:
