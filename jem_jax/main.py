@@ -4,14 +4,19 @@ python -m jem_jax.main --config=configs/digits.py
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jem_jax.commands import command_line
 from jem_jax.common import paths
+
+if TYPE_CHECKING:
+    from jem_jax.config import Config
 
 _MODES = ("train", "evaluate", "sample", "export_model")
 _MODES_IN_WORDS = (
@@ -42,11 +47,14 @@ def _run(arguments: Sequence[str]) -> int:
     overrides = command_line.overrides(parser, rest)
     _check(parser, flags)
     config = None if flags.config is None else config_files.read(flags.config, overrides)
-    if not flags.debug:
-        _quiet_libraries()
+    with contextlib.nullcontext() if flags.debug else _quiet_libraries():
+        return _start(flags, config, overrides)
+
+
+def _start(flags: argparse.Namespace, config: "Config | None", overrides: Sequence[tuple[str, str]]) -> int:
     # JAX and all that needs it come only now, so that a wrong flag is said at once.
     command_line.import_jax()
-    from jem_jax.commands import export_model, modes
+    from jem_jax.commands import config_files, export_model, modes
     from jem_jax.distributed import processes
     from jem_jax.training import network
 
@@ -117,11 +125,21 @@ def _names() -> str:
     return ", ".join(sorted(config_files.packaged()))
 
 
-def _quiet_libraries() -> None:
-    """Keeps libraries' logs off the screen: what a person must know of them, an error of ours says in one line."""
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keeps libraries' logs off the screen: what a person must know of them, an error of ours says in one line.
+
+    Afterwards they say again what other code of this process had them say.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for name in ("absl", "jax", "matplotlib"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("absl", "jax", "matplotlib"))}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 if __name__ == "__main__":

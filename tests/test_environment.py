@@ -1,12 +1,18 @@
 """Whatever the environment and other code in the process say, a run is the same run."""
 
 import json
+import logging
+import os
+import random
+import signal
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import jax
+import matplotlib
 import numpy as np
 import pytest
 import tiny
@@ -115,6 +121,19 @@ def test_a_wrong_flag_is_said_before_jax_is_imported():
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
     assert "did you mean config.model.depth?" in ended.stderr
+
+
+def test_the_callers_state_is_left_alone(tmp_path):
+    loggers = [logging.getLogger(name) for name in ("", "absl", "jax", "matplotlib")]
+    state = lambda: (  # noqa: E731
+        random.getstate(), np.random.get_state()[1].tolist(), os.getcwd(), dict(os.environ), dict(matplotlib.rcParams),
+        np.geterr(), list(warnings.filters), sys.path[:], [(log.level, log.handlers[:]) for log in loggers],
+        [signal.getsignal(number) for number in signal.valid_signals()],
+    )  # fmt: skip
+    assert main(["--config=digits", "--mode=evaluate", f"--workdir={tmp_path}"]) == 2
+    before = state()
+    assert main([*TINY, f"--workdir={tmp_path / 'run'}", "--config.training.epochs=2"]) == 0
+    assert [a == b for a, b in zip(state(), before, strict=True)] == [True] * len(before)
 
 
 @pytest.mark.parametrize(("batch_size", "count"), [(18, 2), (9, 1), (16, 4)])
