@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import tiny
-from command import TESTS, TINY, Command, contents, finished_run, metrics, restored, steps_logged
+from command import SHORTEST, TESTS, TINY, Command, contents, finished_run, metrics, restored, steps_logged
 from programs import side_by_side
 
 from jem_jax import datasets
@@ -24,12 +24,7 @@ from jem_jax.training import loop, recovery
 
 LONG = (*TINY, "--config.training.epochs=6")
 STEPS = 108
-EPOCHS = (
-    *TINY,
-    "--config.training.checkpoint_every=1",
-    "--config.training.keep_checkpoints=4",
-    "--config.evaluation.sections=classification",
-)
+EPOCHS = (*SHORTEST, "--config.training.checkpoint_every=1", "--config.training.keep_checkpoints=4")
 """To be given a number of epochs, 18 iterations each; one is what `finished_run` has done."""
 SOON = (
     "from jem_jax.commands import modes\nfrom jem_jax.distributed import processes\n"
@@ -217,8 +212,7 @@ def test_where_one_is_killed_the_other_ends_with_an_error_and_both_go_on(tmp_pat
         saved = checkpoint.steps(run / "checkpoints")[-1]
     # With fewer epochs it reaches an end.
     epochs = saved // 18 + 1
-    shorter = (f"--config.training.epochs={epochs}", "--config.evaluation.sections=classification")
-    ended = [process.wait() for process in _pair(tmp_path, *TINY, *shorter)]
+    ended = [process.wait() for process in _pair(tmp_path, *SHORTEST, f"--config.training.epochs={epochs}")]
     assert [status for status, _, _ in ended] == [0, 0]
     assert f"JEM: going on from iteration {saved} of {18 * epochs}" in ended[0][1]
     assert metrics(run)[-1]["step"] == 18 * epochs

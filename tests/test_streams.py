@@ -9,13 +9,12 @@ import sys
 
 import numpy as np
 import pytest
-from command import TESTS, TINY, Command, steps_logged
+from command import SHORTEST, TESTS, TINY, Command, steps_logged
 
 from jem_jax.common import streams
 from jem_jax.report import figures
 from jem_jax.runs import checkpoint
 
-SHORTEST = (*TINY, "--config.evaluation.sections=classification")
 LONG = (*TINY, "--config.training.epochs=100", "--config.training.checkpoint_every=100")
 
 
