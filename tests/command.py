@@ -44,6 +44,9 @@ TINY = (
 )
 """The same of a network that compiles in half the time."""
 
+SHORTEST = (*TINY, "--config.evaluation.sections=classification")
+"""The same with a report that compiles no chains."""
+
 
 class Command:
     """The command in a process of its own, in a folder.

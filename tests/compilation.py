@@ -14,17 +14,24 @@ _PLAIN_FUSIONS = "--xla_cpu_use_fusion_emitters=false"
 def choose_flags() -> None:
     """Sets XLA_FLAGS for this process and all that it starts, before JAX starts; flags that are set stay."""
     if "XLA_FLAGS" not in os.environ:
-        os.environ["XLA_FLAGS"] = " ".join(flag for flag in (_LEVEL, _PLAIN_FUSIONS) if _is_known(flag))
+        # All at once, since each try takes a second.
+        choices = (f"{_LEVEL} {_PLAIN_FUSIONS}", _LEVEL, _PLAIN_FUSIONS)
+        os.environ["XLA_FLAGS"] = next(filter(_are_known, choices), "")
+
+
+def hlo_of_users() -> dict[str, int | bool]:
+    """Compiler options for what looks at the optimised HLO, which LLVM's level does not change."""
+    return {name: value for name, value in as_users_do().items() if name != "xla_backend_optimization_level"}
 
 
 def as_users_do() -> dict[str, int | bool]:
-    """Options of `jax.stages.Lowered.compile` that undo those flags, for what looks at the program itself."""
+    """Compiler options that undo those flags, for what runs longer than it compiles."""
     undone = {_LEVEL: ("xla_backend_optimization_level", 3), _PLAIN_FUSIONS: ("xla_cpu_use_fusion_emitters", True)}
     return dict(option for flag, option in undone.items() if flag in os.environ["XLA_FLAGS"].split())
 
 
-def _is_known(flag: str) -> bool:
+def _are_known(flags: str) -> bool:
     """JAX ends a process that is given a flag that its jaxlib does not have."""
     program = "import jax; jax.devices()"
-    tried = subprocess.run([sys.executable, "-c", program], env={**os.environ, "XLA_FLAGS": flag}, capture_output=True)
+    tried = subprocess.run([sys.executable, "-c", program], env={**os.environ, "XLA_FLAGS": flags}, capture_output=True)
     return tried.returncode == 0

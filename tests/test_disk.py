@@ -4,7 +4,7 @@ import shutil
 import subprocess
 
 import pytest
-from command import TINY, contents, finished_run, metrics
+from command import SHORTEST, contents, finished_run, metrics
 
 from jem_jax.main import main
 from jem_jax.runs import checkpoint
@@ -44,7 +44,7 @@ def _refused(capsys, *arguments):
 @pytest.mark.parametrize("left", [0, 100_000])
 def test_a_full_disk(disk, capsys, left):
     run = shutil.copytree(finished_run(), disk / "run")
-    arguments = (*TINY, f"--workdir={run}", "--config.training.epochs=3", "--config.training.checkpoint_every=1")
+    arguments = (*SHORTEST, f"--workdir={run}", "--config.training.epochs=3", "--config.training.checkpoint_every=1")
     before = contents(run / "checkpoints")
     ballast = _fill(disk, left)
     assert "no space left on" in _refused(capsys, *arguments).lower()
@@ -60,7 +60,7 @@ def test_a_full_disk(disk, capsys, left):
 @pytest.mark.parametrize("step", [20, 36])
 def test_a_disk_that_fills_up_while_a_run_goes_on(disk, capsys, monkeypatch, step):
     run = shutil.copytree(finished_run(), disk / "run")
-    arguments = (*TINY, f"--workdir={run}", "--config.training.epochs=3", "--config.training.checkpoint_every=1")
+    arguments = (*SHORTEST, f"--workdir={run}", "--config.training.epochs=3", "--config.training.checkpoint_every=1")
     log = loop._log
 
     def filling(training, recorder):
@@ -81,7 +81,7 @@ def test_a_disk_that_fills_up_while_a_run_goes_on(disk, capsys, monkeypatch, ste
 
 def test_a_disk_that_becomes_read_only(disk, capsys):
     run = shutil.copytree(finished_run(), disk / "run")
-    arguments = (*TINY, f"--workdir={run}", "--config.training.epochs=2")
+    arguments = (*SHORTEST, f"--workdir={run}", "--config.training.epochs=2")
     before = contents(run)
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     line = _refused(capsys, *arguments)

@@ -9,17 +9,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from command import TESTS, TINY
 
 ROOT = Path(__file__).parent.parent
-SHORT = [
-    "--config.training.epochs=1",
-    "--config.sampler.num_steps=1",
-    "--config.sampler.buffer_size=64",
-    "--config.evaluation.sample_steps=1",
-    "--config.evaluation.num_samples=10",
-    "--config.training.baseline=false",
-    "--config.evaluation.sections=classification,samples,training",
-]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +42,8 @@ def test_an_installed_wheel_runs_a_config_that_came_with_it(wheel, tmp_path):
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, wheel], check=True
     )
-    environment = {**os.environ, "PYTHONPATH": str(target)}
+    # The tests' folder has the network.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(target), str(TESTS)])}
     where = subprocess.run(
         [sys.executable, "-c", "import jem_jax; print(jem_jax.__file__)"],
         cwd=tmp_path, env=environment, check=True, capture_output=True, text=True,
@@ -58,7 +51,7 @@ def test_an_installed_wheel_runs_a_config_that_came_with_it(wheel, tmp_path):
     assert Path(where.stdout.strip()).is_relative_to(target)
     script = target / "bin" / "jem-jax"
     subprocess.run(
-        [sys.executable, script, "--config=configs/digits.py", *SHORT], cwd=tmp_path, env=environment, check=True
+        [sys.executable, script, *TINY, "--config=configs/digits.py"], cwd=tmp_path, env=environment, check=True
     )
     report = json.loads((tmp_path / "runs" / "digits" / "report" / "report.json").read_text())
     assert 0 <= report["jem"]["accuracy"] <= 1

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import tiny
-from command import TESTS, TINY, Command, contents, finished_run, metrics, restored, steps_logged
+from command import SHORTEST, TESTS, TINY, Command, contents, finished_run, metrics, restored, steps_logged
 from programs import side_by_side
 
 from jem_jax import datasets
@@ -24,12 +24,7 @@ from jem_jax.training import loop, recovery, trained
 
 LONG = (*TINY, "--config.training.epochs=6")
 STEPS = 108
-EPOCHS = (
-    *TINY,
-    "--config.training.checkpoint_every=1",
-    "--config.training.keep_checkpoints=4",
-    "--config.evaluation.sections=classification",
-)
+EPOCHS = (*SHORTEST, "--config.training.checkpoint_every=1", "--config.training.keep_checkpoints=4")
 """To be given a number of epochs, 18 iterations each; one is what `finished_run` has done."""
 SOON = (
     "from jem_jax.commands import modes\nfrom jem_jax.distributed import processes\n"
@@ -153,21 +148,15 @@ def test_a_run_goes_on_with_other_numbers_of_devices(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_one_process_goes_on_with_two(undisturbed, tmp_path):
-    run = shutil.copytree(finished_run(), tmp_path / "run")
-    ended = [process.wait() for process in _pair(tmp_path, *EPOCHS, "--config.training.epochs=2", f"--workdir={run}")]
-    assert [status for status, _, _ in ended] == [0, 0]
-    assert "JEM: going on from iteration 18 of 36" in ended[0][1]
-    assert "JEM: 4 CPU devices in 2 processes" in ended[0][1]
-    _assert_whole(run, 36, undisturbed)
-
-
-@pytest.mark.slow
-def test_two_processes_finish_and_the_first_alone_reports(tmp_path):
+def test_a_run_of_one_process_goes_on_with_two_and_the_first_alone_reports(undisturbed, tmp_path):
     run = shutil.copytree(finished_run(), tmp_path / "run")
     shutil.rmtree(run / "report")
-    first, second = [process.wait() for process in _pair(tmp_path, *TINY, f"--workdir={run}")]
+    arguments = (*EPOCHS, "--config.training.epochs=2", "--config.evaluation.sections=classification,samples")
+    first, second = [process.wait() for process in _pair(tmp_path, *arguments, f"--workdir={run}")]
     assert (first[0], second[0]) == (0, 0)
+    assert "JEM: going on from iteration 18 of 36" in first[1]
+    assert "JEM: 4 CPU devices in 2 processes" in first[1]
+    _assert_whole(run, 36, undisturbed)
     assert f"{run}/report/report.json" in first[1]
     assert _said(second[1]) == []
     assert (run / "report" / "samples.png").exists()
@@ -204,24 +193,26 @@ def test_two_processes_recover_together_and_the_report_says_so(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
-def test_where_one_is_killed_the_other_ends_with_an_error(tmp_path, number):
+def test_where_one_is_killed_the_other_ends_with_an_error_and_both_go_on(tmp_path):
     run = tmp_path / "runs" / "digits"
-    pair = _pair(tmp_path, *TINY, "--config.training.epochs=10000", before=SOON)
-    pair[0].wait_for(lambda: checkpoint.steps(run / "checkpoints"))
-    killed, other = pair[number], pair[1 - number]
-    killed.process.kill()
-    started = time.monotonic()
-    status, _, errors = other.wait(60)
-    assert status not in (0, None)
-    assert "Traceback" not in errors
-    # Twice the time that processes may be silent, which is five seconds here, and some for a busy machine.
-    assert time.monotonic() - started < 30
-    killed.wait()
-    # The same command of both goes on, and with fewer epochs it reaches an end.
-    saved = checkpoint.steps(run / "checkpoints")[-1]
+    saved = 0
+    for number in (0, 1):
+        # The same command of both goes on.
+        pair = _pair(tmp_path, *TINY, "--config.training.epochs=10000", before=SOON)
+        pair[0].wait_for(lambda before=saved: max(checkpoint.steps(run / "checkpoints"), default=0) > before)
+        killed, other = pair[number], pair[1 - number]
+        killed.process.kill()
+        started = time.monotonic()
+        status, _, errors = other.wait(60)
+        assert status not in (0, None)
+        assert "Traceback" not in errors
+        # Twice the time that processes may be silent, which is five seconds here, and some for a busy machine.
+        assert time.monotonic() - started < 30
+        killed.wait()
+        saved = checkpoint.steps(run / "checkpoints")[-1]
+    # With fewer epochs it reaches an end.
     epochs = saved // 18 + 1
-    ended = [process.wait() for process in _pair(tmp_path, *TINY, f"--config.training.epochs={epochs}")]
+    ended = [process.wait() for process in _pair(tmp_path, *SHORTEST, f"--config.training.epochs={epochs}")]
     assert [status for status, _, _ in ended] == [0, 0]
     assert f"JEM: going on from iteration {saved} of {18 * epochs}" in ended[0][1]
     assert metrics(run)[-1]["step"] == 18 * epochs

@@ -5,14 +5,16 @@ import time
 
 import pytest
 import tiny
-from command import TINY, Command, metrics, restored, steps_logged
+from command import SHORTEST, TINY, Command, metrics, restored, steps_logged
 
 from jem_jax.main import main
 from jem_jax.runs import checkpoint
 from jem_jax.training import loop
 
 # A window of the log is seven iterations, so that interruptions fall into one.
-LONG = (*TINY, "--config.training.epochs=12", "--config.training.checkpoint_every=2", "--config.training.log_every=7")
+LONG = (
+    *SHORTEST, "--config.training.epochs=12", "--config.training.checkpoint_every=2", "--config.training.log_every=7",
+)  # fmt: skip
 STEPS = 216
 
 HANGS = """
@@ -30,9 +32,9 @@ checkpoint._write_manifest = hang_at_the_second
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """A run that nobody interrupted."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert Command(*LONG, cwd=folder).wait()[0] == 0
-    return folder / "runs" / "digits"
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert main([*LONG, f"--workdir={run}"]) == 0
+    return run
 
 
 def _assert_same(run, other):

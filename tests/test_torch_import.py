@@ -10,6 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import compilation
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -247,6 +248,7 @@ def test_float64_chains_are_those_of_pytorch(name, kind, steps):
         x = jnp.asarray(nhwc(reference(name)["x"][:images]), jnp.float64)
         y = reference(name)["y"][:images]
         logits = functools.partial(model.apply, variables)
+        # Convolutions of float64 are plain loops on a CPU, which without optimisations take thirty times as long.
         states = jax.jit(
             functools.partial(
                 sgld.trajectory,
@@ -257,7 +259,8 @@ def test_float64_chains_are_those_of_pytorch(name, kind, steps):
                 noise_std=0.0,
                 grad_clip=1.0 if suffix == "_clipped" else None,
                 bounds=(-1.0, 1.0) if suffix == "_clipped" else None,
-            )
+            ),
+            compiler_options=compilation.as_users_do(),
         )(jax.random.key(0), x=x)
     for count, value in zip(steps, expected, strict=True):
         assert states.dtype == np.float64

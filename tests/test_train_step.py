@@ -54,10 +54,10 @@ def _losses(state):
 
 
 def _as_users_compile(start: tiny.Start) -> str:
-    """The optimised HLO of a step, compiled with all optimisations."""
+    """The optimised HLO of a step, with all optimisations."""
     mapped, places = start.step.func, start.step.args
     lowered = mapped.lower(*places, start.state, start.buffer, start.data.at(0))
-    return lowered.compile(compilation.as_users_do()).as_text()
+    return lowered.compile(compilation.hlo_of_users()).as_text()
 
 
 def _computations(hlo: str) -> dict[str, list[str]]:
@@ -233,9 +233,9 @@ def test_batch_statistics_are_the_mean_over_devices_and_batches_are_the_labelled
     images = tiny.dataset().train.images
     rows = Stream(config.seed, 1, len(images), 8).order(1)[2 * 8 : 3 * 8]
     variables = jax.device_get({**start.state.model_state, "params": start.state.params})
+    train_logits = jax.jit(start.network.train_logits)
     parts = [
-        start.network.train_logits(variables, [to_float(images[part])], jax.random.key(0))[1]
-        for part in np.split(rows, DEVICES)
+        train_logits(variables, [to_float(images[part])], jax.random.key(0))[1] for part in np.split(rows, DEVICES)
     ]
     expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *parts)
     for name, value in tiny.leaves(expected).items():
@@ -282,10 +282,9 @@ def test_images_of_the_data_pass_last_and_count_most_in_the_running_statistics(c
     slots, classes = np.nonzero(np.any(tiny.whole(buffer) != start.chains, axis=(2, 3, 4)))
     batches = {"data": data, "labelled": labelled, "negatives": tiny.whole(buffer)[slots, classes]}
     variables = jax.device_get({**start.state.model_state, "params": start.state.params})
+    train_logits = jax.jit(start.network.train_logits)
     parts = [
-        start.network.train_logits(variables, [batches[name][2 * i : 2 * i + 2] for name in order], jax.random.key(0))[
-            1
-        ]
+        train_logits(variables, [batches[name][2 * i : 2 * i + 2] for name in order], jax.random.key(0))[1]
         for i in range(DEVICES)
     ]
     expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *parts)
@@ -525,6 +524,7 @@ VARIANTS = {
         "sampler.step_size": 100.0,
     },
     "jempp": {
+        "model.factory": "tiny:mlp",
         "sampler.class_conditional": True,
         "sampler.buffer_size": 96,
         "sampler.init": "class_gaussians",
