@@ -167,7 +167,7 @@ def variables_from_state_dict(state_dict: Mapping[str, np.ndarray], norm: str | 
 
     Args:
       state_dict: name -> array, as the official code names and shapes them. All names may start with `module.`
-        (saved from `nn.DataParallel`).
+        (saved from `nn.DataParallel`) or another of `_PREFIXES`.
       norm: one of `wide_resnet.NORMS`. Needed for "layer" and "instance", whose arrays have the same names and
         shapes; else it is read off the names, and must agree with them if given.
 
@@ -230,11 +230,17 @@ def _as_arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _without_prefix(arrays: dict[str, np.ndarray], prefix: str = "module.") -> dict[str, np.ndarray]:
-    if all(name.startswith(prefix) for name in arrays):
-        return {name.removeprefix(prefix): array for name, array in arrays.items()}
+def _without_prefix(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    for prefix in _PREFIXES:
+        if arrays and all(name.startswith(prefix) for name in arrays):
+            return _without_prefix({name.removeprefix(prefix): array for name, array in arrays.items()})
     return arrays
 
+
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+"""what `nn.DataParallel`, `torch.compile`, and modules that hold the network put before all its names"""
+_PLACES = ("model_state_dict", "state_dict", "model_state", "model", "net", "params")
+"""keys under which people save a state dict; "model_state_dict" is the official one"""
 
 # JEM++'s network registers its layers once more, as YOPO's first layer and the list of those that follow.
 _REPEATS = (
@@ -495,8 +501,8 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], np.
     """The arrays of a `.pt` file, in the official names and layout. No code in the file is ever run.
 
     Args:
-      path: what `torch.save` wrote of a dict with `model_state_dict` and `replay_buffer`, or of a bare state dict, in
-        today's zip format or that of torch before 1.6.
+      path: what `torch.save` wrote of a dict with `model_state_dict` (or another of `_PLACES`) and `replay_buffer`, or
+        of a bare state dict, in today's zip format or that of torch before 1.6.
 
     Returns:
       The state dict, for `variables_from_state_dict`, and the replay buffer [N, C, H, W], for `buffer_from_official`,
@@ -512,10 +518,11 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], np.
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}: expected a state dict or one in model_state_dict")
     images = content.get("replay_buffer")
-    if "model_state_dict" in content:
-        content = content["model_state_dict"]
+    place = next((name for name in _PLACES if name in content), None)
+    if place:
+        content = content[place]
         if not isinstance(content, dict):
-            raise ValueError(f"{path}: model_state_dict is a {type(content).__name__}: expected a dict of tensors")
+            raise ValueError(f"{path}: {place} is a {type(content).__name__}: expected a dict of tensors")
     if not content:
         raise ValueError(f"{path} holds an empty state dict: expected the arrays of a network")
     _check_total(path, [*content.values(), images])
