@@ -132,13 +132,22 @@ def model_from_state_dict(state_dict: Mapping[str, np.ndarray], norm: str | None
     return _network(_plain(state_dict), norm)[0]
 
 
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+"""prefixes that `nn.DataParallel`, `torch.compile`, and modules that hold the network give to all its names"""
+_PLACES = ("model_state_dict", "state_dict", "model_state", "model", "net", "params")
+"""keys under which people save a state dict; "model_state_dict" is the official one"""
+
+
 def _plain(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays under their names without the prefix of `nn.DataParallel`."""
+    """The arrays under the official names, without a prefix that all of them have."""
     if not isinstance(state_dict, Mapping):
         raise UserError(f"expected a state dict, array names to arrays; got a {type(state_dict).__name__}")
-    names = [str(name) for name in state_dict]
-    start = len("module.") if all(name.startswith("module.") for name in names) else 0
-    return {name[start:]: np.asarray(array) for name, array in zip(names, state_dict.values(), strict=True)}
+    arrays = {str(name): np.asarray(array) for name, array in state_dict.items()}
+    while prefix := next(
+        (start for start in _PREFIXES if arrays and all(name.startswith(start) for name in arrays)), ""
+    ):
+        arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
+    return arrays
 
 
 def _network(arrays: dict[str, np.ndarray], norm: str | None) -> tuple[WideResNet, int]:
@@ -333,8 +342,8 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], np.
     """The arrays of a `.pt` file, in the official names and layout. No code in the file is ever run.
 
     Args:
-      path: what `torch.save` wrote of a dict with `model_state_dict` and `replay_buffer`, or of a bare state dict, in
-        today's zip format or that of torch before 1.6.
+      path: what `torch.save` wrote of a dict with `model_state_dict` (or another of `_PLACES`) and `replay_buffer`, or
+        of a bare state dict, in today's zip format or that of torch before 1.6.
 
     Returns:
       The state dict, for `variables_from_state_dict`, and the replay buffer [N, C, H, W], for `buffer_from_official`,
@@ -348,8 +357,9 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], np.
     path = paths.local("the checkpoint", os.fspath(path))
     content = _read(path)
     images = content.get("replay_buffer") if isinstance(content, dict) else None
-    if isinstance(content, dict) and "model_state_dict" in content:
-        content = content["model_state_dict"]
+    places = [name for name in _PLACES if isinstance(content, dict) and name in content]
+    if places:
+        content = content[places[0]]
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path} holds no state dict, that is array names to arrays, not even in model_state_dict")
     tensors = {str(name): value for name, value in content.items() if name != "replay_buffer"}

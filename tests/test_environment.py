@@ -73,6 +73,7 @@ def test_jax_settings_are_given_back():
      ("transfer_guard", "disallow"), ("default_prng_impl", "rbg"), ("disable_jit", True)],
 )  # fmt: skip
 def test_jax_contexts_of_the_caller_change_nothing(context, value):
+    before = jax.config.values
     with getattr(jax, context)(value):
         with processes.own_settings():
             traced = jax.jit(lambda x: x + np.arange(2, dtype=np.int32))
@@ -81,6 +82,7 @@ def test_jax_contexts_of_the_caller_change_nothing(context, value):
             assert jax.random.key_data(jax.random.key(0)).tolist() == [0, 0]
         if context == "enable_x64":
             assert jax.numpy.arange(3).dtype == np.int64
+    assert jax.config.values == before
 
 
 @pytest.mark.parametrize(

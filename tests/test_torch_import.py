@@ -397,8 +397,8 @@ def test_export_fills_the_unused_layers_as_the_official_code_shapes_them():
 
 def variant(kind, state):
     """The same weights as a successor's code would save them."""
-    if kind == "module.":
-        return {f"module.{key}": value for key, value in state.items()}
+    if kind.endswith("."):
+        return {f"{kind}{key}": value for key, value in state.items()}
     state = {key: value for key, value in state.items() if not key.startswith("f.linear")}
     if kind == "SADA-JEM":
         return state
@@ -413,7 +413,7 @@ def variant(kind, state):
     return {**state, **repeats}
 
 
-@pytest.mark.parametrize("kind", ["module.", "SADA-JEM", "JEM++"])
+@pytest.mark.parametrize("kind", ["module.", "model._orig_mod.", "SADA-JEM", "JEM++"])
 @pytest.mark.parametrize("name", REFERENCES)
 def test_variants_of_the_state_dict_give_the_same_network(name, kind):
     model, variables = imported(name)
@@ -648,6 +648,16 @@ def test_bare_state_dicts_of_either_format_are_read(torch, tmp_path, legacy):
     assert torch_import.load(path).buffer is None
     for key, value in official_state().items():
         np.testing.assert_array_equal(read[key], value)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("place", ["state_dict", "model", "net"])
+def test_state_dicts_are_found_where_people_put_them(torch, tmp_path, place):
+    state = {key: torch.tensor(value) for key, value in official_state().items()}
+    torch.save({"epoch": 3, "optimizer": {"lr": 0.1}, place: state}, tmp_path / "x.pt")
+    read, images = torch_import.read_checkpoint(tmp_path / "x.pt")
+    assert images is None
+    assert {*read} == {*official_state()}
 
 
 @pytest.mark.torch

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,8 +62,10 @@ class Cluster:
 @contextlib.contextmanager
 def own_settings() -> Iterator[None]:
     """JAX as this package needs it; afterwards as it was, for the other code of this process."""
-    # Versions of JAX differ in what they have.
-    before = {name: getattr(jax.config, name) for name in _SETTINGS if hasattr(jax.config, name)}
+    # Versions of JAX differ in what they have. A new thread is in none of the caller's contexts.
+    with ThreadPoolExecutor(1) as thread:
+        values = thread.submit(lambda: jax.config.values).result()
+    before = {name: values[name] for name in _SETTINGS if name in values}
     with contextlib.ExitStack() as contexts:
         try:
             for name in before:
