@@ -381,13 +381,13 @@ def validate(settings: Mapping[str, Any]) -> Config:
 def _check_shared_batch(config: Config) -> None:
     """A shared batch is one batch: the two branches must not differ in anything."""
     unshared, labelled = config.training.batch_sizes
-    for wrong, right in (
+    for wrong, reason in (
         (config.data.labels_per_class, "config.data.labels_per_class leaves some out"),
         (unshared != labelled, f"config.training.labelled_batch_size is {labelled} and batch_size {unshared}"),
         (not config.data.augment_p_x, "config.data.augment_p_x is false"),
     ):
         if wrong:
-            raise UserError(f"config.objective.share_batch must be false where {right}")
+            raise UserError(f"config.objective.share_batch must be false where {reason}")
 
 
 def _check_schedule(config: Config) -> None:

@@ -67,15 +67,15 @@ def fault(path: Path, archive: Archive) -> str | None:
     if size != archive.size:
         return f"it has {size:,} bytes instead of {archive.size:,}"
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != archive.sha256:
-        return f"its SHA-256 is {found[:12]}… instead of {archive.sha256[:12]}…"
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != archive.sha256:
+        return f"its SHA-256 is {digest[:12]}… instead of {archive.sha256[:12]}…"
     return None
 
 
 def _by_hand(archive: Archive, source: Source, manual_dir: Path) -> Path:
     places = [manual_dir / source.name / archive.name, manual_dir / archive.name]
-    path = next((place for place in places if place.is_file()), None)
+    path = next((candidate for candidate in places if candidate.is_file()), None)
     if path is None:
         raise UserError(
             f"config.data.manual_dir {manual_dir} holds no {archive.name}, which {source.name} needs; "

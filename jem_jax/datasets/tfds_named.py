@@ -71,14 +71,14 @@ def _check_features(name: str, builder: Any) -> None:
     import tensorflow_datasets as tfds
 
     features = builder.info.features
-    found = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
-    image, label = found.get("image"), found.get("label")
+    known = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = known.get("image"), known.get("label")
     kinds = (tfds.features.Image, tfds.features.Tensor)
     is_image = isinstance(image, kinds) and image.np_dtype == np.uint8 and len(image.shape) == 3
     if not is_image or not isinstance(label, tfds.features.ClassLabel):
         raise UserError(
             f"config.data.name {PREFIX}{name} is not for classifying images: it must have the features image (uint8) "
-            f"and label (classes), and has {', '.join(found) or 'none'}"
+            f"and label (classes), and has {', '.join(known) or 'none'}"
         )
     if _TRAIN not in (builder.info.splits or {_TRAIN: None}):
         raise UserError(f"config.data.name {PREFIX}{name} has no split train; it has {', '.join(builder.info.splits)}")

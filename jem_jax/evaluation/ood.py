@@ -127,8 +127,8 @@ def fpr_at_tpr(inside: np.ndarray, outside: np.ndarray, tpr: float = 0.95) -> fl
     """The share of outside scores at or above the highest threshold that keeps at least `tpr` of the inside ones."""
     inside_ranks, outside_ranks = _ranks(inside, outside)
     # A product such as 0.95 · 20 may come out a little above the whole number that it is.
-    kept = max(1, int(np.ceil(tpr * len(inside) - 1e-9)))
-    threshold = np.sort(inside_ranks)[len(inside) - kept]
+    accepted = max(1, int(np.ceil(tpr * len(inside) - 1e-9)))
+    threshold = np.sort(inside_ranks)[len(inside) - accepted]
     return float(np.mean(outside_ranks >= threshold))
 
 

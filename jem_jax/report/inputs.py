@@ -224,9 +224,9 @@ def fresh_chains(sampler: Sampler, facts: RunFacts, dataset: Dataset) -> dict[st
     "by_class": equally many of each in order, following ∇ f(x)[y]. "unconditional": following ∇ log p~(x).
     """
     config, num_classes = facts.config, facts.num_classes
-    wanted = config.evaluation.num_samples
+    num_samples = config.evaluation.num_samples
     # A whole batch at least, where its statistics count.
-    count = max(wanted, chain_batch(config))
+    count = max(num_samples, chain_batch(config))
     per_class = -(-count // num_classes)
 
     def key_and_start(count: int, by_class: bool) -> tuple[jax.Array, np.ndarray]:
@@ -235,10 +235,10 @@ def fresh_chains(sampler: Sampler, facts: RunFacts, dataset: Dataset) -> dict[st
 
     classes = np.repeat(np.arange(num_classes), per_class)
     by_class = sampler(*key_and_start(len(classes), True), classes)
-    by_class = by_class.reshape(num_classes, per_class, *by_class.shape[1:])[:, : -(-wanted // num_classes)]
+    by_class = by_class.reshape(num_classes, per_class, *by_class.shape[1:])[:, : -(-num_samples // num_classes)]
     return {
         "by_class": by_class.reshape(-1, *by_class.shape[2:]),
-        "unconditional": sampler(*key_and_start(count, False))[:wanted],
+        "unconditional": sampler(*key_and_start(count, False))[:num_samples],
     }
 
 
@@ -254,7 +254,7 @@ def starts(config: Config, dataset: Dataset, key: jax.Array, count: int, by_clas
     # Chains split the key, which gives the keys that small numbers folded in give.
     key = jax.random.fold_in(key, 2**31 - 1)
     if by_class:
-        drawn = np.asarray(draws(key, count // dataset.num_classes)).swapaxes(0, 1)
+        chains = np.asarray(draws(key, count // dataset.num_classes)).swapaxes(0, 1)
     else:
-        drawn = np.asarray(class_gaussians.init(draws, key, count, 1))
-    return drawn.reshape(count, *dataset.image_shape)
+        chains = np.asarray(class_gaussians.init(draws, key, count, 1))
+    return chains.reshape(count, *dataset.image_shape)

@@ -16,9 +16,9 @@ def written(name: str) -> tuple[str, Path]:
     line. Invisible marks, such as those between joined letters, are dropped.
     """
     name = "".join(c for c in name if unicodedata.category(c) != "Cf")
-    found = next((font for font in _fonts(name) if _covers(font, name)), None)
-    if found is not None:
-        return name, found
+    chosen = next((font for font in _fonts(name) if _covers(font, name)), None)
+    if chosen is not None:
+        return name, chosen
     plain = _dejavu()
     return "".join(c if _covers(plain, c) else f"U+{ord(c):04X} " for c in name).rstrip(), plain
 
