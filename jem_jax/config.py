@@ -441,8 +441,10 @@ def _build(kind: type, settings: Any, prefix: str) -> Any:
     values = {}
     for name in settings:
         if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1)
-            hint = f"did you mean config.{prefix}{near[0]}?" if near else f"there are: {', '.join(fields)}"
+            near = [f"{prefix}{key}" for key in difflib.get_close_matches(str(name), fields, n=1)]
+            # Perhaps in another group.
+            near += [key for key, _, _ in _leaves(Config()) if key.rpartition(".")[2] == name]
+            hint = f"did you mean config.{near[0]}?" if near else f"there are: {', '.join(fields)}"
             raise UserError(f"config.{prefix}{shown(str(name))[1:-1]} is not a setting; {hint}")
         field = fields[name]
         if dataclasses.is_dataclass(field.type):

@@ -4,14 +4,19 @@ python -m jem_jax.main --config=configs/digits.py
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jem_jax.commands import command_line
 from jem_jax.common import paths
+
+if TYPE_CHECKING:
+    from jem_jax.config import Config
 
 _MODES = ("train", "evaluate", "sample", "export_model")
 _MODES_IN_WORDS = (
@@ -36,28 +41,32 @@ def entry_point() -> None:
 def _run(arguments: Sequence[str]) -> int:
     from jem_jax.commands import config_files
 
+    paths.check_working_folder()
     parser = _parser()
     flags, rest = parser.parse_known_args(arguments)
     overrides = command_line.overrides(parser, rest)
     _check(parser, flags)
-    config = config_files.read(flags.config, overrides) if flags.config else None
-    if not flags.debug:
-        _quiet_libraries()
+    config = None if flags.config is None else config_files.read(flags.config, overrides)
+    with contextlib.nullcontext() if flags.debug else _quiet_libraries():
+        return _start(flags, config, overrides)
+
+
+def _start(flags: argparse.Namespace, config: "Config | None", overrides: Sequence[tuple[str, str]]) -> int:
     # JAX and all that needs it come only now, so that a wrong flag is said at once.
     command_line.import_jax()
-    from jem_jax.commands import export_model, modes
+    from jem_jax.commands import config_files, export_model, modes
     from jem_jax.distributed import processes
     from jem_jax.training import network
 
-    if flags.config:
+    if config is not None:
         network.look_in(config_files.find(flags.config).parent)
-    path = paths.local("--workdir", flags.workdir or f"runs/{Path(flags.config).stem}")
+    path = paths.local("--workdir", f"runs/{Path(flags.config).stem}" if flags.workdir is None else flags.workdir)
     if config is None:
         config = modes.settings_of(path, overrides)
     if flags.mode == "export_model":
         return export_model.run(config, path, paths.local("--model_dir", flags.model_dir), flags.data_set)
     cluster = processes.Cluster(flags.coordinator_address, flags.num_processes, flags.process_id, flags.distributed)
-    report_dir = paths.local("--report_dir", flags.report_dir) if flags.report_dir else None
+    report_dir = None if flags.report_dir is None else paths.local("--report_dir", flags.report_dir)
     return modes.run(flags.mode, config, path, flags.overwrite, cluster, flags.require_devices, report_dir)
 
 
@@ -116,11 +125,21 @@ def _names() -> str:
     return ", ".join(sorted(config_files.packaged()))
 
 
-def _quiet_libraries() -> None:
-    """Keeps libraries' logs off the screen: what a person must know of them, an error of ours says in one line."""
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keeps libraries' logs off the screen: what a person must know of them, an error of ours says in one line.
+
+    Afterwards they say again what other code of this process had them say.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for name in ("absl", "jax", "matplotlib"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("absl", "jax", "matplotlib"))}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 if __name__ == "__main__":

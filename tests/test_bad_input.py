@@ -60,6 +60,11 @@ def refused(capsys, tmp_path, monkeypatch):
         (["--mode=foo"], "invalid choice: 'foo' (choose from"),
         (["--bogus"], "unknown argument '--bogus'; --help lists the flags"),
         (["digits"], "unknown argument 'digits'"),
+        (["--epochs=3"], "unknown argument '--epochs=3'; settings are --config.group.key=VALUE; --help lists"),
+        (["--config="], "--config is empty; name a path, or leave it out"),
+        (["--workdir="], "--workdir is empty; name a path, or leave it out"),
+        (["--report_dir=", "--mode=evaluate"], "--report_dir is empty; name a path"),
+        (["--config.data.name="], "config.data.name is empty"),
         (["--require_devices=many"], "invalid int value: 'many'"),
         (["--config.seed"], "--config.seed needs a value: --config.seed=VALUE"),
         (["--mode=evaluate", "--overwrite"], "--overwrite starts a run anew; it does not go with --mode=evaluate"),
@@ -86,6 +91,8 @@ def test_a_config_file_with_a_python_error(refused, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
+        ("learning_rate=1e-3", "config.learning_rate is not a setting; did you mean config.optimizer.learning_rate?"),
+        ("training.attack_linf=1", "config.training.attack_linf is not a setting; did you mean config.evaluation.atta"),
         ("modle.depth=10", "config.modle.depth is not a setting; the groups are: data, evaluation, model"),
         ("sampler.num_steps={}", "config.sampler.num_steps must be of type int, not '{}'"),
         ("optimizer.learning_rate=nan", "config.optimizer.learning_rate must be above 0 and at most 100, not nan"),

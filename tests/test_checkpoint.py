@@ -259,7 +259,7 @@ def test_a_file_that_the_disk_does_not_give_back_is_damage(copy, monkeypatch):
     def failing(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(checkpoint, "_sha256", failing)
+    monkeypatch.setattr(checkpoint.files, "sha256", failing)
     assert "its files cannot be read (Input/output error)" in (checkpoint.damage(copy / "3") or "")
 
 
@@ -355,3 +355,19 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_that_names_the_folder(t
     with pytest.raises(UserError, match=r"no checkpoint could be written to .*no space left.*earlier ones are kept"):
         checkpoints.close()
     assert checkpoint.newest_whole(tmp_path)[0] == 1
+
+
+@pytest.mark.parametrize("name", ["a[1]b", "a\\b"])
+def test_a_folder_in_which_saves_would_be_lost_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"no checkpoint can be saved below .*; name a workdir without them"):
+        checkpoint.check_folder(tmp_path / name / "run")
+
+
+@pytest.mark.parametrize("name", ["a?b*", "[b", "b]", "a#b%20", "a'b\"c$&;", "ü\n猫"])
+def test_odd_names_of_folders_hold_checkpoints(tmp_path, name):
+    checkpoint.check_folder(tmp_path / name)
+    checkpoints = Checkpoints(tmp_path / name, 1)
+    checkpoints.save(3, {"x": np.ones(2)}, {})
+    checkpoints.close()
+    found = checkpoint.restore(tmp_path / name, {"x": jax.ShapeDtypeStruct((2,), np.float64)})
+    assert found.tree["x"].tolist() == [1, 1]

@@ -135,9 +135,19 @@ def test_outside_set_that_changed_is_measured_again(folder, capsys):
     write_npz(folder / "outside.npz")
     flags = ("--config.evaluation.sections=ood", "--config.evaluation.ood_images=20",
              "--config.evaluation.ood_sets=outside.npz")  # fmt: skip
+    outside = lambda: json.loads(Path("run/report/report.json").read_text())["jem"]["ood"]["outside.npz"]  # noqa: E731
     assert command("d.npz", *flags) == 0
+    before = outside()
+    capsys.readouterr()
+    assert command("d.npz", *flags, "--mode=evaluate") == 0
+    assert "ood: as before" in capsys.readouterr().out
     assert command("d.npz", *flags) == 0
     assert "holds a finished run" in capsys.readouterr().out
-    write_npz(folder / "outside.npz", seed=5, count=90)
+    assert outside() == before
+    # Of the same size and time.
+    write_npz(folder / "outside.npz", seed=5)
     assert command("d.npz", *flags) == 0
-    assert "holds a finished run" not in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "holds a finished run" not in output
+    assert "as before" not in output
+    assert outside() != before

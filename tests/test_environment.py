@@ -1,12 +1,18 @@
 """Whatever the environment and other code in the process say, a run is the same run."""
 
 import json
+import logging
+import os
+import random
+import signal
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import jax
+import matplotlib
 import numpy as np
 import pytest
 import tiny
@@ -26,6 +32,10 @@ FLAGS = {
     "jax_default_prng_impl": "rbg",
     "jax_random_seed_offset": 3,
     "jax_disable_jit": True,
+    "jax_no_tracing": True,
+    "jax_no_execution": True,
+    "jax_array_garbage_collection_guard": "fatal",
+    "jax_error_checking_behavior_nan": "raise",
 }
 
 
@@ -58,12 +68,38 @@ def test_jax_settings_are_given_back():
 
 
 @pytest.mark.parametrize(
+    ("context", "value"),
+    [("enable_x64", True), ("numpy_dtype_promotion", "strict"), ("numpy_rank_promotion", "raise"),
+     ("transfer_guard", "disallow"), ("default_prng_impl", "rbg"), ("disable_jit", True)],
+)  # fmt: skip
+def test_jax_contexts_of_the_caller_change_nothing(context, value):
+    with getattr(jax, context)(value):
+        with processes.own_settings():
+            traced = jax.jit(lambda x: x + np.arange(2, dtype=np.int32))
+            assert traced(jax.numpy.ones((2, 2))).dtype == np.float32
+            assert "jit" in str(jax.make_jaxpr(traced)(1.0))
+            assert jax.random.key_data(jax.random.key(0)).tolist() == [0, 0]
+        if context == "enable_x64":
+            assert jax.numpy.arange(3).dtype == np.int64
+
+
+@pytest.mark.parametrize(
     ("variable", "said"),
     [
         ("JAX_NUM_CPU_DEVICES=abc", 'JAX cannot start: Invalid value "abc" for JAX flag jax_num_cpu_devices; correct'),
         ("JAX_NUM_CPU_DEVICES=", 'JAX cannot start: Invalid value "" for JAX flag jax_num_cpu_devices; correct'),
         ("JAX_ENABLE_X64=maybe", "JAX cannot start: invalid truth value 'maybe' for environment 'JAX_ENABLE_X64'; "),
+        ("FLAX_PROFILE=maybe", "JAX cannot start: invalid truth value 'maybe' for environment 'FLAX_PROFILE'; correct"),
         ("JAX_NUM_CPU_DEVICES=0", "JAX_NUM_CPU_DEVICES must be at least 1, not 0"),
+        (
+            "XLA_FLAGS=--xla_nonsense=1",
+            "XLA cannot start: Unknown flag in XLA_FLAGS: --xla_nonsense=1; correct",
+        ),
+        ("XLA_FLAGS=--xla_force_host_platform_device_count=abc", "XLA cannot start: Couldn't interpret value abc for"),
+        (
+            "XLA_FLAGS=nonsense",
+            'XLA cannot start: Could not open file "nonsense" to read flags',
+        ),
         ("JAX_NUM_CPU_DEVICES=-3", "JAX_NUM_CPU_DEVICES must be at least 1, not -3"),
     ],
 )
@@ -85,6 +121,19 @@ def test_a_wrong_flag_is_said_before_jax_is_imported():
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
     assert "did you mean config.model.depth?" in ended.stderr
+
+
+def test_the_callers_state_is_left_alone(tmp_path):
+    loggers = [logging.getLogger(name) for name in ("", "absl", "jax", "matplotlib")]
+    state = lambda: (  # noqa: E731
+        random.getstate(), np.random.get_state()[1].tolist(), os.getcwd(), dict(os.environ), dict(matplotlib.rcParams),
+        np.geterr(), list(warnings.filters), sys.path[:], [(log.level, log.handlers[:]) for log in loggers],
+        [signal.getsignal(number) for number in signal.valid_signals()],
+    )  # fmt: skip
+    assert main(["--config=digits", "--mode=evaluate", f"--workdir={tmp_path}"]) == 2
+    before = state()
+    assert main([*TINY, f"--workdir={tmp_path / 'run'}", "--config.training.epochs=2"]) == 0
+    assert [a == b for a, b in zip(state(), before, strict=True)] == [True] * len(before)
 
 
 @pytest.mark.parametrize(("batch_size", "count"), [(18, 2), (9, 1), (16, 4)])

@@ -9,7 +9,9 @@ from jem_jax.report import figures
 from jem_jax.runs import fonts, image_grid
 
 
-@pytest.mark.parametrize("name", ["cat", "café", "Größe", "кот", "γάτα", "ネコ猫", "two\nlines", "می\u200cخواهم"])
+@pytest.mark.parametrize(
+    "name", ["cat", "café", "Größe", "кот", "γάτα", "ネコ猫", "two\nlines", "می\u200cخواهم", 40 * "long ", 200 * "猫"]
+)
 def test_names_of_every_script(tmp_path, name):
     drawn, font = fonts.written(name)
     assert fonts._covers(font, drawn)
@@ -20,9 +22,16 @@ def test_names_of_every_script(tmp_path, name):
     assert np.asarray(pictures[0]).min() < 128
 
 
+@pytest.mark.parametrize("names", [("猫", "狗"), ("ไทย", "ไทร"), ("हिन्दी", "हिन्दु"), ("한국어", "한국인"), ("e", "é")])
+def test_two_names_of_one_script_look_different(names):
+    one, other = (image_grid.grid([np.zeros((1, 8, 8, 1))], [name]).tobytes() for name in names)
+    assert one != other
+
+
 def test_accents_are_no_boxes_and_what_no_font_has_is_its_number(monkeypatch):
     assert fonts.written("é") == ("é", fonts._dejavu())
     monkeypatch.setattr(fonts, "_fonts", lambda _: [fonts._dejavu()])
     fonts.written.cache_clear()
+    assert fonts.written("n02085620-" + 50 * "x" + "-dog")[0] == "n02085620-xxxxx...xxxxxx-dog"
     assert fonts.written("猫 b")[0] == "U+732B  b"
     fonts.written.cache_clear()

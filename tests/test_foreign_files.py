@@ -10,12 +10,14 @@ import time
 
 import numpy as np
 import pytest
-from command import TINY, finished_run
+import tiny
+from command import TINY, finished_run, restored
 
 from jem_jax.common import files
 from jem_jax.main import main
 from jem_jax.runs import checkpoint, workdir
 from jem_jax.runs.checkpoint import Checkpoints
+from jem_jax.training import loop
 
 FOREIGN = (
     ".DS_Store", "lost+found/", "log.txt", "notes.txt", "report/notes.txt", "report/mine.png", "samples/.DS_Store",
@@ -80,10 +82,26 @@ def test_overwriting_keeps_links_to_folders(run, tmp_path):
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+def test_a_folder_deleted_under_its_run_is_a_run_again(tmp_path, monkeypatch, capsys):
+    iterate = loop._iterate
+
+    def deleting(training):
+        iterate(training)
+        if training.step == 9:
+            shutil.rmtree(tmp_path / "run")
+
+    monkeypatch.setattr(loop, "_iterate", deleting)
+    assert main([*TINY, f"--workdir={tmp_path / 'run'}"]) == 0
+    assert "was deleted during the run; what was saved since is there" in capsys.readouterr().out
+    assert tiny.differing(restored(tmp_path / "run").tree, restored(finished_run()).tree) == []
+
+
 @pytest.mark.parametrize(
     ("name", "is_in_the_way"),
     [("log.txt", False), ("slurm-17.out", False), ("train.log", False), ("nohup.out", False), (".bashrc", False),
-     ("thesis.tex", True), ("catalog.csv", True), ("logic.py", True)],
+     ("jem.o1234", False), ("jem.e1234.7", False), ("train_log.txt", False), ("slurm-17_3.txt", False),
+     ("core.4711", False), ("Icon\r", False), ("#snapshot/", False), ("logs/17.out", False), ("logs/mine.tex", True),
+     ("empty/", True), ("thesis.tex", True), ("catalog.csv", True), ("logic.py", True), ("core.py", True)],
 )  # fmt: skip
 def test_what_is_in_the_way_of_a_new_run(tmp_path, name, is_in_the_way):
     put(tmp_path, [name])

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 
 import jax
@@ -198,6 +199,17 @@ def test_other_test_images_are_measured_anew(folder, tmp_path):
     assert main([*command, "--config.data.name=other.npz"]) == 0
     found = json.loads((tmp_path / "runs" / "mine" / "report" / "report.json").read_text())
     assert found["jem"]["images"] == 20
+
+
+def test_a_run_whose_lock_is_a_colleagues_is_only_read(tmp_path, monkeypatch):
+    access = os.access
+    lock = finished_run() / ".lock"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != lock and access(path, mode))
+    before = contents(finished_run())
+    assert main(["--mode=evaluate", f"--workdir={finished_run()}"]) == 0
+    assert contents(finished_run()) == before
+    assert (tmp_path / "runs" / "run" / "report" / "report.json").is_file()
 
 
 def test_a_run_that_is_only_read_is_reported_elsewhere(tmp_path, monkeypatch):

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import nnx
 
 from jem_jax.common.errors import UserError
+from jem_jax.config import Model
 from jem_jax.distributed import devices
 from jem_jax.runs import checkpoint
 from jem_jax.training import network, preflight
@@ -105,6 +107,27 @@ def remat(num_classes):
     return nn.remat(TrainRequired, static_argnums=(2,))(num_classes)
 
 
+class TestFlag(Module):
+    __test__ = False
+
+    @nn.compact
+    def __call__(self, x, scale=1.0, *, test):
+        return scale * _both(self, x, test)
+
+
+class MutableCollection(Module):
+    """It trains where its statistics can be written."""
+
+    @nn.compact
+    def __call__(self, x, enable_dropout: bool | None = None):
+        evaluates = not self.is_mutable_collection("batch_stats")
+        return _layers(self, x, {"use_running_average": evaluates}, {"deterministic": not enable_dropout})
+
+
+def jit(num_classes):
+    return nn.jit(TrainByName, static_argnames=("train",))(num_classes)
+
+
 class AxisName(Module):
     @nn.compact
     def __call__(self, x, train=False):
@@ -114,7 +137,7 @@ class AxisName(Module):
 
 NETWORKS = [
     TrainTrue, TrainRequired, TrainByName, Training, IsTraining, Deterministic, DeterministicFalse, RunningAverage,
-    TwoFlags, Field, MergedField, remat, AxisName,
+    TwoFlags, Field, MergedField, TestFlag, MutableCollection, remat, jit, AxisName,
 ]  # fmt: skip
 
 
@@ -186,6 +209,29 @@ def _plain(state, x):
     params = state.params
     hidden = x.reshape(len(x), -1) @ params["hidden"]["kernel"] + params["hidden"]["bias"]
     return hidden @ params["classes"]["kernel"] + params["classes"]["bias"]
+
+
+class Nnx(nnx.Module):
+    def __init__(self, num_classes, *, rngs):
+        self.classes = nnx.Linear(64, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.classes(x.reshape(len(x), -1))
+
+
+def bridged(num_classes):
+    return nnx.bridge.to_linen(Nnx, num_classes)
+
+
+def nnx_itself(num_classes):
+    return Nnx(num_classes, rngs=nnx.Rngs(0))
+
+
+def test_an_nnx_module_trains_as_a_linen_one():
+    start, state = _trained(bridged)
+    assert tiny.differing(start.state.params, state.params) == ["classes/bias", "classes/kernel"]
+    with pytest.raises(UserError, match=r"not Nnx; flax.nnx.bridge.to_linen makes one"):
+        network.build(Model(factory="test_networks:nnx_itself"), 3)
 
 
 class Counter(Module):

@@ -1,6 +1,7 @@
 """One's own images: read exactly, and whatever is wrong with them named by file and key."""
 
 import io
+import shutil
 import struct
 import tracemalloc
 import zipfile
@@ -96,7 +97,7 @@ def test_what_is_held_out_is_always_the_same_has_the_classes_proportions_and_lea
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"images": IMAGES / 255}, r"images must be uint8, .*; save \(images \* 255\).round\(\).astype\(np.uint8\)"),
+        ({"images": IMAGES / 255}, r"images must be uint8, .*save .*\(images \* 255\).round\(\).astype\(np.uint8\)"),
         ({"images": np.full(IMAGES.shape, np.nan, np.float32)}, "images must be uint8, 0 to 255, not float32"),
         ({"images": IMAGES.astype(np.int64)}, "images must be uint8, 0 to 255, not int64"),
         ({"images": IMAGES.reshape(COUNT, -1)}, r"images must be \[N, H, W\] or \[N, H, W, C\], not \[60, 192\]"),
@@ -331,6 +332,10 @@ def _spoil(folder, what):
             _write(folder / "test", IMAGES, LABELS, names="abd")
             for name in "abc":
                 (folder / name).rename(folder.parent / name)
+        case "deep folder":
+            shutil.move(folder / "a", folder / "images")
+            (folder / "a").mkdir()
+            shutil.move(folder / "images", folder / "a")
         case "beside":
             _write(folder / "train", IMAGES, LABELS)
 
@@ -356,6 +361,10 @@ def _png_header(width, height):
         ("flat", r"holds no class folders"),
         ("foreign", r"test/d is a class that train does not have; there are: a, b, c"),
         ("beside", r"holds 'a' beside train"),
+        (
+            "deep folder",
+            r"class folder .*/a holds the folder 'images' and no images itself; .*mine must hold",
+        ),
     ],
 )
 def test_a_wrong_folder_or_file_is_named(tmp_path, what, words):
@@ -372,6 +381,9 @@ def test_a_wrong_folder_or_file_is_named(tmp_path, what, words):
         (("Training", "VALID", "Testing"), (60, 6, 9)),
         (("train", "validation"), (54, 6, 6)),
         (("TRAIN", "test"), (54, 6, 6)),
+        (("training_set", "test_set"), (54, 6, 6)),
+        (("imagesTrain", "dev-data", "seg_testing"), (60, 6, 9)),
+        (("trainset", "Evaluation"), (54, 6, 6)),
     ],
 )
 def test_parts_by_their_usual_names(tmp_path, folders, sizes):
@@ -383,6 +395,16 @@ def test_parts_by_their_usual_names(tmp_path, folders, sizes):
     (tmp_path / "val").mkdir(exist_ok=True)
     (tmp_path / "valid").mkdir(exist_ok=True)
     _refused(tmp_path, "which are one part; keep one of them")
+
+
+def test_folders_beside_parts_are_named(tmp_path, capsys):
+    _write(tmp_path / "train", IMAGES, LABELS)
+    (tmp_path / "annotations" / "xml").mkdir(parents=True)
+    (tmp_path / "annotations" / "all.json").write_text("{}")
+    assert len(_load(tmp_path).train) == 48
+    assert "not read: annotations" in capsys.readouterr().err
+    _write(tmp_path / "extra", IMAGES, LABELS)
+    _refused(tmp_path, "holds 'extra' beside train")
 
 
 @pytest.mark.parametrize(
@@ -425,12 +447,47 @@ def test_a_turned_picture_is_read_upright_in_every_format(tmp_path, kind, turn):
 
 
 @pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"labels": LABELS[:, None]}, r"labels must be \[N\], not \[60, 1\]; save labels.reshape\(-1\)"),
+        ({"labels": np.eye(3, dtype=int)[LABELS]}, r"; save labels.argmax\(axis=1\)"),
+        ({"labels": LABELS.astype(float)}, r"; save labels.astype\(int\) if they are whole numbers"),
+        ({"labels": LABELS.astype(str)}, r"; save np.unique\(labels, return_inverse=True\)\[1\]"),
+        ({"images": IMAGES.transpose(0, 3, 1, 2)}, r"they come last: save images.transpose\(0, 2, 3, 1\)"),
+        ({"labels": LABELS[None]}, r"; save labels.reshape\(-1\)"),
+        ({"labels": np.eye(3)[LABELS]}, r"; save labels.argmax\(axis=1\)"),
+        ({"labels": LABELS == 1}, r"; save labels.astype\(int\)$"),
+        ({"labels": LABELS + 1}, r": save np.unique\(labels, return_inverse=True\)\[1\]"),
+        ({"images": IMAGES / 255}, r", \(images \* 255\).round\(\).astype\(np.uint8\)"),
+        ({"images": IMAGES.astype(int)}, r"; save images.astype\(np.uint8\) if they are whole numbers from 0 to 255$"),
+        ({"images": IMAGES.transpose(1, 2, 3, 0)}, r"images comes first: save images.transpose\(3, 0, 1, 2\)"),
+        ({"images": IMAGES[..., [0, 1, 2, 0]]}, r"4 channels; .*; save images\[..., :3\]"),
+        ({"images": IMAGES[..., 0].reshape(COUNT, -1)}, r"; save images.reshape\(-1, 8, 8\)$"),
+        ({"images": IMAGES.reshape(COUNT, -1)}, r"; save images.reshape\(-1, 8, 8, 3\), or images.reshape\(-1, 3,"),
+        ({"class_names": np.array([b"a", b"b", b"c"])}, r"; save class_names.astype\(str\).reshape\(-1\)"),
+        ({"val_images": IMAGES}, "only one of val_images and val_labels"),
+    ],
+)  # fmt: skip
+def test_a_wrong_array_comes_with_what_would_be_right(tmp_path, arrays, words):
+    _refused(_npz(tmp_path, **arrays), words)
+
+
+@pytest.mark.parametrize(
     ("keys", "hint"),
     [
         ("x_train y_train x_test y_test", "Rename x_test to test_images, x_train to images, y_test to test_labels"),
         ("train_images train_labels val_images val_labels", "Rename train_images to images, train_labels to labels"),
         ("X y", "Rename X to images, y to labels"),
         ("arr_0 arr_1", "Rename arr_0 to images, arr_1 to labels"),
+        ("Images Labels", "Rename Images to images, Labels to labels"),
+        (
+            "trainX trainY devX devY",
+            "Rename devX to val_images, devY to val_labels, trainX to images",
+        ),
+        (
+            "tr_img tr_lbl images_te labels_te",
+            "Rename images_te to test_images, labels_te to test_labels, tr_img",
+        ),
     ],
 )
 def test_keys_of_others_are_recognised(tmp_path, keys, hint):

@@ -27,7 +27,7 @@ ADDRESSES = ("gs://bucket/x", "s3://bucket/x", "file:///x", "https://host/x.npz"
 @pytest.mark.parametrize(
     "flag",
     ["--workdir", "--config", "--config.data.name", "--config.data.data_dir", "--config.data.manual_dir",
-     "--config.evaluation.ood_sets", "--config.evaluation.inception_weights"],
+     "--config.evaluation.ood_sets", "--config.evaluation.inception_weights", "--config.training.init_from"],
 )  # fmt: skip
 def test_an_address_is_refused_in_a_line(tmp_path, monkeypatch, capsys, flag, address):
     monkeypatch.chdir(tmp_path)
@@ -74,6 +74,15 @@ def test_home_is_meant_by_a_tilde(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TFDS_DATA_DIR", "~/data")
     assert datasets.prepared.data_folder("") == tmp_path / "data"
     assert datasets.prepared.data_folder("~/other") == tmp_path / "other"
+
+
+def test_a_working_folder_that_is_gone_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone").mkdir()
+    os.chdir("gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["--config=digits", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "the working folder does not exist any more; change to one that does" in capsys.readouterr().err
 
 
 # Modules
@@ -153,11 +162,24 @@ def test_an_account_without_a_home(monkeypatch, compilation_cache):
         datasets.load(Data(name="mnist"))
 
 
+@pytest.mark.parametrize("cache", ["", "gs://b", "here"])
 @pytest.mark.parametrize("home", ["file", "writable"])
-def test_a_home_that_cannot_be_written_has_no_cache(tmp_path, monkeypatch, compilation_cache, home):
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+def test_a_home_that_cannot_be_written_has_no_cache(tmp_path, monkeypatch, compilation_cache, home, cache):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / home))
     wanted = str(tmp_path / "writable" / ".cache" / "jem_jax" / "xla")
     assert compilation_cache() == (wanted if home == "writable" else None)
     assert home == "file" or os.path.isdir(wanted)
+    assert {*os.listdir(tmp_path)} <= {"file", "writable"}
+
+
+@pytest.mark.parametrize("given", ["~/x", "file/x", "", "gs://b/x"])
+def test_a_cache_of_the_environment_is_used_where_it_can_be(tmp_path, monkeypatch, compilation_cache, given):
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", given)
+    assert compilation_cache() == (str(tmp_path / "home" / "x") if given == "~/x" else None)
+    assert sorted(os.listdir(tmp_path)) == ["file"] + ["home"] * (given == "~/x")

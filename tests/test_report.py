@@ -318,24 +318,6 @@ def test_sections_come_in_the_pages_order_whatever_the_settings():
     assert [section.name for section in wanted] == ["classification", "training"]
 
 
-@pytest.mark.slow
-def test_an_own_outside_set_that_changed_is_measured_again(run, tmp_path, capsys):
-    file = tmp_path / "outside.npz"
-    more = (f"--config.evaluation.ood_sets={file}", "--config.evaluation.sections=ood", f"--workdir={run}")
-    values = []
-    for seed in (0, 0, 1):
-        if seed or not file.exists():
-            images = np.random.default_rng(seed).integers(0, 256, (20, 8, 8, 1), np.uint8)
-            np.savez(file, images=images, labels=np.arange(20) % 2)
-        capsys.readouterr()
-        assert main([*WHOLE, *more, "--mode=evaluate"]) == 0
-        values.append(("ood: as before" in capsys.readouterr().out, _values(run)["jem"]["ood"][str(file)]))
-    assert values[0] == (False, values[1][1])
-    assert values[1][0]
-    assert not values[2][0]
-    assert values[2][1] != values[0][1]
-
-
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"run": 3}', '{"run": {"iterations": 1}, "sections": {}}'])
 def test_a_damaged_report_is_none(tmp_path, damage):
     (tmp_path / "report").mkdir()

@@ -61,9 +61,16 @@ def _template():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of everything, without an interruption."""
+    """A run of everything, without an interruption; and after how many iterations each program was compiled."""
     directory = tmp_path_factory.mktemp("schedule")
-    _train(directory)
+    compiled, iterations = [], []
+    compile_one, iterate = devices.compiled, loop._iterate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "compiled", lambda *args: compiled.append(len(iterations)) or compile_one(*args))
+        patch.setattr(loop, "_iterate", lambda training: iterations.append(1) or iterate(training))
+        _train(directory)
+    assert len(iterations) == 10
+    (directory / "compiled.json").write_text(json.dumps(compiled))
     return directory
 
 
@@ -135,14 +142,8 @@ def test_more_than_four_programs_are_refused():
         preflight.check(config, tiny.dataset())
 
 
-def test_a_run_of_everything_compiles_four_programs_before_it_starts(tmp_path, monkeypatch):
-    compiled, iterations = [], []
-    compile_one, iterate = devices.compiled, loop._iterate
-    monkeypatch.setattr(devices, "compiled", lambda *args: compiled.append(len(iterations)) or compile_one(*args))
-    monkeypatch.setattr(loop, "_iterate", lambda training: iterations.append(1) or iterate(training))
-    _train(tmp_path)
-    assert compiled == [0, 0, 0, 0]
-    assert len(iterations) == 10
+def test_a_run_of_everything_compiles_four_programs_before_it_starts(whole):
+    assert json.loads((whole / "compiled.json").read_text()) == [0, 0, 0, 0]
 
 
 def test_the_log_has_what_was_scheduled_and_no_samples_before_there_are_any(whole):
@@ -152,18 +153,10 @@ def test_the_log_has_what_was_scheduled_and_no_samples_before_there_are_any(whol
     assert ["log_px_samples" in line for line in lines] == [False, False, *[True] * 8]
 
 
-@pytest.mark.parametrize("steps", [(1,), (2,), (4,), (5,), (8,), (9,), (2, 5, 8)])
-def test_killed_in_a_ramp_or_at_a_change_of_program_it_is_the_same_run(whole, tmp_path, steps):
-    for step in steps:
-        with pytest.raises(loop.Interrupted):
-            _train(tmp_path, Stop(step))
-    _train(tmp_path)
-    assert not tiny.differing(_state(tmp_path), _state(whole))
-
-
-def test_killed_without_a_word_it_is_the_same_run(whole, tmp_path):
-    with pytest.raises(Killed):
-        _train(tmp_path, Stop(7, kill=True))
+def test_stopped_and_killed_in_a_ramp_and_at_a_change_of_program_it_is_the_same_run(whole, tmp_path):
+    for step in (1, 2, 4, 5, 7, 8, 9):
+        with pytest.raises(Killed if step == 7 else loop.Interrupted):
+            _train(tmp_path, Stop(step, kill=step == 7))
     _train(tmp_path)
     assert not tiny.differing(_state(tmp_path), _state(whole))
 
@@ -240,18 +233,21 @@ def test_only_means_and_variances_are_estimated_anew():
     assert np.isfinite(found["norm"]["mean"]).all()
 
 
-def test_one_two_and_four_devices_estimate_the_same_statistics(tmp_path):
-    found = {}
-    for count in (1, 2, 4):
+def test_one_two_and_four_devices_estimate_the_same_statistics(tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "_BATCH", 7)
+    network, variables = _batch_norm_variables()
+    assert jax.device_count() == 4
+    expected = statistics.estimator(network, tiny.dataset().train, 43, seed=0)(devices.replicate(variables))["norm"]
+    for count in (1, 2):
         out = tmp_path / f"{count}.npz"
         environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(count)}
         command = [sys.executable, "-m", "programs.statistics", str(out)]
         subprocess.run(command, cwd=Path(__file__).parent, env=environment, check=True)
-        found[count] = dict(np.load(out))
-        assert found[count].pop("devices") == count
-    for count in (2, 4):
-        for name, value in found[1].items():
-            np.testing.assert_allclose(found[count][name], value, rtol=1e-5, atol=1e-6)
+        found = dict(np.load(out))
+        assert found.pop("devices") == count
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_evaluation_uses_the_averaged_parameters_own_statistics(tmp_path):

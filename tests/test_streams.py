@@ -113,14 +113,15 @@ def test_plots_leave_the_users_figures(tmp_path):
     pyplot.close(77)
 
 
-def test_a_closed_terminal_stops_and_saves(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
+def test_a_closed_terminal_or_a_time_limit_stops_and_saves(tmp_path, number):
     # Whoever started the tests may have had hang-ups ignored, which a command inherits.
     command = Command(*LONG, cwd=tmp_path, before="import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)")
     run = tmp_path / "runs" / "digits"
     command.wait_for(lambda: steps_logged(run) >= 3)
-    command.send(signal.SIGHUP)
+    command.send(number)
     status, output, _ = command.wait()
-    assert status == 128 + signal.SIGHUP
+    assert status == 128 + number
     stopped = checkpoint.steps(run / "checkpoints")[-1]
     assert f"stopped at iteration {stopped} of 1800; saved in runs/digits" in output
 

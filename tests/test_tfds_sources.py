@@ -573,7 +573,7 @@ def test_a_tfds_set_in_a_format_of_tensorflow_says_so(tmp_path):
         ({"name": "cifar-10"}, "'cifar-10' is not a data set; did you mean cifar10\\? There are digits"),
         ({"name": "SVHN"}, "did you mean svhn_cropped"),
         ({"name": "KMNIST"}, "did you mean tfds:kmnist"),
-        ({"name": ""}, "'' is not a data set; there are"),
+        ({"name": ""}, "config.data.name is empty; name a path"),
         ({"name": "zebras"}, "there are digits, cifar10, cifar100, svhn_cropped, mnist, fashion_mnist, tfds:NAME"),
         ({"name": "some/folder"}, "config.data.name 'some/folder': there is no such file or folder"),
         ({"name": "mine.npz"}, "config.data.name 'mine.npz': there is no such file or folder"),

@@ -196,6 +196,13 @@ def test_the_loss_is_of_the_weights_in_the_settings(tmp_path):
         assert loss == pytest.approx(3 * cross_entropy, rel=1e-5)
 
 
+@pytest.mark.parametrize(("steps", "said"), [(0, None), (50, None), (200, "reaches 0.025 of 0.1")])
+def test_a_run_that_ends_in_its_warm_up_is_warned_of(steps, said):
+    config = tiny.config(**{"optimizer.warmup_steps": steps, "optimizer.learning_rate": 0.1})
+    warning = preflight.long_warmup(config, 50)
+    assert (warning is None) if said is None else (said in warning)
+
+
 def test_a_run_says_at_its_start_that_batch_norm_sees_few_images(tmp_path, capsys):
     with pytest.raises(Interrupted):
         _train(tmp_path, Stop(1))
@@ -213,10 +220,22 @@ def test_a_finished_run_returns_at_once(whole, tmp_path, capsys):
     _assert_same_run(copy, whole)
 
 
-def test_a_run_may_be_made_longer(whole, tmp_path):
-    _train(tmp_path, **{"training.epochs": 1})
-    assert _train(tmp_path).steps == LAST
-    ours, theirs = _checkpoint(tmp_path), _checkpoint(whole)
+@pytest.fixture(scope="module")
+def _one_epoch(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("one_epoch")
+    _train(directory, **{"training.epochs": 1})
+    return directory
+
+
+@pytest.fixture
+def one_epoch(_one_epoch, tmp_path):
+    """A good first epoch, to go on from."""
+    return shutil.copytree(_one_epoch, tmp_path, dirs_exist_ok=True)
+
+
+def test_a_run_may_be_made_longer(whole, one_epoch):
+    assert _train(one_epoch).steps == LAST
+    ours, theirs = _checkpoint(one_epoch), _checkpoint(whole)
     for name in ("params", "opt_state", "ema", "model_state"):
         assert not tiny.differing(ours.tree["state"][name], theirs.tree["state"][name]), name
     assert not tiny.differing(ours.tree["buffer"], theirs.tree["buffer"])
@@ -225,7 +244,8 @@ def test_a_run_may_be_made_longer(whole, tmp_path):
 @pytest.mark.slow
 def test_streamed_images_train_as_resident_ones_do(tmp_path):
     # With XLA's own fusions, of which other tests do without: only with those do both programs round alike.
-    places = {place: Command(*TINY, f"--config.data.place={place}", f"--workdir={place}", cwd=tmp_path,
+    arguments = (*TINY, "--config.evaluation.sections=training")
+    places = {place: Command(*arguments, f"--config.data.place={place}", f"--workdir={place}", cwd=tmp_path,
                              flags="--xla_backend_optimization_level=0") for place in ("device", "host")}  # fmt: skip
     assert [command.wait()[0] for command in places.values()] == [0, 0]
     resident, streamed = (tmp_path / place for place in places)
@@ -236,12 +256,9 @@ def test_streamed_images_train_as_resident_ones_do(tmp_path):
 # Interrupted
 
 
-@pytest.mark.parametrize(
-    "stops",
-    [(3,), (5,), (2, 7, 15)],
-    ids=["within a log interval and an epoch", "at the end of an epoch", "again and again"],
-)
-def test_an_interrupted_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(whole, tmp_path, stops):
+def test_an_interrupted_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(whole, tmp_path):
+    """Again and again: within a log interval and an epoch, at the end of an epoch, and at that of the run."""
+    stops = (3, 5, 7, LAST)
     for step in stops:
         stop = Stop(step)
         with pytest.raises(Interrupted) as caught:
@@ -255,15 +272,16 @@ def test_an_interrupted_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(who
     _assert_same_run(tmp_path, whole)
 
 
-@pytest.mark.parametrize("step", [4, 8])
-def test_a_killed_run_goes_on_from_its_last_checkpoint_bit_for_bit(whole, tmp_path, step):
-    with pytest.raises(Killed):
-        _train(tmp_path, Stop(step, kill=True))
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 8, "lo')
-    last = Stop()
+def test_a_killed_run_goes_on_from_its_last_checkpoint_bit_for_bit(whole, tmp_path):
+    """From none, and from that of the fifth iteration."""
+    first, second, last = Stop(4, kill=True), Stop(8, kill=True), Stop()
+    for stop in (first, second):
+        with pytest.raises(Killed):
+            _train(tmp_path, stop)
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 8, "lo')
     _train(tmp_path, last)
-    assert last.asked[0] == step // STEPS * STEPS + 1
+    assert [stop.asked[0] for stop in (first, second, last)] == [1, 1, STEPS + 1]
     _assert_same_run(tmp_path, whole)
 
 
@@ -281,39 +299,42 @@ def test_what_was_best_after_the_last_checkpoint_is_found_anew(whole, tmp_path):
     _assert_same_run(tmp_path, whole)
 
 
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(whole, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def _stopped(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("stopped")
     with pytest.raises(Interrupted):
-        _train(tmp_path, Stop(12))
-    damaged = tmp_path / workdir.CHECKPOINTS / "12"
+        _train(directory, Stop(12))
+    return directory
+
+
+@pytest.fixture
+def stopped(_stopped, tmp_path):
+    """A run that was stopped after the twelfth iteration."""
+    return shutil.copytree(_stopped, tmp_path, dirs_exist_ok=True)
+
+
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(whole, stopped, capsys):
+    damaged = stopped / workdir.CHECKPOINTS / "12"
     (damaged / "note" / "metadata").write_text("{}")
-    _train(tmp_path)
+    _train(stopped)
     said = capsys.readouterr().out
     assert f"checkpoint {damaged} is not used: note/metadata is not what was written" in said
-    assert (tmp_path / workdir.SET_ASIDE / "checkpoints-12" / "note" / "metadata").read_text() == "{}"
+    assert (stopped / workdir.SET_ASIDE / "checkpoints-12" / "note" / "metadata").read_text() == "{}"
     assert not damaged.exists()
-    _assert_same_run(tmp_path, whole)
+    _assert_same_run(stopped, whole)
 
 
-def test_damaged_lines_of_the_metrics_cost_no_others(whole, tmp_path):
-    with pytest.raises(Interrupted):
-        _train(tmp_path, Stop(12))
-    file = tmp_path / "metrics.jsonl"
+def test_damaged_lines_of_the_metrics_cost_no_others(whole, stopped):
+    file = stopped / "metrics.jsonl"
     first, *others = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"\xff\xfe" + first + b"".join([*others, b'{"step": ', b"[" * 100_000, b"\n3\n", b'{"step": 1']))
-    _train(tmp_path)
+    _train(stopped)
     assert [line["step"] for line in metrics.read(file)] == [line["step"] for line in metrics.read(whole / file.name)][
         1:
     ]
 
 
 # Diverged
-
-
-@pytest.fixture
-def one_epoch(tmp_path):
-    """A good first epoch, to go on from."""
-    _train(tmp_path, **{"training.epochs": 1})
-    return tmp_path
 
 
 UNBOUND = {"training.max_log_density": 1e-9, "recovery.max_recoveries": 0}

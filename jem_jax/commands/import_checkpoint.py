@@ -35,6 +35,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _import(flags: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     path = paths.local("--workdir", flags.workdir)
+    checkpoint.check_folder(path)
     processes.start(processes.Cluster(), 1, 1)
     config = config_files.read(flags.config, overrides)
     network.look_in(config_files.find(flags.config).parent)

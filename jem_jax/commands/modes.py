@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import signal
 import time
 from collections.abc import Sequence
@@ -101,7 +100,7 @@ def _report_dir(mode: str, path: Path, given: Path | None) -> Path:
         if given is not None:
             raise UserError("--report_dir goes with --mode=evaluate and sample; a run's report is in its workdir")
         return path
-    only_read = model_folder.is_one(path) or (path.is_dir() and not os.access(path, os.W_OK))
+    only_read = model_folder.is_one(path) or (path.is_dir() and not workdir.is_writable(path))
     folder = given or (Path("runs") / path.resolve().name if only_read else path)
     if model_folder.containing(folder) is not None:
         raise UserError(f"{folder} lies in a model folder, which is only read; name another folder with --report_dir")
@@ -120,6 +119,7 @@ def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, report_
         with processes.fail_together():
             if mode == "train":
                 # Before anything of an older run is touched.
+                checkpoint.check_folder(path)
                 preflight.check(config, dataset)
                 if config.training.init_from and (overwrite or not checkpoint.steps(path / workdir.CHECKPOINTS)):
                     trained.check_source(config, dataset, path)
@@ -174,6 +174,11 @@ def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
     except Interrupted as stop:
         _say(f"{stop}; saved in {path}. The same command goes on from there")
         return 128 + (interrupts.signal or signal.SIGTERM)
+    finally:
+        if processes.is_first() and not (path / workdir.RUN_FILE).exists():
+            # Somebody deleted the folder meanwhile; checkpoints are of no use without it.
+            workdir.write_facts(path, facts)
+            _say(f"{path} was deleted during the run; what was saved since is there")
     if not processes.is_first():
         return 0
     old = report.read(path)

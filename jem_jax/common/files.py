@@ -2,12 +2,12 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
@@ -15,10 +15,12 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.
 """what file systems without locks say, such as Lustre without `flock` and NFS without its lock service"""
 
 _LITTER = (
-    "lost+found", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "__MACOSX", "@eaDir", "#recycle",
-    "$RECYCLE.BIN", "System Volume Information", "__pycache__",
+    "lost+found", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "__MACOSX", "Icon\r", "@eaDir", "#recycle",
+    "#snapshot", "$RECYCLE.BIN", "System Volume Information", "Network Trash Folder", "Temporary Items", "__pycache__",
 )  # fmt: skip
-_LOG = re.compile(r"\.(log|out|err)(\.\d+)?$|^(log|slurm|nohup|stdout|stderr|output)s?\b")
+_LOG = re.compile(
+    r"\.(log|out|err|[oe]\d+)(\.\d+)?$|(^|[-_.])(log|slurm|nohup|stdout|stderr|output)s?\b|^core(\.\d+)?$"
+)
 
 
 @contextmanager
@@ -76,11 +78,17 @@ def _acquire(lock: BaseFileLock, waits: Callable[[], None] | None) -> None:
         lock.acquire()
 
 
-def version(path: Path) -> list[list[Any]]:
-    """Names, sizes in bytes and times of change in ns of a file, or of all files of a folder."""
-    entries = sorted(entry for entry in path.rglob("*") if entry.is_file()) if path.is_dir() else [path]
-    states = [(str(file), file.stat()) for file in entries if file.exists()]
-    return [[name, state.st_size, state.st_mtime_ns] for name, state in states]
+def version(path: Path) -> list[list[str]]:
+    """Names and SHA-256 of a file, or of all files of a folder: equal if the contents are."""
+    inner = (entry for entry in path.rglob("*") if entry.is_file() and not is_litter(entry))
+    entries = sorted(inner) if path.is_dir() else [path]
+    return [[str(file.relative_to(path)), sha256(file)] for file in entries if file.is_file()]
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file's content, in hexadecimal digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def remove(folder: Path, patterns: Iterable[str]) -> None:
@@ -104,9 +112,15 @@ def is_litter(path: Path) -> bool:
 
 
 def is_log(path: Path) -> bool:
-    """Whether this program's output goes there, or its name is that of a log, as batch systems write it."""
+    """Whether this program's output goes there, or its name is that of a log, as batch systems write it.
+
+    A folder of such files alone is one too.
+    """
     for stream in (1, 2):
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(stream), path.stat()):
                 return True
-    return path.is_file() and _LOG.search(path.name.lower()) is not None
+    if path.is_dir():
+        inner = list(path.iterdir())
+        return inner != [] and all(is_litter(entry) or is_log(entry) for entry in inner)
+    return _LOG.search(path.name.lower()) is not None

@@ -19,8 +19,11 @@ def local(what: str, text: str) -> Path:
       what: the flag, setting or variable with the text, for the error.
 
     Raises:
-      UserError: it is an address such as gs://bucket/run, or no file can have that name.
+      UserError: it is empty, an address such as gs://bucket/run, or no file can have that name.
     """
+    if not text:
+        # What a shell makes of a variable that is not set.
+        raise UserError(f"{what} is empty; name a path, or leave it out")
     scheme = _SCHEME.match(text)
     if scheme:
         raise UserError(
@@ -36,6 +39,18 @@ def local(what: str, text: str) -> Path:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{what} {shown(text)} cannot be a path: {reason}") from error
     return path
+
+
+def check_working_folder() -> None:
+    """Makes sure that there is one, which libraries take for granted.
+
+    Raises:
+      UserError: it was deleted.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UserError("the working folder does not exist any more; change to one that does") from error
 
 
 @contextlib.contextmanager

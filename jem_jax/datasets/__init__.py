@@ -3,7 +3,6 @@
 import difflib
 import os
 from pathlib import Path
-from typing import Any
 
 from jem_jax.common import files, paths
 from jem_jax.common.errors import UserError, shown
@@ -33,7 +32,7 @@ def load(data: Data) -> Dataset:
     return dataset
 
 
-def version(name: str) -> list[list[Any]]:
+def version(name: str) -> list[list[str]]:
     """`files.version` of one's own data; empty for a data set that has a name alone, which is always the same."""
     if name in _NAMES or name.startswith(tfds_named.PREFIX):
         return []
@@ -52,7 +51,7 @@ def check_name(setting: str, name: str) -> None:
     if name in _NAMES or name.startswith(tfds_named.PREFIX):
         return
     path = paths.local(setting, name)
-    if not name or not (path.is_dir() or (path.is_file() and path.suffix.lower() == ".npz")):
+    if not (path.is_dir() or (path.is_file() and path.suffix.lower() == ".npz")):
         raise UserError(_no_such(setting, name, path))
 
 
@@ -72,7 +71,7 @@ def _load(data: Data) -> Dataset:
 
 
 def _no_such(setting: str, name: str, path: Path) -> str:
-    if name and path.exists():
+    if path.exists():
         return f"{setting} {shown(name)} must be an .npz file or a folder of class folders of images"
     if path.suffix.lower() == ".npz" or os.sep in name:
         return f"{setting} {shown(name)}: there is no such file or folder"

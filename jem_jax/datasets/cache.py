@@ -1,6 +1,5 @@
 """Decoded images in one .npz, beside a note of what it was made from and its SHA-256: damaged is as good as missing."""
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jem_jax.common import files
 from jem_jax.datasets.dataset import Split
 from jem_jax.datasets.held_out import Parts
 
@@ -24,7 +24,7 @@ def read(file: Path, made_from: Mapping[str, Any]) -> Parts | None:
     """
     try:
         note = json.loads(_note(file).read_text(encoding="utf-8"))
-        if note != {"made_from": dict(made_from), "size": file.stat().st_size, "sha256": _sha256(file)}:
+        if note != {"made_from": dict(made_from), "size": file.stat().st_size, "sha256": files.sha256(file)}:
             return None
         with np.load(file, allow_pickle=False) as arrays:
             splits = {
@@ -48,15 +48,10 @@ def write(file: Path, made_from: Mapping[str, Any], parts: Parts) -> None:
     with partial.open("wb") as opened:
         np.savez(opened, class_names=np.array(parts.class_names), **arrays)
     partial.replace(file)
-    note = {"made_from": dict(made_from), "size": file.stat().st_size, "sha256": _sha256(file)}
+    note = {"made_from": dict(made_from), "size": file.stat().st_size, "sha256": files.sha256(file)}
     partial.write_text(json.dumps(note, indent=1), encoding="utf-8")
     partial.replace(_note(file))
 
 
 def _note(file: Path) -> Path:
     return file.with_suffix(".json")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

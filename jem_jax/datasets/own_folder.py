@@ -1,6 +1,7 @@
 """One's own images as files in class folders."""
 
 import functools
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,11 +25,11 @@ _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI"
 _UNMARKED_FORMATS = ("PCX", "TGA")
 """only the suffix tells such a file from others"""
 _PARTS = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
-"""names of folders of parts, in lower case"""
+"""words in names of folders of parts, in lower case"""
 _BYTES_OF_A_PIXEL = 16
 """of a picture while it is read: as stored, composed over black, and in the data set's channels"""
 
@@ -50,9 +51,9 @@ class _File:
 def load(path: Path, image_size: int) -> Dataset:
     """The data set in a folder of class folders of image files, or of parts, each of those.
 
-    Parts are `train`, `val` and `test`, by the names of `_PARTS` in any case. Classes are numbered in the order of
-    their names. Images are grey if all are, else RGB; transparent is black; photographs are turned upright. Missing
-    parts are held out as `held_out.with_tenths` says. Files that are no images are counted on the screen.
+    Parts are `train`, `val` and `test`, or have names with such a word (`_PARTS`). Classes are numbered in the order of
+    their names. Images are grey if all are, else RGB; transparent is black; photographs are turned upright. What no
+    part is there for is held out as `held_out.with_tenths` says. What is left out is counted on the screen.
 
     Args:
       image_size: resize to this square (`resize.to_side`); 0: as they are, which is then one size.
@@ -82,20 +83,33 @@ def load(path: Path, image_size: int) -> Dataset:
 def _parts(path: Path) -> dict[str, Path]:
     """The folders of class folders, by part; `train` is a class like any other if it holds images itself."""
     folders = _folders(path)
-    by_part = {part: [folder for folder in folders if folder.name.lower() in names] for part, names in _PARTS.items()}
-    if not any(map(_folders, by_part["train"])):
+    by_part: dict[str, list[Path]] = {}
+    for folder in folders:
+        by_part.setdefault(_part(folder.name), []).append(folder)
+    others = by_part.pop("", [])
+    if not any(map(_folders, by_part.get("train", []))):
         return {"train": path}
-    for first, *more in filter(None, by_part.values()):
+    for first, *more in by_part.values():
         if more:
             raise UserError(f"{path} holds {first.name!r} and {more[0].name!r}, which are one part; keep one of them")
-    parts = {part: same[0] for part, same in by_part.items() if same}
-    others = [folder.name for folder in folders if folder not in parts.values()]
+    parts = {part: same[0] for part, same in by_part.items()}
+    classes = {folder.name for folder in _folders(parts["train"])}
+    for folder in others:
+        if classes & {inner.name for inner in _folders(folder)} or any(map(_is_image, _other_files(folder))):
+            raise UserError(
+                f"{path} holds {folder.name!r} beside {parts['train'].name}; only parts are read "
+                f"({', '.join(_PARTS)}); move it elsewhere"
+            )
     if others:
-        raise UserError(
-            f"{path} holds {others[0]!r} beside {parts['train'].name}; only parts are read "
-            f"({', '.join(name for names in _PARTS.values() for name in names)}); move it elsewhere"
-        )
+        say(f"{path}: not read: {shown(', '.join(folder.name for folder in others))[1:-1]}")
     return parts
+
+
+def _part(name: str) -> str:
+    """Which part a folder of that name is: test, Testing, test_set, imagesTest and seg-test are one; empty: none."""
+    words = re.findall("[A-Z]?[a-z]+|[A-Z]+", name)
+    parts = {_PARTS.get(word.lower().removesuffix("set"), "") for word in words} - {""}
+    return parts.pop() if len(parts) == 1 else ""
 
 
 def _class_folders(path: Path) -> list[Path]:
@@ -130,7 +144,11 @@ def _files(path: Path, names: Sequence[str], left_out: Counter[str], every_class
                 left_out[_suffix(file)] += 1
         left_out["in deeper folders"] += sum(len(_other_files(deeper)) for deeper in _folders(folder))
         if not images and every_class:
-            raise UserError(f"class folder {folder} holds no images ({', '.join(_suffixes())})")
+            deeper = "".join(f"the folder {shown(inner.name)} and " for inner in _folders(folder)[:1])
+            raise UserError(
+                f"class folder {folder} holds {deeper}no images itself; {path} must hold a folder of images for each "
+                "class, or parts (train, val, test) that do"
+            )
         members += images
     if not members:
         raise UserError(f"{path} holds no images ({', '.join(_suffixes())})")

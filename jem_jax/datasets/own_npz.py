@@ -1,6 +1,7 @@
 """One's own images in an .npz, read as plain arrays and never unpickled. Every error names the file and the key."""
 
 import math
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
@@ -23,16 +24,15 @@ _KEYS = (
 )
 _PARTS = {"train": "", "test": "test_", "validation": "val_"}
 """parts and what their keys begin with"""
-_OF_OTHERS = {
-    "images": ("x_train", "train_images", "train_x", "images_train", "train_data", "x", "data", "image", "arr_0"),
-    "labels": ("y_train", "train_labels", "train_y", "labels_train", "y", "label", "targets", "target", "arr_1"),
-    "test_images": ("x_test", "test_x", "images_test", "test_data"),
-    "test_labels": ("y_test", "test_y", "labels_test"),
-    "val_images": ("x_val", "val_x", "x_valid", "valid_images", "validation_images"),
-    "val_labels": ("y_val", "val_y", "y_valid", "valid_labels", "validation_labels"),
-    "class_names": ("classes", "names", "label_names"),
+_WORDS = {
+    **dict.fromkeys(("train", "training", "tr"), ""),
+    **dict.fromkeys(("test", "testing", "te"), "test_"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val_"),
+    **dict.fromkeys(("images", "image", "imgs", "img", "x", "data", "arr_0"), "images"),
+    **dict.fromkeys(("labels", "label", "lbls", "lbl", "y", "targets", "target", "arr_1"), "labels"),
+    **dict.fromkeys(("classes", "names", "label_names"), "class_names"),
 }
-"""what the keys are called elsewhere, in lower case"""
+"""what others call a part or an array, in lower case, and what that is in a key here"""
 _LONGEST_NAME = 200
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """NumPy's own; Python unpacks others in whole blocks, however much is in them"""
@@ -65,8 +65,7 @@ def load(path: Path) -> Dataset:
 
 
 def _check_keys(path: Path, keys: Set[str]) -> None:
-    others = {other: ours for ours, names in _OF_OTHERS.items() for other in names}
-    renamed = {key: others[key.lower()] for key in sorted(keys) if others.get(key.lower(), key) not in keys}
+    renamed = {key: meant for key in sorted(keys) if (meant := _meant(key)) and meant not in keys}
     hint = f". Rename {', '.join(f'{key} to {ours}' for key, ours in renamed.items())}" if renamed else ""
     missing = sorted({"images", "labels"} - keys)
     if missing:
@@ -80,6 +79,14 @@ def _check_keys(path: Path, keys: Set[str]) -> None:
         say(f"{path}: not read: {shown(', '.join(unread))[1:-1]}{hint}")
 
 
+def _meant(key: str) -> str | None:
+    """The key that somebody's stands for, such as `test_images` for X_test, testX and te_img."""
+    if key.lower() in _WORDS:
+        return _WORDS[key.lower()]
+    words = [_WORDS.get(word.lower(), "?") for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", key)]
+    return next((meant for meant in map("".join, (words, words[::-1])) if meant in _CHECKS), None)
+
+
 def _split(path: Path, arrays: Mapping[str, np.ndarray], prefix: str) -> Split:
     images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
     # int32 would wrap larger numbers around.
@@ -90,33 +97,52 @@ def _split(path: Path, arrays: Mapping[str, np.ndarray], prefix: str) -> Split:
 def _check_images(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     key = where.rpartition(" ")[2]
     if dtype != np.uint8:
-        scaled = f"; save ({key} * 255).round().astype(np.uint8) if they are in [0, 1]" if dtype.kind == "f" else ""
-        raise UserError(f"{where} must be uint8, 0 to 255, not {dtype}{scaled}")
+        whole = f"; save {key}.astype(np.uint8) if they are whole numbers from 0 to 255" if dtype.kind in "iuf" else ""
+        scaled = f", ({key} * 255).round().astype(np.uint8) if they are in [0, 1]" if dtype.kind == "f" else ""
+        raise UserError(f"{where} must be uint8, 0 to 255, not {dtype}{whole}{scaled}")
     if len(shape) not in (3, 4):
-        raise UserError(f"{where} must be [N, H, W] or [N, H, W, C], not {list(shape)}")
-    if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
-        raise UserError(
-            f"{where} has {shape[3]} channels; images must have 1 (grey) or 3 (colour), and they come last: save "
-            f"{key}.transpose(0, 2, 3, 1)"
-        )
+        raise UserError(f"{where} must be [N, H, W] or [N, H, W, C], not {list(shape)}{_unflattened(key, shape)}")
+    if len(shape) == 4 and shape[3] not in (1, 3):
+        hint = ""
+        if shape[1] in (1, 3):
+            hint = f", and they come last: save {key}.transpose(0, 2, 3, 1)"
+        elif shape[2] in (1, 3):
+            hint = f", and the number of images comes first: save {key}.transpose(3, 0, 1, 2)"
+        elif shape[3] == 4:
+            hint = f"; save {key}[..., :3] to leave transparency out"
+        raise UserError(f"{where} has {shape[3]} channels; images must have 1 (grey) or 3 (colour){hint}")
     checks.image_shape(where, shape if len(shape) == 4 else (*shape, 1))
+
+
+def _unflattened(key: str, shape: tuple[int, ...]) -> str:
+    """What makes square images of rows of pixels [N, H · W · C], as far as their number tells."""
+    pixels = shape[1] if len(shape) == 2 else 0
+    for channels in (1, 3):
+        side = math.isqrt(pixels // channels)
+        if side > 1 and side * side * channels == pixels:
+            first = f", or {key}.reshape(-1, 3, {side}, {side}).transpose(0, 2, 3, 1) if all red comes first"
+            grey = f"; save {key}.reshape(-1, {side}, {side}"
+            return f"{grey})" if channels == 1 else f"{grey}, 3){first}"
+    return ""
 
 
 def _check_labels(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     key = where.rpartition(" ")[2]
-    if dtype.kind == "f":
-        raise UserError(f"{where} must be integers, not {dtype}; save {key}.astype(int) if they are whole numbers")
+    if len(shape) != 1:
+        hint = f"{key}.argmax(axis=1)" if len(shape) == 2 and min(shape) > 1 else f"{key}.reshape(-1)"
+        raise UserError(f"{where} must be [N], not {list(shape)}; save {hint}")
+    if dtype.kind in "fb":
+        only = " if they are whole numbers" if dtype.kind == "f" else ""
+        raise UserError(f"{where} must be integers, not {dtype}; save {key}.astype(int){only}")
     if dtype.kind not in "iu":
         hint = f"; save np.unique({key}, return_inverse=True)[1], and class_names" if dtype.kind in "US" else ""
         raise UserError(f"{where} must be integers, not {dtype}{hint}")
-    if len(shape) != 1:
-        hint = f"{key}.argmax(axis=1)" if len(shape) == 2 and shape[1] > 1 else f"{key}.reshape(-1)"
-        raise UserError(f"{where} must be [N], not {list(shape)}; save {hint}")
 
 
 def _check_names(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if dtype.kind != "U" or len(shape) != 1:
-        raise UserError(f"{where} must be [K] strings, not {dtype} {list(shape)}")
+        hint = f"; save {where.rpartition(' ')[2]}.astype(str).reshape(-1)" if dtype.kind in "US" else ""
+        raise UserError(f"{where} must be [K] strings, not {dtype} {list(shape)}{hint}")
     if dtype.itemsize > 4 * _LONGEST_NAME:
         raise UserError(f"{where} must be at most {_LONGEST_NAME} characters long, not {dtype.itemsize // 4:,}")
 
@@ -149,7 +175,7 @@ def _numbers(path: Path, labels: np.ndarray) -> tuple[str, ...]:
     if len(gaps):
         raise UserError(
             f"{path}: labels go up to {used[-1]} but none is {gaps[0]}; without class_names they must be 0 to K - 1 "
-            "with none left out"
+            "with none left out: save np.unique(labels, return_inverse=True)[1]"
         )
     return tuple(str(label) for label in used)
 

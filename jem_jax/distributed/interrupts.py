@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, and SIGHUP from a closed terminal.
+"""Ctrl-C, SIGTERM, SIGHUP from a closed terminal, and the signals of batch systems before a time limit.
 
 The first signal asks a run to save and stop, the second ends it at once.
 """
@@ -12,7 +12,8 @@ from typing import Any
 
 from jem_jax.distributed import processes
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""Slurm sends the one of `--signal`, submitit SIGUSR2, Grid Engine SIGUSR1 and SIGXCPU: each would end a process"""
 
 
 class Interrupted(Exception):
@@ -41,8 +42,9 @@ class Interrupts:
         # Python allows handlers in the main thread alone.
         handled = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
         for number in handled:
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue  # nohup ignores it, so that a run outlives its terminal
+            # nohup ignores SIGHUP, so that a run outlives its terminal. Other code of this process may have handlers.
+            if number not in (signal.SIGINT, signal.SIGTERM) and signal.getsignal(number) != signal.SIG_DFL:
+                continue
             self._old[number] = signal.signal(number, self._request)
         return self
 

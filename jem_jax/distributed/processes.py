@@ -34,6 +34,12 @@ _SETTINGS = {
     "jax_transfer_guard_device_to_host": "allow",
     "jax_debug_key_reuse": False,
     "jax_disable_jit": False,
+    "jax_no_tracing": False,
+    "jax_no_execution": False,
+    "jax_array_garbage_collection_guard": "allow",
+    "jax_error_checking_behavior_nan": "ignore",
+    "jax_error_checking_behavior_divide": "ignore",
+    "jax_error_checking_behavior_oob": "ignore",
 }
 """settings of JAX that a run's numbers and checkpoints depend on; the environment and other code may differ"""
 _LAST_SECONDS = 24 * 3600
@@ -57,14 +63,18 @@ def own_settings() -> Iterator[None]:
     """Sets JAX up as this package needs it, and restores its settings afterwards for other code of this process."""
     # Versions of JAX differ in what they have.
     before = {name: getattr(jax.config, name) for name in _SETTINGS if hasattr(jax.config, name)}
-    try:
-        for name in before:
-            jax.config.update(name, _SETTINGS[name])
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        devices.use(None)
+    with contextlib.ExitStack() as contexts:
+        try:
+            for name in before:
+                jax.config.update(name, _SETTINGS[name])
+                # In a `with jax.enable_x64():` of the caller's, that counts more in this thread.
+                if hasattr(jax, context := name.removeprefix("jax_")):
+                    contexts.enter_context(getattr(jax, context)(_SETTINGS[name]))
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            devices.use(None)
 
 
 def start(cluster: Cluster, cpu_devices: int, require_devices: int) -> None:
@@ -134,16 +144,23 @@ def _join(cluster: Cluster) -> None:
 
 
 def _use_compilation_cache() -> None:
-    """Keeps compiled programs for the next start, if this user has a writable folder for them."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    """Keeps compiled programs for the next start, in the environment's folder or this user's, if it is writable."""
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if given == "" or "://" in (given or ""):  # no cache, or JAX reaches it by other packages
         return
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    # Its standard has relative ones ignored.
+    own = Path(cache if os.path.isabs(cache) else "~/.cache") / "jem_jax" / "xla"
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jem_jax" / "xla"
+        folder = Path(given or own).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
+        is_usable = os.access(folder, os.W_OK)
     except (OSError, RuntimeError):  # a read-only home, or none at all
-        return
-    if os.access(folder, os.W_OK):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        is_usable = False
+    if is_usable or given:
+        # JAX would warn of a folder of the environment's that cannot be written, at each program.
+        jax.config.update("jax_compilation_cache_dir", str(folder) if is_usable else None)
+    if is_usable and not given:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -17,8 +17,8 @@ def log_density(logits_fn: energy.LogitsFunction, classes: Array) -> energy.LogD
     """What a chain climbs: f(x)[y] of its class, or log p~(x) where its class is `NO_CLASS`.
 
     >>> density = log_density(lambda x: x, jnp.array([1, NO_CLASS]))
-    >>> density(jnp.array([[1.0, 2.0], [0.0, 0.0]])).round(3).tolist()
-    [2.0, 0.693]
+    >>> density(jnp.array([[1.0, 2.0], [3.0, -jnp.inf]])).tolist()
+    [2.0, 3.0]
 
     Args:
       logits_fn: x [B, ...] -> logits [B, K].

@@ -63,11 +63,15 @@ def check(settings: Evaluation) -> None:
     if any("ood_sets" in section.settings for section in sections.wanted(settings)):
         for name in settings.ood_set_names:
             datasets.check_name("config.evaluation.ood_sets", name)
-    paths.local("config.evaluation.inception_weights", settings.inception_weights)
+    if settings.inception_weights:
+        paths.local("config.evaluation.inception_weights", settings.inception_weights)
 
 
 def missing(facts: RunFacts) -> dict[str, str]:
-    """Outside sets that the report is to measure and that cannot be had, and why; those still to fetch are fetched."""
+    """Outside sets that the report is to measure and that cannot be had, and why; those still to fetch are fetched.
+
+    The report reads them again: their images would take memory for the whole training.
+    """
     settings, absent = facts.config.evaluation, {}
     if any("ood_sets" in section.settings for section in sections.wanted(settings)):
         for name in settings.ood_set_names:

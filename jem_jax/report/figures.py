@@ -83,13 +83,16 @@ def confusion(counts: Mapping[str, np.ndarray], class_names: Sequence[str], path
     few = len(class_names) <= 12
     style = {"axes.grid": False, "font.family": fonts.families(class_names if few else ())}
     class_names = [fonts.written(name)[0] for name in class_names]
-    with _drawn(path, 1, len(counts), style, figsize=(4.2 * len(counts), 4.2)) as axes:
+    # Inches, with room for names of more than a few characters on both sides.
+    side = 4.2 + 0.085 * max(0, max(map(len, class_names)) - 6) * few
+    with _drawn(path, 1, len(counts), style, figsize=(side * len(counts), side)) as axes:
         for axis, (name, matrix) in zip(axes[0], counts.items(), strict=True):
             axis.imshow(matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
             axis.set(title=TITLES[name], xlabel="predicted class", ylabel="class")
             if few:
                 places = range(len(class_names))
-                axis.set_xticks(places, class_names, rotation=0 if max(map(len, class_names)) < 3 else 60)
+                turned = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
+                axis.set_xticks(places, class_names, **({} if max(map(len, class_names)) < 3 else turned))
                 axis.set_yticks(places, class_names)
                 for (row, column), count in np.ndenumerate(matrix):
                     if count:

@@ -150,7 +150,7 @@ def run(subject: Subject, say: Callable[[str], None]) -> Iterator[Outcome]:
 
 
 def versions(settings: Evaluation) -> dict[str, list[Any]]:
-    """Name, size and time of change of the files that settings name, by setting; plain values."""
+    """What tells the contents of files that settings name apart, by setting; plain values."""
     setting, weights = "config.evaluation.inception_weights", settings.inception_weights
     return {
         "ood_sets": [datasets.version(name) for name in settings.ood_set_names],

@@ -8,8 +8,8 @@ devices or processes can read it.
 """
 
 import contextlib
+import fnmatch
 import functools
-import hashlib
 import itertools
 import json
 import logging
@@ -29,7 +29,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jem_jax.common import files
-from jem_jax.common.errors import UserError
+from jem_jax.common.errors import UserError, shown
 
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"([a-z]+-)?\d+(-\d+)?")
@@ -170,6 +170,23 @@ class _Retention(preservation_policy.PreservationPolicy):
         return [step in to_keep for step in steps]
 
 
+def check_folder(folder: Path) -> None:
+    """Makes sure that checkpoints can be saved below a folder.
+
+    Orbax looks for its parts by a pattern that begins with the folder's path, and TensorStore takes \\ for /: a save
+    would end without an error and hold nothing.
+
+    Raises:
+      UserError: the path holds brackets that mean other characters, or a backslash.
+    """
+    path = str(folder.absolute())
+    if "\\" in path or not fnmatch.fnmatchcase(path, path):
+        raise UserError(
+            f"no checkpoint can be saved below {shown(path)}, since it holds [ and ], or a backslash; name a workdir "
+            "without them with --workdir"
+        )
+
+
 def restore(directory: Path, template: Any, step: int | None = None, checked: bool = False) -> Restored:
     """Reads a checkpoint back as host arrays, after its manifest was checked.
 
@@ -305,7 +322,7 @@ def damage(path: Path) -> str | None:
         for name in sorted(expected):
             if not (path / name).is_file():
                 return f"{name} is missing"
-            if _sha256(path / name) != expected[name]:
+            if files.sha256(path / name) != expected[name]:
                 return f"{name} is not what was written"
     except OSError as error:  # a failing disk
         return f"its files cannot be read ({error.strerror})"
@@ -397,12 +414,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _write_manifest(path: Path, is_regular: bool) -> None:
-    hashes = {str(file.relative_to(path)): _sha256(file) for file in _files(path)}
+    hashes = {str(file.relative_to(path)): files.sha256(file) for file in _files(path)}
     partial = path.parent / f".{path.name}.{_MANIFEST}"
     partial.write_text(json.dumps({"regular": is_regular, "sha256": hashes}, indent=1), encoding="utf-8")
     partial.replace(path / _MANIFEST)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

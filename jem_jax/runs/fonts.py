@@ -7,20 +7,27 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+_LONGEST = 30
+
 
 @functools.cache
 def written(name: str) -> tuple[str, Path]:
     """A name as it can be drawn, and the file of a font that has all of its characters.
 
     A character that no font on this machine has is written as its number, such as U+732B, as is one that would end the
-    line. Invisible marks, such as those between joined letters, are dropped.
+    line. Invisible marks, such as those between joined letters, are dropped, and so is the middle of what is overlong.
     """
     name = "".join(c for c in name if unicodedata.category(c) != "Cf")
     chosen = next((font for font in _fonts(name) if _covers(font, name)), None)
     if chosen is not None:
-        return name, chosen
+        return _short(name), chosen
     plain = _dejavu()
-    return "".join(c if _covers(plain, c) else f"U+{ord(c):04X} " for c in name).rstrip(), plain
+    return _short("".join(c if _covers(plain, c) else f"U+{ord(c):04X} " for c in name).rstrip()), plain
+
+
+def _short(text: str) -> str:
+    """A picture has no room for more beside it."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 3 :]}"
 
 
 def families(names: Iterable[str]) -> list[str]:
@@ -49,7 +56,9 @@ def _fonts(name: str) -> list[Path]:
     # Looks through all installed fonts, which takes seconds the first time.
     from matplotlib import font_manager
 
-    return sorted({Path(font.fname) for font in font_manager.fontManager.ttflist})
+    # But for the one of last resort, whose sign for a character is its script's: all of a script look the same.
+    fonts = (font for font in font_manager.fontManager.ttflist if not font.name.startswith("Last Resort"))
+    return sorted({Path(font.fname) for font in fonts})
 
 
 def _covers(font: Path, text: str) -> bool:

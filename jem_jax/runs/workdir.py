@@ -153,6 +153,12 @@ def held(path: Path, writes: bool = True) -> Iterator[None]:
         yield
 
 
+def is_writable(path: Path) -> bool:
+    """Whether this user may write and hold a workdir: a colleague's lock may not be ours in a folder that is."""
+    lock = path / _LOCK
+    return os.access(path, os.W_OK) and (not lock.exists() or os.access(lock, os.W_OK))
+
+
 def prepare(path: Path, facts: RunFacts, overwrite: bool, trains: bool = True, writes: bool = True) -> None:
     """Makes sure that a run of these settings and this data may work in a workdir.
 
@@ -293,7 +299,7 @@ def _compared(config: Config) -> dict[str, Any]:
         "training.batch_size": unlabelled,
         "training.labelled_batch_size": labelled,
         "training.statistics_images": config.training.statistics_images,
-        "training.init_from": config.training.init_from,
+        "training.init_from": _place(config.training.init_from),
     }
 
 

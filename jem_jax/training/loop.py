@@ -278,9 +278,10 @@ def _announce(training: _Training, title: str) -> None:
     step, run, data = training.step, training.run, training.run.data.at(training.step)
     if step and processes.is_first():
         print(f"{title}: going on from iteration {step} of {training.total_steps}", flush=True)
-    warning = preflight.few_images(training.config, training.state.model_state)
-    if warning and processes.is_first():
-        print(f"{title}: {warning}", flush=True)
+    few = preflight.few_images(training.config, training.state.model_state)
+    for warning in (few, preflight.long_warmup(training.config, training.total_steps)):
+        if warning and processes.is_first():
+            print(f"{title}: {warning}", flush=True)
     started = time.monotonic()
     training.compile(training.programs_to_come)
     compiled = time.monotonic() - started

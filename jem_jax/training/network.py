@@ -32,8 +32,9 @@ _ASKING = threading.Lock()
 _CPU_PIXELS = 2**13
 """of images that pass a network together on a CPU: feature maps of more leave a core's cache between layers"""
 _TRAINING = {
-    **dict.fromkeys(("train", "training", "is_training", "is_train"), True),
-    **dict.fromkeys(("deterministic", "use_running_average", "inference", "eval", "is_eval", "eval_mode"), False),
+    **dict.fromkeys(("train", "training", "is_training", "is_train", "train_mode", "enable_dropout"), True),
+    **dict.fromkeys(("deterministic", "use_running_average", "inference", "is_deterministic"), False),
+    **dict.fromkeys(("eval", "is_eval", "eval_mode", "evaluate", "test", "testing", "is_test", "test_mode"), False),
 }
 """The names by which a module is told that it trains, and what it is then given; in evaluation the opposite."""
 
@@ -220,7 +221,8 @@ def _over_devices(
     call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
 ) -> Any:
     """Makes a layer synchronise over this package's device axis, under any name that its author gave it."""
-    if getattr(context.module, "axis_name", None) is not None:
+    # Not by getattr, which a module may define by calls that come here.
+    if vars(context.module).get("axis_name") is not None:
         object.__setattr__(context.module, "axis_name", devices.AXIS)
     return call(*args, **kwargs)
 
@@ -325,7 +327,9 @@ def _from_factory(path: str, num_classes: int) -> nn.Module:
             f"{in_a_line(error)}"
         ) from error
     if not isinstance(module, nn.Module):
+        is_nnx = any(base.__module__.startswith("flax.nnx") for base in type(module).__mro__)
+        hint = "; flax.nnx.bridge.to_linen makes one of such a class" if is_nnx else ""
         raise UserError(
-            f"config.model.factory {shown(path)} must return a flax.linen.Module, not {type(module).__name__}"
+            f"config.model.factory {shown(path)} must return a flax.linen.Module, not {type(module).__name__}{hint}"
         )
     return module

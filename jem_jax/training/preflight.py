@@ -262,6 +262,17 @@ def few_images(config: Config, model_state: Variables) -> str | None:
     )
 
 
+def long_warmup(config: Config, total_steps: int) -> str | None:
+    """What to say of a run that ends while its learning rate still rises."""
+    steps, rate = config.optimizer.warmup_steps, config.optimizer.learning_rate
+    if steps <= total_steps:
+        return None
+    return (
+        f"warning: config.optimizer.warmup_steps is {steps} and the run has {total_steps} iterations; its learning "
+        f"rate only reaches {rate * total_steps / steps:.3g} of {rate:g}"
+    )
+
+
 @contextlib.contextmanager
 def _refused(what: str) -> Iterator[None]:
     """Errors of a user's network in one line."""

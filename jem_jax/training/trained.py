@@ -187,7 +187,7 @@ def begin_from(config: Config, dataset: Dataset, state: TrainState) -> tuple[Tra
     Raises:
       UserError: there is no model, it is damaged, or another network's: with the first array that differs.
     """
-    path = Path(config.training.init_from)
+    path = _source(config)
     try:
         arrays = read_arrays(path, read_facts(path))
     except UserError as error:
@@ -198,6 +198,10 @@ def begin_from(config: Config, dataset: Dataset, state: TrainState) -> tuple[Tra
     expected = (*quantities.buffer_size(config, dataset.num_classes), *dataset.image_shape)
     fits = arrays.buffer is not None and arrays.buffer.shape == expected
     return with_variables(state, arrays.variables), arrays.buffer if fits else None
+
+
+def _source(config: Config) -> Path:
+    return paths.local("config.training.init_from", config.training.init_from)
 
 
 def with_variables(state: TrainState, variables: Variables) -> TrainState:
@@ -218,7 +222,7 @@ def check_source(config: Config, dataset: Dataset, path: Path) -> None:
     Raises:
       UserError: as `begin_from`; or it would start from itself.
     """
-    source = Path(config.training.init_from)
+    source = _source(config)
     if source.resolve() == path.resolve():
         raise UserError(f"config.training.init_from {source} is the workdir itself; name another with --workdir")
     begin_from(config, dataset, template(config, dataset.image_shape, dataset.num_classes)[0])
