@@ -4,7 +4,6 @@ A download grows in a `.partial` file, which gets its name only once it is whole
 was cut off is where the next one goes on.
 """
 
-import hashlib
 import http.client
 import urllib.error
 import urllib.request
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from jem_jax.common import files
 from jem_jax.common.errors import UserError, first_line
 from jem_jax.datasets.notices import say
 from jem_jax.datasets.sources import Archive, Source
@@ -66,8 +66,7 @@ def fault(path: Path, archive: Archive) -> str | None:
     size = path.stat().st_size
     if size != archive.size:
         return f"it has {size:,} bytes instead of {archive.size:,}"
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = files.sha256(path)
     if digest != archive.sha256:
         return f"its SHA-256 is {digest[:12]}… instead of {archive.sha256[:12]}…"
     return None
