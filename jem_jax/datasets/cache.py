@@ -1,4 +1,4 @@
-"""Decoded images in one .npz, beside a note of what it was made from and its SHA-256: damaged is as good as missing."""
+"""Decoded images in an .npz, with a note of their source and their SHA-256. A damaged file counts as missing."""
 
 import json
 import zipfile

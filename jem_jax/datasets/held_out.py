@@ -1,4 +1,4 @@
-"""Which images are held out of training: a function of the data alone, never of the run's seed."""
+"""The images held out of training. They depend on the data alone, never on the run's seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Any other image classification set of tensorflow-datasets, by its name there.
 
-Reading what TFDS prepared as array_record needs no TensorFlow. Preparing does for nearly all of its sets, so that is
-said before anything is fetched.
+Reading a set that TFDS prepared as array_record needs no TensorFlow. Preparing nearly any set does, so a missing
+TensorFlow is reported before the download.
 """
 
 import difflib
