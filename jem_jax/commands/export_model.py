@@ -40,7 +40,7 @@ _LICENCES = {
 
 
 class Nearest(NamedTuple):
-    """How far images lie from the training images, each from its nearest one: L2 over pixels in [-1, 1]."""
+    """Distances of images from their nearest training images: L2 over pixels in [-1, 1]."""
 
     chains: np.ndarray
     """[N]"""
@@ -54,7 +54,7 @@ class Nearest(NamedTuple):
 
 
 class Rounding(NamedTuple):
-    """What storing the weights in fewer bits changes."""
+    """The effect of storing the weights in fewer bits."""
 
     images: int
     changed: int

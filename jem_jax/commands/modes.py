@@ -85,7 +85,7 @@ def settings_of(path: Path, overrides: Sequence[tuple[str, str]]) -> Config:
 
 
 def _report_dir(mode: str, path: Path, given: Path | None) -> Path:
-    """Where reports and samples go.
+    """The folder for reports and samples.
 
     Raises:
       UserError: into a model folder, or training is to.
@@ -218,7 +218,7 @@ def _evaluate(facts: RunFacts, dataset: Dataset, path: Path, report_dir: Path) -
 
 
 def _seconds(path: Path) -> dict[str, float]:
-    """How long each part of a run took, as far as that is known."""
+    """The seconds of each part of a run, as far as they are known."""
     if model_folder.is_one(path):
         return model_folder.describe(path).about.get("training", {}).get("seconds", {})
     old = report.read(path)

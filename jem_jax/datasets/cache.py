@@ -16,7 +16,7 @@ _PARTS = ("train", "validation", "test")
 
 
 def read(file: Path, made_from: Mapping[str, Any]) -> Parts | None:
-    """What was written, or None where that is missing, damaged, or was made from something else.
+    """The images written before; None if they are missing, damaged, or made from another source.
 
     Args:
       file: the .npz.

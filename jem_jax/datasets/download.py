@@ -62,7 +62,7 @@ def fetch(archive: Archive, path: Path) -> Path:
 
 
 def fault(path: Path, archive: Archive) -> str | None:
-    """What is wrong with a file, or None if it is the archive."""
+    """The fault of a file, or None if it is the archive."""
     size = path.stat().st_size
     if size != archive.size:
         return f"it has {size:,} bytes instead of {archive.size:,}"

@@ -168,13 +168,13 @@ def _suffix(path: Path) -> str:
 
 @functools.cache
 def _suffixes() -> list[str]:
-    """Those of the formats that are read, as far as this Pillow reads them."""
+    """Suffixes of the formats that this Pillow reads."""
     known = Image.registered_extensions()
     return sorted({suffix for suffix, kind in known.items() if kind in _formats(*_FORMATS, *_UNMARKED_FORMATS)})
 
 
 def _formats(*names: str) -> tuple[str, ...]:
-    """Those that this Pillow reads: some need a library that it may have been built without."""
+    """The formats that this Pillow reads. Some need a library that it may have been built without."""
     Image.init()
     return tuple(name for name in names if name in Image.OPEN)
 
@@ -192,7 +192,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _look(path: Path, label: int) -> _File:
-    """What an image's header says; its pixels are not read yet."""
+    """An image by its header; the pixels are not read yet."""
     checks.is_file(path)
     try:
         with _opened(path) as image:

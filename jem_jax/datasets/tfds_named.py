@@ -85,7 +85,7 @@ def _check_features(name: str, builder: Any) -> None:
 
 
 def _parts(name: str, builder: Any, data_dir: Path, image_size: int) -> Parts:
-    """What is decoded already, or else decoded now, after TFDS prepared it where it had not."""
+    """The decoded images. TFDS prepares the set first if need be, and the images are decoded once."""
     file = data_dir / BUILDER_NAME / "tfds" / builder.info.full_name / f"decoded_{image_size}.npz"
     info = Path(builder.data_dir) / "dataset_info.json"
     parts = cache.read(file, _made_from(info))

@@ -48,7 +48,7 @@ _LAST_SECONDS = 24 * 3600
 
 @dataclass(frozen=True)
 class Cluster:
-    """How this process finds the others. By default there are none."""
+    """The addresses of the other processes. By default there are none."""
 
     coordinator_address: str | None = None
     """host:port of process 0"""
@@ -215,7 +215,7 @@ def gather_strings(text: str) -> list[str]:
 
 
 def explain_runtime_error(error: BaseException) -> str | None:
-    """What an error of JAX's runtime means: no memory left, or a process that is gone. None for other errors."""
+    """An explanation of an error of JAX's runtime: no memory left, or a process that is gone. None for other errors."""
     # jaxlib gives its status codes as errors of several kinds, some of them ValueError.
     code = None if isinstance(error, UserError) else re.match(r"([A-Z_]{5,}): ", str(error))
     if isinstance(error, MemoryError) or (code and code[1] == "RESOURCE_EXHAUSTED"):

@@ -14,7 +14,7 @@ _TEMPERATURES = (0.01, 100.0)
 
 
 class Reliability(NamedTuple):
-    """What a reliability diagram shows, bin by bin; NaN in an empty bin."""
+    """The points of a reliability diagram, bin by bin; NaN in an empty bin."""
 
     edges: np.ndarray
     """[bins + 1], increasing, from 0 to 1"""

@@ -1,4 +1,4 @@
-"""How well the classifier classifies: functions of logits [N, K] and labels [N]."""
+"""Accuracy and its relatives: functions of logits [N, K] and labels [N]."""
 
 import numpy as np
 

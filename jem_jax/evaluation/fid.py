@@ -14,7 +14,7 @@ from jem_jax.augment import to_uint8
 
 
 class Figures(NamedTuple):
-    """What Inception-v3 says of samples."""
+    """Measures of samples by Inception-v3."""
 
     fid: float
     """Fréchet distance to the reference (Heusel et al. 2017); smaller is better, and larger with fewer images"""

@@ -1,4 +1,4 @@
-"""How close samples are to data, in the features and predictions of a network that somebody chose.
+"""The distance of samples from data, in the features and predictions of a given network.
 
 With Inception-v3's features the first is the FID and with its predictions the second the Inception score. With any
 other network they are neither, and must not be called so: values compare only within one network and one number of
@@ -49,7 +49,7 @@ def inception_style_score(log_posteriors: np.ndarray) -> float:
 
 
 def measures(log_posteriors: np.ndarray, features: np.ndarray, reference_features: np.ndarray) -> dict[str, float]:
-    """What one network says of samples: both of the above, its confidence, and how evenly its classes are drawn.
+    """Measures of samples by one network: both of the above, its confidence, and the evenness of its predicted classes.
 
     Args:
       log_posteriors: [N, K] of the samples.

@@ -1,4 +1,4 @@
-"""What a finished run shows: report.html for people, report.json for programs, and a short table."""
+"""The report of a finished run: report.html for people, report.json for programs, and a short table."""
 
 import dataclasses
 import importlib.metadata
@@ -159,7 +159,7 @@ def table(report: Report) -> str:
 
 
 def seconds_in_words(report: Report) -> str:
-    """How long the parts of the run took."""
+    """The durations of the run's parts, in words."""
     parts = report.values["run"]["seconds"]
     return ", ".join(f"{name} {metrics.duration(value)}" for name, value in parts.items())
 

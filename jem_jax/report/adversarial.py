@@ -162,7 +162,7 @@ def _behind_refinement(subject: Subject, backpropagate: bool) -> Callable[[int, 
 
 
 def climb(subject: Subject) -> Result:
-    """What each classifier takes for a class with 90 % confidence when one starts from noise."""
+    """Noise that gradient ascent has turned into images of a class with 90 % confidence, for each classifier."""
     names = subject.facts.class_names[: max(1, _MAX_DISTAL // _DISTAL_PER_CLASS)]
     classes = np.repeat(np.arange(len(names), dtype=np.int32), _DISTAL_PER_CLASS)
     shape = subject.facts.image_shape

@@ -1,4 +1,4 @@
-"""What a report is about: a trained JEM, the plain classifier beside it, and the data."""
+"""The subject of a report: a trained JEM, the plain classifier beside it, and the data."""
 
 import functools
 from collections.abc import Callable
@@ -51,12 +51,12 @@ class Subject:
 
     @property
     def folder(self) -> Path:
-        """Where figures go."""
+        """The folder of the figures."""
         return (self.report_dir or self.path) / workdir.REPORT
 
     @property
     def settings(self) -> Evaluation:
-        """How much is measured."""
+        """The settings of the evaluation."""
         return self.facts.config.evaluation
 
     def key(self, stream: int) -> jax.Array:
@@ -181,7 +181,7 @@ def how_chains_pass(config: Config) -> dict[str, Any]:
 
 
 def start_of_chains(config: Config) -> str:
-    """Where chains of a run start afresh, in words."""
+    """The starts of a run's fresh chains, in words."""
     return "U(-1, 1)" if config.sampler.init == "uniform" else "the classes' Gaussians"
 
 
@@ -243,7 +243,7 @@ def fresh_chains(sampler: Sampler, facts: RunFacts, dataset: Dataset) -> dict[st
 
 
 def starts(config: Config, dataset: Dataset, key: jax.Array, count: int, by_class: bool) -> np.ndarray:
-    """Where chains start afresh [count, H, W, C], as in training.
+    """Starts of fresh chains [count, H, W, C], as in training.
 
     U(-1, 1), or draws from the classes' Gaussians, class after class or in turns.
     """

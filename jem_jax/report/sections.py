@@ -193,7 +193,7 @@ def _file(subject: Subject, section: Section) -> Path:
 
 
 def _identity(subject: Subject, section: Section) -> str:
-    """What a section's outcome depends on: checkpoints and data, byte for byte, settings, and files that they name."""
+    """A hash of all inputs of a section: checkpoints and data, byte for byte, settings, and files that they name."""
     settings = dataclasses.asdict(subject.settings)
     parts: list[Any] = [_FORMAT, section.name, subject.settings.batch_size, {n: settings[n] for n in section.settings}]
     parts.append(subject.dataset.fingerprint)

@@ -22,7 +22,7 @@ class Line(NamedTuple):
 
 
 def lines(values: Mapping[str, Any]) -> list[Line]:
-    """What report.json's numbers come to; a section that was not measured leaves its lines out."""
+    """The summary of report.json's numbers. A section that was not measured leaves its lines out."""
     models = {name: values[name] for name in TITLES if name in values}
     rows = [
         _line(models, "accuracy", lambda model: model["accuracy"], lambda value: percent(value, 2)),

@@ -60,7 +60,7 @@ def _scheduled(lines: list[dict[str, Any]]) -> list[figures.TrainingLine]:
 
 
 def _tell_recoveries(result: Result, subject: Subject) -> None:
-    """What went wrong, and what was done about it."""
+    """Tells of the divergences and recoveries."""
     parts = {"jem": subject.path, "baseline": subject.path / workdir.BASELINE}
     for name in subject.models:
         for number, entry in enumerate(recovery.read(parts[name]), 1):

@@ -1,4 +1,4 @@
-"""Which font writes a name: DejaVu Sans, which matplotlib brings, or an installed one that has all its characters."""
+"""The font for a name: DejaVu Sans, which matplotlib brings, or an installed one that has all its characters."""
 
 import functools
 import importlib
@@ -31,7 +31,7 @@ def _short(text: str) -> str:
 
 
 def families(names: Iterable[str]) -> list[str]:
-    """What matplotlib calls the fonts that the names are written in, DejaVu Sans first."""
+    """Matplotlib's names of the fonts for these names, DejaVu Sans first."""
     used = dict.fromkeys([_dejavu(), *(written(name)[1] for name in names)])
     from matplotlib import ft2font
 

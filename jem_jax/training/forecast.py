@@ -1,4 +1,4 @@
-"""What a training will cost, said before it starts."""
+"""The cost of a training, before it starts."""
 
 import math
 import statistics
@@ -60,7 +60,7 @@ def flops_per_iteration(
 
 
 def _flops(jaxpr: Any) -> int:
-    """Of all convolutions and matrix products of a program; XLA's own count is to be had on a CPU alone."""
+    """FLOP of all convolutions and matrix products of a program. XLA gives its own count on a CPU alone."""
     total = 0
     for equation in jaxpr.eqns:
         total += sum(_flops(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params))

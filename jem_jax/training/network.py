@@ -163,7 +163,7 @@ class Network:
         return module, [values[name] for name in self._by_place], by_name
 
     def evaluation_pass(self, variables: Variables, x: Array, **more: Any) -> Any:
-        """What the module itself gives in evaluation mode."""
+        """The module's own output in evaluation mode."""
         module, places, flags = self._mode(trains=False)
         return module.apply(variables, x, *places, **flags, **more)
 

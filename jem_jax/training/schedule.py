@@ -77,7 +77,7 @@ def phase_at(phases: tuple[Phase, ...], step: int) -> Phase:
 
 
 def p_x_factor(settings: Schedule, total_steps: int, step: Array | int) -> Array:
-    """What the weight of p(x) is multiplied by in an iteration: 0, a linear ramp, then 1. float32 []."""
+    """The factor of the weight of p(x) in an iteration: 0, a linear ramp, then 1. float32 []."""
     start, ramp = round(settings.p_x_start * total_steps), round(settings.p_x_ramp * total_steps)
     # The first iteration of a ramp already counts, so that no chain is run for a weight of 0.
     risen = (jnp.asarray(step) - start + 1) / max(ramp, 1)

@@ -127,7 +127,7 @@ def _loss(
 
 
 def _health(parts: Parts, batches: dict[str, Array], values: Any, log_px_max: Array) -> divergence.Health:
-    """What this device sees of divergence in an iteration."""
+    """This device's signs of divergence in an iteration."""
     samples = [batches[name] for name in ("negatives", "conditional_negatives") if name in batches]
     moments = divergence.moments(batches.get("data", batches["labelled"]), samples)
     return divergence.health(values, log_px_max, parts.max_log_density, moments)
