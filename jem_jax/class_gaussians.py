@@ -71,13 +71,13 @@ def of_classes(
     most = max(len(chosen) for chosen in members)
 
     def draws(key: Array, count: int) -> Array:
-        drawn = []
+        samples = []
         for label, chosen in enumerate(members):
             # Filled up to the largest class, so that one program serves all.
             padded = np.resize(chosen, most)
             present = np.arange(most) < len(chosen)
-            drawn.append(_draw(jax.random.fold_in(key, label), images[padded], present, count))
-        return jnp.stack(drawn, axis=1)
+            samples.append(_draw(jax.random.fold_in(key, label), images[padded], present, count))
+        return jnp.stack(samples, axis=1)
 
     return draws
 

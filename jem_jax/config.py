@@ -42,7 +42,7 @@ def _setting(
 
 @dataclass(frozen=True)
 class Data:
-    """What is learned from."""
+    """The data."""
 
     name: str = _setting(
         "digits",
@@ -192,7 +192,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Training:
-    """How long, on what, and what is kept."""
+    """Batches, length, devices, checkpoints and logs."""
 
     batch_size: int = _setting(64, "images of each branch in an iteration, all devices together", low=1, high=10**6)
     labelled_batch_size: int = _setting(0, "images of the p(y | x) branch; 0: as many as of p(x)", low=0, high=10**6)
@@ -268,7 +268,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the report measures."""
+    """The report's measurements."""
 
     batch_size: int = _setting(500, "images at a time", low=1, high=10**6)
     ece_bins: int = _setting(15, "equal-width bins of the expected calibration error", low=1, high=1000)
@@ -303,7 +303,7 @@ class Evaluation:
 
     @property
     def ood_set_names(self) -> list[str]:
-        """Of the out-of-distribution sets that are not made from the test images."""
+        """Names of the out-of-distribution sets that are not made from the test images."""
         return [name.strip() for name in self.ood_sets.split(",") if self.ood_sets]
 
 
@@ -381,17 +381,17 @@ def validate(settings: Mapping[str, Any]) -> Config:
 def _check_shared_batch(config: Config) -> None:
     """A shared batch is one batch: the two branches must not differ in anything."""
     unshared, labelled = config.training.batch_sizes
-    for wrong, right in (
+    for wrong, reason in (
         (config.data.labels_per_class, "config.data.labels_per_class leaves some out"),
         (unshared != labelled, f"config.training.labelled_batch_size is {labelled} and batch_size {unshared}"),
         (not config.data.augment_p_x, "config.data.augment_p_x is false"),
     ):
         if wrong:
-            raise UserError(f"config.objective.share_batch must be false where {right}")
+            raise UserError(f"config.objective.share_batch must be false where {reason}")
 
 
 def _check_schedule(config: Config) -> None:
-    """What the schedule's settings need of each other and of the rest."""
+    """Checks the schedule's settings against each other and the rest."""
     schedule, name = config.schedule, "config.schedule"
     pairs = schedule.num_steps
     if len(pairs) % 2 or any(steps < 1 or steps != int(steps) for steps in pairs[1::2]):

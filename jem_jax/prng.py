@@ -11,7 +11,7 @@ import numpy as np
 Array = jax.Array
 
 STREAMS = ("initialisation", "buffer", "class Gaussians", "recovery", "statistics")
-"""What a run draws random numbers for, besides its iterations; the order is part of every run's identity"""
+"""uses of random numbers in a run besides its iterations; the order is part of every run's identity"""
 _FIRST_STREAM = 2**31
 """Iterations fold in their number, which is smaller"""
 

@@ -80,9 +80,9 @@ def draw(key: Array, buffer: Array, fresh: Array, *, reinit_prob: float, labels:
     chex.assert_equal_shape([buffer[0, 0], fresh[0]])
     per_example = jax.vmap(lambda k: jax.random.split(k, 2))(prng.of_batch(key, batch_size))
     slots = _slots(per_example[:, 0], buffer.shape[0], batch_size)
-    kept = buffer[slots, _classes(buffer, labels, slots.shape)]
+    stored = buffer[slots, _classes(buffer, labels, slots.shape)]
     again = jax.vmap(lambda k: jax.random.bernoulli(k, reinit_prob))(per_example[:, 1])
-    return Draw(jnp.where(again.reshape(-1, *(1,) * (fresh.ndim - 1)), fresh.astype(buffer.dtype), kept), slots)
+    return Draw(jnp.where(again.reshape(-1, *(1,) * (fresh.ndim - 1)), fresh.astype(buffer.dtype), stored), slots)
 
 
 def write(buffer: Array, slots: Array, x: Array, *, labels: Array | None = None, discard: Array | None = None) -> Array:

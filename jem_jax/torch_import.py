@@ -303,7 +303,7 @@ def buffer_to_official(buffer: np.ndarray) -> np.ndarray:
 
 
 class Imported(NamedTuple):
-    """What an official checkpoint holds, in this package's terms."""
+    """An official checkpoint as this package's model, variables and buffer."""
 
     model: WideResNet
     variables: Variables

@@ -72,79 +72,50 @@ def test_an_integer_is_a_float_where_a_float_is_wanted():
     assert configuration.validate({"sampler": {"step_size": 2}}).sampler.step_size == 2.0
 
 
-@pytest.mark.parametrize(
-    ("key", "hint"),
-    [
-        ("model.dept", "did you mean config.model.depth?"),
-        ("sampler.nun_steps", "did you mean config.sampler.num_steps?"),
-        ("optimiser", "did you mean config.optimizer?"),
-        ("sed", "did you mean config.seed?"),
-        ("model.xyzzy", "there are: factory, depth, width"),
-        ("num_steps", "did you mean config.sampler.num_steps?"),
-        ("nonsense", "there are: data, model, sampler"),
-    ],
-)
-def test_an_unknown_key_is_named_with_the_nearest_that_exists(key, hint):
-    message = _error(key, 1)
-    assert f"config.{key} is not a setting" in message
-    assert hint in message
+# Each setting that is refused, and what the error says of it after "config.KEY ".
+REFUSED = [
+    ("model.dept", 1, "is not a setting; did you mean config.model.depth?"),
+    ("optimiser", 1, "is not a setting; did you mean config.optimizer?"),
+    ("sed", 1, "is not a setting; did you mean config.seed?"),
+    ("model.xyzzy", 1, "is not a setting; there are: factory, depth, width"),
+    ("num_steps", 1, "is not a setting; did you mean config.sampler.num_steps?"),
+    ("nonsense", 1, "is not a setting; there are: data, model, sampler"),
+    ("sampler.num_steps", 2.5, "must be of type int, not 2.5"),
+    ("sampler.num_steps", "20", "must be of type int, not '20'"),
+    ("sampler.num_steps", True, "must be of type int, not True"),
+    ("sampler.num_steps", None, "must be of type int, not None"),
+    ("sampler.step_size", "1.0", "must be of type float, not '1.0'"),
+    ("sampler.step_size", True, "must be of type float, not True"),
+    ("sampler.clip_x", 1, "must be of type bool, not 1"),
+    ("model.norm", 3, "must be of type str, not 3"),
+    ("data.name", ("digits",), "must be of type str, not ('digits',)"),
+    ("optimizer.decay_epochs", 20, "must be a tuple of numbers such as (20, 30), not 20"),
+    ("optimizer.decay_epochs", ("a",), "must be a tuple of numbers such as (20, 30), not ('a',)"),
+    ("model", 3, "must be a group of settings, not 3"),
+    ("sampler.num_steps", 0, "must be at least 1 and at most 100000, not 0"),
+    ("training.keep_checkpoints", 1, "must be at least 2"),
+    ("sampler.reinit_prob", 1.5, "must be at least 0 and at most 1, not 1.5"),
+    ("sampler.step_size", 0.0, "must be above 0"),
+    ("optimizer.decay_epochs", (3, 0), "must be above 0"),
+    ("seed", -1, "must be at least 0"),
+    ("seed", 2**31, "must be at least 0 and at most 2147483647"),
+    ("optimizer.learning_rate", float("inf"), "must be above 0 and at most 100, not inf"),
+    ("objective.p_x", -float("inf"), "must be at least 0"),
+    ("seed", 10**400, "must be at least 0"),
+    ("sampler.step_size", 10**400, "must be of type float"),
+    ("optimizer.decay_epochs", (10**400,), "must be a tuple of numbers"),
+    ("model.norm", "bogus", "must be one of none, batch, instance, layer, act; not 'bogus'"),
+    ("data.place", "bogus", "must be one of auto, device, host; not 'bogus'"),
+    *[("model.depth", depth, f"must be 6n + 4 (10, 16, 22, 28, …), not {depth}") for depth in (11, 27)],
+    *[("evaluation.ood_sets", names, f"must be names separated by commas, not {names!r}") for names in
+      (",", "digits,", " , mnist", " ")],
+    ("sampler.buffer_size", 32, "32 is smaller than config.training.batch_size 64"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "right"),
-    [
-        ("sampler.num_steps", 2.5, "of type int"),
-        ("sampler.num_steps", "20", "of type int"),
-        ("sampler.num_steps", True, "of type int"),
-        ("sampler.num_steps", None, "of type int"),
-        ("seed", 1.0, "of type int"),
-        ("sampler.step_size", "1.0", "of type float"),
-        ("sampler.step_size", True, "of type float"),
-        ("sampler.clip_x", 1, "of type bool"),
-        ("sampler.clip_x", "yes", "of type bool"),
-        ("model.norm", 3, "of type str"),
-        ("data.name", ("digits",), "of type str"),
-        ("optimizer.decay_epochs", 20, "a tuple of numbers such as (20, 30)"),
-        ("optimizer.decay_epochs", ("a",), "a tuple of numbers such as (20, 30)"),
-        ("model", 3, "a group of settings"),
-    ],
-)
-def test_a_wrong_type_is_said_with_the_right_one(key, value, right):
-    message = _error(key, value)
-    assert f"config.{key} must be {right}" in message
-    assert repr(value) in message
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "right"),
-    [
-        ("sampler.num_steps", -1, "at least 1"),
-        ("sampler.num_steps", 0, "at least 1"),
-        ("training.batch_size", 0, "at least 1"),
-        ("training.epochs", 0, "at least 1"),
-        ("training.keep_checkpoints", 1, "at least 2"),
-        ("evaluation.num_samples", 0, "at least 1"),
-        ("sampler.reinit_prob", 1.5, "at least 0 and at most 1"),
-        ("sampler.step_size", 0.0, "above 0"),
-        ("optimizer.learning_rate", 0, "above 0"),
-        ("optimizer.learning_rate", -1e-4, "above 0"),
-        ("optimizer.decay_epochs", (3, 0), "above 0"),
-        ("seed", -1, "at least 0"),
-        ("seed", 2**31, "at least 0 and at most 2"),
-        ("training.cpu_devices", -1, "at least 0"),
-    ],
-)
-def test_a_value_out_of_range_is_said_with_the_range(key, value, right):
-    assert f"config.{key} must be {right}" in _error(key, value)
-
-
-@pytest.mark.parametrize(
-    "key",
-    ["optimizer.learning_rate", "sampler.noise_std", "training.max_log_density", "objective.p_x", "data.input_noise"],
-)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_refused(key, value):
-    assert f"not {value}" in _error(key, value)
+@pytest.mark.parametrize(("key", "value", "said"), REFUSED)
+def test_a_wrong_setting_is_refused(key, value, said):
+    assert _error(key, value).startswith(f"config.{key} {said}")
 
 
 def test_no_number_may_be_nan():
@@ -162,36 +133,18 @@ def _default(key):
     return value
 
 
-@pytest.mark.parametrize("key", ["model.norm", "model.dtype", "optimizer.name", "data.pad_mode", "data.place"])
-def test_a_wrong_choice_is_said_with_the_choices(key):
-    message = _error(key, "bogus")
-    right, given = message.split("; ")
-    assert right.startswith(f"config.{key} must be one of ")
-    assert _default(key) in right
-    assert given == "not 'bogus'"
-
-
-@pytest.mark.parametrize("depth", [11, 12, 27, 29])
-def test_a_depth_that_no_wide_resnet_has_is_refused(depth):
-    assert f"config.model.depth must be 6n + 4 (10, 16, 22, 28, …), not {depth}" in _error("model.depth", depth)
-
-
 def test_a_network_of_ones_own_has_no_depth_to_be_wrong():
     assert configuration.validate({"model": {"depth": 11, "factory": "some.module:network"}}).model.depth == 11
 
 
-def test_settings_that_contradict_each_other_are_refused():
+def test_an_objective_of_nothing_is_refused():
     with pytest.raises(UserError, match="every weight is 0"):
         configuration.validate({"objective": {"p_x": 0, "p_y_given_x": 0}})
-    with pytest.raises(UserError, match=r"sampler\.buffer_size 32 is smaller than config\.training\.batch_size 64"):
-        configuration.validate({"sampler": {"buffer_size": 32}, "training": {"batch_size": 64}})
 
 
 def test_a_plain_classifier_needs_no_buffer():
     config = configuration.validate({"sampler": {"buffer_size": 1}, "objective": {"p_x": 0}})
     assert (config.sampler.buffer_size, config.objective.p_x) == (1, 0)
-    with pytest.raises(UserError, match="buffer_size 1 is smaller"):
-        configuration.validate({"sampler": {"buffer_size": 1}})
 
 
 def test_the_description_lists_every_setting_with_default_and_meaning():
@@ -214,11 +167,6 @@ def test_every_config_that_comes_with_the_package_is_valid(path):
     assert f"--config=configs/{path.name}" in module.__doc__
 
 
-@pytest.mark.parametrize("key", ["seed", "sampler.step_size", "optimizer.decay_epochs"])
-def test_an_integer_that_no_float_can_be_is_refused(key):
-    assert f"config.{key} must be " in _error(key, (10**400,) if key.endswith("epochs") else 10**400)
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -237,8 +185,10 @@ def test_an_overlong_value_is_cut(key, value):
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("names", [",", "digits,", " , mnist", " "])
-def test_a_list_of_sets_with_nothing_between_commas_is_refused(names):
-    assert f"config.evaluation.ood_sets must be names separated by commas, not {names!r}" == _error(
-        "evaluation.ood_sets", names
-    )
+def test_removed_settings_of_an_earlier_version_are_left_out():
+    written = configuration.as_dict(Config(seed=3))
+    written["recovery"]["proof"] = 50
+    assert configuration.stored(written) == Config(seed=3)
+    written["model"]["proof"] = 50
+    with pytest.raises(UserError, match=r"config\.model\.proof is not a setting"):
+        configuration.stored(written)

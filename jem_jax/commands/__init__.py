@@ -1,1 +1,1 @@
-"""What a person starts: modes of the main command, and the import of official checkpoints."""
+"""The commands: modes of the main one, and the import of official checkpoints."""

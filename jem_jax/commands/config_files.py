@@ -119,18 +119,18 @@ def _line(file: Path, error: BaseException) -> int | str:
 def _override(settings: ml_collections.ConfigDict, name: str, text: str) -> None:
     """Sets one key to the text's value; whether key and value are right is for `config.validate` to say."""
     *groups, key = name.split(".")
-    place = settings
+    node = settings
     for group in groups:
-        if not isinstance(place.get(group), ml_collections.ConfigDict):
+        if not isinstance(node.get(group), ml_collections.ConfigDict):
             raise UserError(f"config.{shown(name)[1:-1]} is not a setting; the groups are: {_groups(settings)}")
-        place = place[group]
-    with settings.unlocked(), place.ignore_type():
-        old = place.get(key)
+        node = node[group]
+    with settings.unlocked(), node.ignore_type():
+        old = node.get(key)
         value = text if isinstance(old, str) else _fitted(_value(text), old)
-        if key in place:
+        if key in node:
             # Over an old value ConfigDict converts the new one: true to 1.0, and an int too large to an OverflowError.
-            del place[key]
-        place[key] = value
+            del node[key]
+        node[key] = value
 
 
 def _fitted(value: object, old: object) -> object:

@@ -29,16 +29,16 @@ def write(folder: Path, model: Model, facts: RunFacts, dataset: Dataset) -> list
       What a person may want to look at.
     """
     states = fresh_chains(Sampler(facts.config, model), facts, dataset)
-    drawn = {kind: chains[:, -1] for kind, chains in states.items()}
-    shown = samples.draw_fresh(folder, drawn, facts)
+    images_of = {kind: chains[:, -1] for kind, chains in states.items()}
+    shown = samples.draw_fresh(folder, images_of, facts)
     if model.buffer is not None:
-        drawn["buffer"] = model.buffer.reshape(-1, *facts.image_shape)
+        images_of["buffer"] = model.buffer.reshape(-1, *facts.image_shape)
         batch_size = facts.config.evaluation.batch_size
-        logits, _ = network.describe(model.network, model.variables, drawn["buffer"], batch_size)
-        shown.append(samples.draw_buffer(folder, drawn["buffer"], logits, facts))
+        logits, _ = network.describe(model.network, model.variables, images_of["buffer"], batch_size)
+        shown.append(samples.draw_buffer(folder, images_of["buffer"], logits, facts))
     target = folder / _FOLDER
     files.remove(target, workdir.EXPORTS)
-    for kind, images in drawn.items():
+    for kind, images in images_of.items():
         per_class = len(images) // facts.num_classes
         labels = np.repeat(np.arange(facts.num_classes), per_class) if kind == "by_class" else None
         shown.append(_write_kind(target / kind, images, labels))

@@ -40,7 +40,7 @@ _LICENCES = {
 
 
 class Nearest(NamedTuple):
-    """How far images lie from the training images, each from its nearest one: L2 over pixels in [-1, 1]."""
+    """Distances of images from their nearest training images: L2 over pixels in [-1, 1]."""
 
     chains: np.ndarray
     """[N]"""
@@ -54,7 +54,7 @@ class Nearest(NamedTuple):
 
 
 class Rounding(NamedTuple):
-    """What storing the weights in fewer bits changes."""
+    """The effect of storing the weights in fewer bits."""
 
     images: int
     changed: int
@@ -81,29 +81,29 @@ def run(config: Config, path: Path, model_dir: Path, data_set: str | None) -> in
     dataset = datasets.load(config.data)
     workdir.check_reading(path, known, workdir.facts_of(config, dataset, 0), but=("data.name",))
     processes.start(processes.Cluster(), devices.choose_cpu_devices(()), 1)
-    found = trained.read_arrays(path, known)
-    values = _report(path, found.step)
+    arrays = trained.read_arrays(path, known)
+    values = _report(path, arrays.step)
     nearest, chains = None, None
-    if found.buffer is not None:
-        nearest, chains = _chosen(_spread(to_uint8(found.buffer)), dataset, config.data.flip)
-    rounding = _rounding(config, found.variables, dataset)
+    if arrays.buffer is not None:
+        nearest, chains = _chosen(_spread(to_uint8(arrays.buffer)), dataset, config.data.flip)
+    rounding = _rounding(config, arrays.variables, dataset)
     shared = dataclasses.replace(known, config=_without_paths(known.config, data_set))
     about = _about(values, nearest, chains, rounding)
-    card = _card(model_dir.resolve().name, shared, found, values, about)
-    for file in model_folder.write(model_dir, shared, found.step, found.variables, chains, about, card):
+    card = _card(model_dir.resolve().name, shared, arrays, values, about)
+    for file in model_folder.write(model_dir, shared, arrays.step, arrays.variables, chains, about, card):
         print(printable(f"{file}  {file.stat().st_size:,} bytes"), flush=True)
     return 0
 
 
 def _report(path: Path, step: int) -> dict[str, Any]:
     """report.json of the last checkpoint."""
-    found = report.read(path)
-    if found is None or found.values["run"]["iterations"] != step:
+    written = report.read(path)
+    if written is None or written.values["run"]["iterations"] != step:
         raise UserError(
             f"{path} holds no report of its last checkpoint, iteration {step}, for the model card; make one with "
             f"--mode=evaluate --workdir={path}"
         )
-    return found.values
+    return written.values
 
 
 def _spread(buffer: np.ndarray) -> np.ndarray:
@@ -126,8 +126,8 @@ def _chosen(pixels: np.ndarray, dataset: Dataset, flip: bool) -> tuple[Nearest, 
     nearest = Nearest(_distances(flat, train, flip), _distances(test, train, flip))
     far = nearest.chains.reshape(chains.shape[:2]) >= nearest.limit
     slots = int(far.sum(axis=0).min())
-    kept = [chains[far[:, label], label][:slots] for label in range(chains.shape[1])]
-    return nearest, np.stack(kept, axis=1) if slots else None
+    far_chains = [chains[far[:, label], label][:slots] for label in range(chains.shape[1])]
+    return nearest, np.stack(far_chains, axis=1) if slots else None
 
 
 def _distances(images: np.ndarray, train: np.ndarray, flip: bool) -> np.ndarray:
@@ -140,8 +140,8 @@ def _rounding(config: Config, variables: Any, dataset: Dataset) -> Rounding:
     net = network.build(config.model, dataset.num_classes)
     logits_fn, test = devices.over_examples(net.logits), dataset.test.rows(np.arange(len(dataset.test))[:_COMPARED])
     before, after = (
-        logits_fn(net.cast(some), to_float(test.images), config.evaluation.batch_size)
-        for some in (variables, model_folder.as_stored(variables))
+        logits_fn(net.cast(weights), to_float(test.images), config.evaluation.batch_size)
+        for weights in (variables, model_folder.as_stored(variables))
     )
     changed = int((before.argmax(axis=-1) != after.argmax(axis=-1)).sum())
     return Rounding(len(test), changed, classification.accuracy(after, test.labels))
@@ -177,7 +177,7 @@ def _about(
         "rounding": rounding._asdict(),
     }
     if nearest is not None:
-        kept = 0 if chains is None else chains.shape[0] * chains.shape[1]
+        count = 0 if chains is None else chains.shape[0] * chains.shape[1]
         about["nearest_training_image"] = {
             "unit": "L2 over pixels in [-1, 1]",
             "percentiles": {
@@ -186,7 +186,7 @@ def _about(
             },
             "images": {"test images": len(nearest.test), "chains": len(nearest.chains)},
             "too_near": int((nearest.chains < nearest.limit).sum()),
-            "chains_kept": kept,
+            "chains_kept": count,
         }
     return about
 
@@ -197,9 +197,9 @@ def _short(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _card(name: str, facts: RunFacts, found: trained.Arrays, values: dict[str, Any], about: dict[str, Any]) -> str:
+def _card(name: str, facts: RunFacts, arrays: trained.Arrays, values: dict[str, Any], about: dict[str, Any]) -> str:
     """The model card, in Markdown."""
-    parts = [f"# {name}: a joint energy-based model", _use(name), _what(facts, found, about)]
+    parts = [f"# {name}: a joint energy-based model", _use(name), _what(facts, arrays, about)]
     rows = "\n".join(
         "| {} | {} |".format(line.title.replace("|", "\\|"), line.cells["jem"])  # a bar would end the cell
         for line in summary.lines({"jem": values["jem"]})
@@ -225,12 +225,12 @@ def _use(name: str) -> str:
     )
 
 
-def _what(facts: RunFacts, found: trained.Arrays, about: dict[str, Any]) -> str:
+def _what(facts: RunFacts, arrays: trained.Arrays, about: dict[str, Any]) -> str:
     config, training = facts.config, about["training"]
     model = config.model
     kind = model.factory or f"WRN-{model.depth}-{model.width}, norm {model.norm}, {model.dtype}"
     data = _LICENCES.get(config.data.name, f"{config.data.name}; its licence is not known to this program")
-    parameters = sum(np.size(leaf) for leaf in _leaves(found.variables["params"]))
+    parameters = sum(np.size(leaf) for leaf in _leaves(arrays.variables["params"]))
     parts = training["seconds"].items()
     rows = {
         "Data": f"{data}. No image of it is in this folder.",
@@ -238,7 +238,7 @@ def _what(facts: RunFacts, found: trained.Arrays, about: dict[str, Any]) -> str:
         + f", {facts.num_classes} classes: "
         + ", ".join(facts.class_names),
         "Network": f"{kind}; {parameters:,} parameters",
-        "Training": f"{found.step:,} iterations, {config.sampler.num_steps} SGLD steps each; "
+        "Training": f"{arrays.step:,} iterations, {config.sampler.num_steps} SGLD steps each; "
         + ", ".join(f"{part} {duration(seconds)}" for part, seconds in parts)
         + f"; {training['devices']}; seed {training['seed']}",
         "Versions": ", ".join(f"{package} {version}" for package, version in training["versions"].items()),

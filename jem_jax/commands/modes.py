@@ -85,7 +85,7 @@ def settings_of(path: Path, overrides: Sequence[tuple[str, str]]) -> Config:
 
 
 def _report_dir(mode: str, path: Path, given: Path | None) -> Path:
-    """Where reports and samples go.
+    """The folder for reports and samples.
 
     Raises:
       UserError: into a model folder, or training is to.
@@ -101,12 +101,12 @@ def _report_dir(mode: str, path: Path, given: Path | None) -> Path:
             raise UserError("--report_dir goes with --mode=evaluate and sample; a run's report is in its workdir")
         return path
     only_read = model_folder.is_one(path) or (path.is_dir() and not workdir.is_writable(path))
-    found = given or (Path("runs") / path.resolve().name if only_read else path)
-    if model_folder.containing(found) is not None:
-        raise UserError(f"{found} lies in a model folder, which is only read; name another folder with --report_dir")
-    if only_read and found.resolve() == path.resolve():
+    folder = given or (Path("runs") / path.resolve().name if only_read else path)
+    if model_folder.containing(folder) is not None:
+        raise UserError(f"{folder} lies in a model folder, which is only read; name another folder with --report_dir")
+    if only_read and folder.resolve() == path.resolve():
         raise UserError(f"{path} cannot be written; name another folder for what is measured with --report_dir")
-    return path if found.resolve() == path.resolve() else found
+    return path if folder.resolve() == path.resolve() else folder
 
 
 def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, report_dir: Path, overwrite: bool) -> int:
@@ -123,8 +123,8 @@ def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, report_
                 preflight.check(config, dataset)
                 if config.training.init_from and (overwrite or not checkpoint.steps(path / workdir.CHECKPOINTS)):
                     trained.check_source(config, dataset, path)
-            wanted = sections.wanted(config.evaluation) if mode != "sample" else []
-            names = {"samples"} if mode == "sample" else {section.name for section in wanted}
+            chosen = sections.wanted(config.evaluation) if mode != "sample" else []
+            names = {"samples"} if mode == "sample" else {section.name for section in chosen}
             preflight.check_memory(config, dataset, mode == "train", names)
             stack.enter_context(workdir.held(report_dir, processes.is_first()))
             if report_dir == path:
@@ -218,7 +218,7 @@ def _evaluate(facts: RunFacts, dataset: Dataset, path: Path, report_dir: Path) -
 
 
 def _seconds(path: Path) -> dict[str, float]:
-    """How long each part of a run took, as far as that is known."""
+    """The seconds of each part of a run, as far as they are known."""
     if model_folder.is_one(path):
         return model_folder.describe(path).about.get("training", {}).get("seconds", {})
     old = report.read(path)
@@ -234,9 +234,9 @@ def _write_report(
 
 def _show(shown: report.Report) -> int:
     print("", *map(printable, report.table(shown).splitlines()), "", sep="\n", flush=True)
-    for section, some in shown.values["sections"].items():
-        if some.get("missing"):
-            _say(f"section {section} lacks {', '.join(some['missing'])}, which could not be had; the page says why")
+    for section, outcome in shown.values["sections"].items():
+        if outcome.get("missing"):
+            _say(f"section {section} lacks {', '.join(outcome['missing'])}, which could not be had; the page says why")
     for section, failure in shown.failures.items():
         _say(f"section {section} failed: {failure}; --mode=evaluate tries it again")
     _say(f"time: {report.seconds_in_words(shown)}")

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, however a program ends, and files that one program holds."""
+"""Files that are written whole or not at all, and files that lock out other programs."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ _LOG = re.compile(
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A name to write under, which becomes `path` at the end of the block, or is deleted if that failed.
+    """A temporary name beside `path`, which replaces it at the end of the block. If the block fails, it is deleted.
 
     Makes the folder.
     """
@@ -41,19 +41,19 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def held(path: Path, waits: Callable[[], None] | None = None) -> Iterator[None]:
-    """Holds a lock file for this program alone; the lock ends with the program, however that ends.
+    """Holds a lock file for this program alone. The lock ends with the program, even if that is killed.
 
-    Where the file system has no locks, a second file that names this program stands for one. Another program on the
-    same machine sees whether it still runs.
+    On a file system without locks a second file names this program instead. Others on the same machine check whether it
+    still runs.
 
     Args:
-      waits: is called before waiting for another program; None: not to wait.
+      waits: is called before waiting for another program; None: do not wait.
 
     Raises:
       BlockingIOError: another program holds it.
       OSError: it cannot be written.
     """
-    # The library's own fallback takes an empty file that was left by a real lock for one that is held.
+    # The library's own fallback mistakes an empty file left by a real lock for a held one.
     lock: BaseFileLock = FileLock(path, fallback_to_soft=False)
     try:
         _acquire(lock, waits)
@@ -79,14 +79,14 @@ def _acquire(lock: BaseFileLock, waits: Callable[[], None] | None) -> None:
 
 
 def version(path: Path) -> list[list[str]]:
-    """What tells the contents of a file or folder apart: its files' names below it, and their SHA-256."""
+    """Names and SHA-256 of a file, or of all files of a folder: equal if the contents are."""
     inner = (entry for entry in path.rglob("*") if entry.is_file() and not is_litter(entry))
-    found = sorted(inner) if path.is_dir() else [path]
-    return [[str(file.relative_to(path)), sha256(file)] for file in found if file.is_file()]
+    entries = sorted(inner) if path.is_dir() else [path]
+    return [[str(file.relative_to(path)), sha256(file)] for file in entries if file.is_file()]
 
 
 def sha256(file: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
+    """The hash of a file's content, in hexadecimal digits."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
@@ -107,13 +107,15 @@ def remove_empty(*folders: Path) -> None:
 
 
 def is_litter(path: Path) -> bool:
-    """Whether it is what systems and tools leave in every folder: hidden files, `lost+found`, `Thumbs.db` and such."""
+    """Whether systems and tools leave such files in every folder: hidden files, `lost+found`, `Thumbs.db` and so on."""
     return path.name.startswith(".") or path.name in _LITTER
 
 
 def is_log(path: Path) -> bool:
-    """Whether it is where this program's output goes, or is named like a log, as a batch system writes it; or a folder
-    that holds only such."""
+    """Whether this program's output goes there, or its name is that of a log, as batch systems write it.
+
+    A folder of such files alone is one too.
+    """
     for stream in (1, 2):
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(stream), path.stat()):

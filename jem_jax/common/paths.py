@@ -1,4 +1,4 @@
-"""Paths that people type, in flags, settings and variables: expanded and checked in one place."""
+"""Paths from flags, settings and environment variables, expanded and checked."""
 
 import contextlib
 import importlib
@@ -13,10 +13,10 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 def local(what: str, text: str) -> Path:
-    """The path on this machine that a text names, `~` expanded; whether there is anything is not looked at.
+    """A text as a path of this machine, with `~` expanded. Nothing need exist there.
 
     Args:
-      what: named the text, for the error: a flag, a setting or a variable.
+      what: the flag, setting or variable with the text, for the error.
 
     Raises:
       UserError: it is empty, an address such as gs://bucket/run, or no file can have that name.
@@ -31,14 +31,14 @@ def local(what: str, text: str) -> Path:
             "copy or mount it"
         )
     try:
-        found = Path(text).expanduser()
-        found.lstat()
+        path = Path(text).expanduser()
+        path.lstat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass
     except (OSError, RuntimeError, ValueError) as error:  # too long, the home of nobody, characters that no name has
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{what} {shown(text)} cannot be a path: {reason}") from error
-    return found
+    return path
 
 
 def check_working_folder() -> None:

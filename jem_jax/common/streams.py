@@ -1,4 +1,4 @@
-"""stdout and stderr that may be closed, full, no longer read or not Unicode: a run goes on without what they lose."""
+"""stdout and stderr that may be closed, full, no longer read or not Unicode. A run goes on, and loses the output."""
 
 import contextlib
 import os
@@ -9,20 +9,22 @@ from typing import Any, TextIO
 
 @contextlib.contextmanager
 def unfailing() -> Iterator[None]:
-    """Prints what can be printed: a character that a stream lacks is written out, and a stream that fails is left."""
+    """Makes printing never fail. Characters that a stream lacks are escaped, and a failing stream goes to /dev/null."""
     _fill_descriptors()
     with contextlib.redirect_stdout(_wrapped(sys.stdout)), contextlib.redirect_stderr(_wrapped(sys.stderr)):
         yield
 
 
 def _fill_descriptors() -> None:
-    """Puts /dev/null where a standard descriptor is closed: the next file to be opened would take its number, and XLA's
-    own messages, for example, would be written into a checkpoint."""
+    """Opens /dev/null in place of closed standard descriptors.
+
+    The next file to be opened would take their numbers. XLA's messages, for example, would go into a checkpoint.
+    """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # It takes the lowest number that is free.
+            # `open` takes the lowest free number.
             os.open(os.devnull, os.O_RDWR)
 
 
@@ -38,7 +40,7 @@ class _Unfailing:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes what the stream can take."""
+        """Writes the text, with characters escaped that the stream lacks."""
         with self._leaving():
             try:
                 self._stream.write(text)
@@ -47,7 +49,7 @@ class _Unfailing:
         return len(text)
 
     def flush(self) -> None:
-        """Sends it on, if anybody takes it."""
+        """Flushes the stream, if it can be."""
         with self._leaving():
             self._stream.flush()
 

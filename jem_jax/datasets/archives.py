@@ -20,7 +20,7 @@ _CLOTHES = (
 
 
 class Layout(Enum):
-    """What is in the archives of a source, and in which order they are given."""
+    """The contents of a source's archives, in their order."""
 
     CIFAR10 = "one tar.gz of records: label, 3 × 32 × 32 bytes"
     CIFAR100 = "one tar.gz of records: coarse label, fine label, 3 × 32 × 32 bytes"

@@ -44,7 +44,7 @@ def read(source: Source, data_dir: Path) -> Parts:
 
 
 def download_config() -> tfds.download.DownloadConfig:
-    """What TFDS is to do while it prepares: offline it would otherwise wait for Google's storage."""
+    """TFDS's settings for preparing. By default it would wait for Google's storage when offline."""
     return tfds.download.DownloadConfig(try_download_gcs=False)
 
 

@@ -1,4 +1,4 @@
-"""Decoded images in one .npz, beside a note of what it was made from and its SHA-256: damaged is as good as missing."""
+"""Decoded images in an .npz, with a note of their source and their SHA-256. A damaged file counts as missing."""
 
 import json
 import zipfile
@@ -16,7 +16,7 @@ _PARTS = ("train", "validation", "test")
 
 
 def read(file: Path, made_from: Mapping[str, Any]) -> Parts | None:
-    """What was written, or None where that is missing, damaged, or was made from something else.
+    """The images written before; None if they are missing, damaged, or made from another source.
 
     Args:
       file: the .npz.

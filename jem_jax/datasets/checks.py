@@ -1,4 +1,4 @@
-"""What images and labels from outside must be, each said in one line that names the file."""
+"""Checks of foreign images and labels. Each error is a line that names the file."""
 
 import os
 import stat

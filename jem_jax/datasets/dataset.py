@@ -1,4 +1,4 @@
-"""What a data set is."""
+"""A data set: images, labels and class names in three splits."""
 
 import functools
 import hashlib

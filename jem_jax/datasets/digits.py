@@ -33,7 +33,7 @@ def load() -> Dataset:
 
 def _file() -> Path:
     """The file that `sklearn.datasets.load_digits` reads: that function takes two seconds to import."""
-    found = importlib.util.find_spec("sklearn")
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    spec = importlib.util.find_spec("sklearn")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"

@@ -1,10 +1,9 @@
-"""Archives on disk: fetched from their address, or by hand, and never used before size and SHA-256 are right.
+"""Archives on disk, fetched from their address or by hand. Size and SHA-256 are checked before use.
 
-A download grows in a `.partial` file, which gets its name only once it is whole and right; what is left of one that
-was cut off is where the next one goes on.
+A download is written to a `.partial` file, which is renamed once it is whole and right. An interrupted download goes on
+there.
 """
 
-import hashlib
 import http.client
 import urllib.error
 import urllib.request
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from jem_jax.common import files
 from jem_jax.common.errors import UserError, first_line
 from jem_jax.datasets.notices import say
 from jem_jax.datasets.sources import Archive, Source
@@ -21,12 +21,12 @@ _STALLED_SECONDS = 60
 
 
 def obtain(source: Source, folder: Path, manual_dir: Path | None) -> list[Path]:
-    """Paths of a source's archives, in its order, each with the size and SHA-256 that it must have.
+    """Paths of a source's archives, in its order. Size and SHA-256 of each are right.
 
     Args:
-      folder: where what is fetched is kept.
+      folder: for downloads.
       manual_dir: a folder of archives fetched by hand, under their plain names, there or in a subfolder of the
-        source's name; then nothing is fetched.
+        source's name. If given, nothing is fetched.
 
     Raises:
       UserError: in one line, which archive is missing, damaged or out of reach, and what to do.
@@ -37,7 +37,7 @@ def obtain(source: Source, folder: Path, manual_dir: Path | None) -> list[Path]:
 
 
 def fetch(archive: Archive, path: Path) -> Path:
-    """`path`, holding the archive: what is there already if it is right, else a download.
+    """Downloads an archive to `path`, unless it is there already, and returns `path`.
 
     Raises:
       UserError: in one line, what happened and what to do.
@@ -62,20 +62,19 @@ def fetch(archive: Archive, path: Path) -> Path:
 
 
 def fault(path: Path, archive: Archive) -> str | None:
-    """What is wrong with a file, or None if it is the archive."""
+    """The fault of a file, or None if it is the archive."""
     size = path.stat().st_size
     if size != archive.size:
         return f"it has {size:,} bytes instead of {archive.size:,}"
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != archive.sha256:
-        return f"its SHA-256 is {found[:12]}… instead of {archive.sha256[:12]}…"
+    digest = files.sha256(path)
+    if digest != archive.sha256:
+        return f"its SHA-256 is {digest[:12]}… instead of {archive.sha256[:12]}…"
     return None
 
 
 def _by_hand(archive: Archive, source: Source, manual_dir: Path) -> Path:
     places = [manual_dir / source.name / archive.name, manual_dir / archive.name]
-    path = next((place for place in places if place.is_file()), None)
+    path = next((candidate for candidate in places if candidate.is_file()), None)
     if path is None:
         raise UserError(
             f"config.data.manual_dir {manual_dir} holds no {archive.name}, which {source.name} needs; "
@@ -88,14 +87,14 @@ def _by_hand(archive: Archive, source: Source, manual_dir: Path) -> Path:
 
 
 class _FailedError(Exception):
-    """What went wrong with a download, for `fetch` to say where and what to do."""
+    """The reason why a download failed; `fetch` adds the place and the way out."""
 
 
 def _download(archive: Archive, partial: Path) -> None:
-    """Lets a file grow until it is the archive.
+    """Downloads the rest of an archive to a file.
 
     Raises:
-      _FailedError: what came is not the archive, and was deleted; or not all came, and what did is kept.
+      _FailedError: the server sent another file, which was deleted; or only a part, which is kept.
       OSError: the file cannot be written.
     """
     start = partial.stat().st_size if partial.exists() else 0
@@ -137,8 +136,8 @@ def _open(archive: Archive, partial: Path, start: int) -> http.client.HTTPRespon
 
 
 def _receive(response: http.client.HTTPResponse, archive: Archive, partial: Path, start: int) -> str:
-    """Adds to a file, from `start` on, what a server sends, and says how that ended."""
-    # One byte more than wanted is enough to know that it is the wrong file.
+    """Writes a server's response to a file, from `start` on, and returns how it ended."""
+    # One byte more than the archive has is enough to know that it is the wrong file.
     left = archive.size + 1 - start
     bar = tqdm(
         total=archive.size, initial=start, desc=archive.name, unit="B", unit_scale=True, disable=None, leave=False
@@ -146,7 +145,7 @@ def _receive(response: http.client.HTTPResponse, archive: Archive, partial: Path
     with partial.open("ab" if start else "wb") as file, bar:
         while left > 0:
             try:
-                # read() would lose what came before the connection stalled.
+                # read() would lose the bytes before a stall.
                 chunk = response.read1(min(_CHUNK, left))
             except (OSError, http.client.HTTPException) as error:
                 return f"the connection was lost ({first_line(error)})"

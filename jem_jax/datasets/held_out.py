@@ -1,4 +1,4 @@
-"""Which images are held out of training: a function of the data alone, never of the run's seed."""
+"""The images held out of training. They depend on the data alone, never on the run's seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,12 +44,12 @@ def even_order(labels: np.ndarray) -> np.ndarray:
     One image of each class comes last, so that what is cut off the front leaves every class some.
     """
     random = np.random.default_rng(0)
-    place = np.empty(len(labels))
+    position = np.empty(len(labels))
     for label in np.unique(labels):
         rows = random.permutation(np.flatnonzero(labels == label))
-        place[rows] = (np.arange(len(rows)) + random.random()) / len(rows)
-        place[rows[-1]] = 1
-    return np.argsort(place, kind="stable")
+        position[rows] = (np.arange(len(rows)) + random.random()) / len(rows)
+        position[rows[-1]] = 1
+    return np.argsort(position, kind="stable")
 
 
 def with_tenths(name: str, parts: Parts) -> Dataset:

@@ -1,4 +1,4 @@
-"""One process at a time makes files that all of them read."""
+"""A lock around the making of files that several processes read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

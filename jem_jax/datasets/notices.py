@@ -1,4 +1,4 @@
-"""What is said on the way, on stderr: stdout is for results."""
+"""Notices on stderr; stdout is for results."""
 
 import sys
 
@@ -6,5 +6,5 @@ from jem_jax.common.errors import printable
 
 
 def say(text: str) -> None:
-    """One line for a person to read."""
+    """Prints a line."""
     print(printable(text), file=sys.stderr, flush=True)

@@ -83,16 +83,16 @@ def load(path: Path, image_size: int) -> Dataset:
 def _parts(path: Path) -> dict[str, Path]:
     """The folders of class folders, by part; `train` is a class like any other if it holds images itself."""
     folders = _folders(path)
-    found: dict[str, list[Path]] = {}
+    by_part: dict[str, list[Path]] = {}
     for folder in folders:
-        found.setdefault(_part(folder.name), []).append(folder)
-    others = found.pop("", [])
-    if not any(map(_folders, found.get("train", []))):
+        by_part.setdefault(_part(folder.name), []).append(folder)
+    others = by_part.pop("", [])
+    if not any(map(_folders, by_part.get("train", []))):
         return {"train": path}
-    twice = next((some for some in found.values() if len(some) > 1), None)
-    if twice:
-        raise UserError(f"{path} holds {twice[0].name!r} and {twice[1].name!r}, which are one part; keep one of them")
-    parts = {part: some[0] for part, some in found.items()}
+    for first, *more in by_part.values():
+        if more:
+            raise UserError(f"{path} holds {first.name!r} and {more[0].name!r}, which are one part; keep one of them")
+    parts = {part: same[0] for part, same in by_part.items()}
     classes = {folder.name for folder in _folders(parts["train"])}
     for folder in others:
         if classes & {inner.name for inner in _folders(folder)} or any(map(_is_image, _other_files(folder))):
@@ -108,8 +108,8 @@ def _parts(path: Path) -> dict[str, Path]:
 def _part(name: str) -> str:
     """Which part a folder of that name is: test, Testing, test_set, imagesTest and seg-test are one; empty: none."""
     words = re.findall("[A-Z]?[a-z]+|[A-Z]+", name)
-    found = {_PARTS.get(word.lower().removesuffix("set"), "") for word in words} - {""}
-    return found.pop() if len(found) == 1 else ""
+    parts = {_PARTS.get(word.lower().removesuffix("set"), "") for word in words} - {""}
+    return parts.pop() if len(parts) == 1 else ""
 
 
 def _class_folders(path: Path) -> list[Path]:
@@ -168,13 +168,13 @@ def _suffix(path: Path) -> str:
 
 @functools.cache
 def _suffixes() -> list[str]:
-    """Those of the formats that are read, as far as this Pillow reads them."""
+    """Suffixes of the formats that this Pillow reads."""
     known = Image.registered_extensions()
     return sorted({suffix for suffix, kind in known.items() if kind in _formats(*_FORMATS, *_UNMARKED_FORMATS)})
 
 
 def _formats(*names: str) -> tuple[str, ...]:
-    """Those that this Pillow reads: some need a library that it may have been built without."""
+    """The formats that this Pillow reads. Some need a library that it may have been built without."""
     Image.init()
     return tuple(name for name in names if name in Image.OPEN)
 
@@ -192,7 +192,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _look(path: Path, label: int) -> _File:
-    """What an image's header says; its pixels are not read yet."""
+    """An image by its header; the pixels are not read yet."""
     checks.is_file(path)
     try:
         with _opened(path) as image:

@@ -103,14 +103,14 @@ def _check_images(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if len(shape) not in (3, 4):
         raise UserError(f"{where} must be [N, H, W] or [N, H, W, C], not {list(shape)}{_unflattened(key, shape)}")
     if len(shape) == 4 and shape[3] not in (1, 3):
-        right = ""
+        hint = ""
         if shape[1] in (1, 3):
-            right = f", and they come last: save {key}.transpose(0, 2, 3, 1)"
+            hint = f", and they come last: save {key}.transpose(0, 2, 3, 1)"
         elif shape[2] in (1, 3):
-            right = f", and the number of images comes first: save {key}.transpose(3, 0, 1, 2)"
+            hint = f", and the number of images comes first: save {key}.transpose(3, 0, 1, 2)"
         elif shape[3] == 4:
-            right = f"; save {key}[..., :3] to leave transparency out"
-        raise UserError(f"{where} has {shape[3]} channels; images must have 1 (grey) or 3 (colour){right}")
+            hint = f"; save {key}[..., :3] to leave transparency out"
+        raise UserError(f"{where} has {shape[3]} channels; images must have 1 (grey) or 3 (colour){hint}")
     checks.image_shape(where, shape if len(shape) == 4 else (*shape, 1))
 
 
@@ -129,20 +129,20 @@ def _unflattened(key: str, shape: tuple[int, ...]) -> str:
 def _check_labels(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     key = where.rpartition(" ")[2]
     if len(shape) != 1:
-        right = f"{key}.argmax(axis=1)" if len(shape) == 2 and min(shape) > 1 else f"{key}.reshape(-1)"
-        raise UserError(f"{where} must be [N], not {list(shape)}; save {right}")
+        hint = f"{key}.argmax(axis=1)" if len(shape) == 2 and min(shape) > 1 else f"{key}.reshape(-1)"
+        raise UserError(f"{where} must be [N], not {list(shape)}; save {hint}")
     if dtype.kind in "fb":
         only = " if they are whole numbers" if dtype.kind == "f" else ""
         raise UserError(f"{where} must be integers, not {dtype}; save {key}.astype(int){only}")
     if dtype.kind not in "iu":
-        right = f"; save np.unique({key}, return_inverse=True)[1], and class_names" if dtype.kind in "US" else ""
-        raise UserError(f"{where} must be integers, not {dtype}{right}")
+        hint = f"; save np.unique({key}, return_inverse=True)[1], and class_names" if dtype.kind in "US" else ""
+        raise UserError(f"{where} must be integers, not {dtype}{hint}")
 
 
 def _check_names(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if dtype.kind != "U" or len(shape) != 1:
-        right = f"; save {where.rpartition(' ')[2]}.astype(str).reshape(-1)" if dtype.kind in "US" else ""
-        raise UserError(f"{where} must be [K] strings, not {dtype} {list(shape)}{right}")
+        hint = f"; save {where.rpartition(' ')[2]}.astype(str).reshape(-1)" if dtype.kind in "US" else ""
+        raise UserError(f"{where} must be [K] strings, not {dtype} {list(shape)}{hint}")
     if dtype.itemsize > 4 * _LONGEST_NAME:
         raise UserError(f"{where} must be at most {_LONGEST_NAME} characters long, not {dtype.itemsize // 4:,}")
 

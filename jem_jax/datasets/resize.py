@@ -1,4 +1,4 @@
-"""Images to the size that `config.data.image_size` asks for: the central square, resized by Pillow's bicubic filter."""
+"""Images in the size of `config.data.image_size`: the central square, resized by Pillow's bicubic filter."""
 
 import numpy as np
 from PIL import Image, ImageOps

@@ -1,4 +1,4 @@
-"""Where data sets come from, as data: address, size and SHA-256 of every archive.
+"""The sources of data sets: address, size and SHA-256 of every archive.
 
 Addresses, sizes and checksums are those of the tensorflow-datasets package (4.9.10: its files
 url_checksums/{cifar10,cifar100,mnist,fashion_mnist}.txt and datasets/svhn_cropped/checksums.tsv). What is fetched is
@@ -44,15 +44,15 @@ class Source:
 
     @property
     def fingerprint(self) -> dict[str, list[str]]:
-        """What prepared data carries, to say which archives it was made from."""
+        """Hashes of the archives, which prepared data carries."""
         return {"sha256": [archive.sha256 for archive in self.archives]}
 
     def downloads(self, data_dir: Path) -> Path:
-        """Where its archives are kept."""
+        """The folder of its archives."""
         return data_dir / "downloads" / BUILDER_NAME / self.name
 
     def folder(self, data_dir: Path) -> Path:
-        """Where its prepared data is kept: where TFDS looks for a builder, a config and a version of these names."""
+        """The folder of its prepared data, where TFDS looks for a builder, a config and a version of these names."""
         return data_dir / BUILDER_NAME / self.name / self.version
 
 

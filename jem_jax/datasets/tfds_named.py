@@ -1,7 +1,7 @@
 """Any other image classification set of tensorflow-datasets, by its name there.
 
-Reading what TFDS prepared as array_record needs no TensorFlow. Preparing does for nearly all of its sets, so that is
-said before anything is fetched.
+Reading a set that TFDS prepared as array_record needs no TensorFlow. Preparing nearly any set does, so a missing
+TensorFlow is reported before the download.
 """
 
 import difflib
@@ -71,21 +71,21 @@ def _check_features(name: str, builder: Any) -> None:
     import tensorflow_datasets as tfds
 
     features = builder.info.features
-    found = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
-    image, label = found.get("image"), found.get("label")
+    known = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = known.get("image"), known.get("label")
     kinds = (tfds.features.Image, tfds.features.Tensor)
     is_image = isinstance(image, kinds) and image.np_dtype == np.uint8 and len(image.shape) == 3
     if not is_image or not isinstance(label, tfds.features.ClassLabel):
         raise UserError(
             f"config.data.name {PREFIX}{name} is not for classifying images: it must have the features image (uint8) "
-            f"and label (classes), and has {', '.join(found) or 'none'}"
+            f"and label (classes), and has {', '.join(known) or 'none'}"
         )
     if _TRAIN not in (builder.info.splits or {_TRAIN: None}):
         raise UserError(f"config.data.name {PREFIX}{name} has no split train; it has {', '.join(builder.info.splits)}")
 
 
 def _parts(name: str, builder: Any, data_dir: Path, image_size: int) -> Parts:
-    """What is decoded already, or else decoded now, after TFDS prepared it where it had not."""
+    """The decoded images. TFDS prepares the set first if need be, and the images are decoded once."""
     file = data_dir / BUILDER_NAME / "tfds" / builder.info.full_name / f"decoded_{image_size}.npz"
     info = Path(builder.data_dir) / "dataset_info.json"
     parts = cache.read(file, _made_from(info))

@@ -1,6 +1,6 @@
-"""Ctrl-C, SIGTERM, SIGHUP of a terminal that was closed, and what batch systems send before a time limit.
+"""Ctrl-C, SIGTERM, SIGHUP from a closed terminal, and the signals of batch systems before a time limit.
 
-The first asks a run to save and stop, the second leaves at once.
+The first signal asks a run to save and stop, the second ends it at once.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal
 
 
 class Interrupted(Exception):
-    """A run stopped because it was told to; all it had is saved.
+    """A run stopped after a signal, with everything saved.
 
     Attributes:
       step: iterations done.
@@ -30,7 +30,7 @@ class Interrupted(Exception):
 
 
 class Interrupts:
-    """A context in which signals are requests. Afterwards, with several processes, SIGTERM ends this one again."""
+    """A context in which a signal is a request to stop. Afterwards SIGTERM ends the process again."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -39,10 +39,10 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         self._when = "after this iteration" if processes.process_count() == 1 else "at the next line of the log"
-        # Python hands signals to the main thread alone.
-        heeded = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
-        for number in heeded:
-            # Ignored as nohup sets it, so that a run outlives its terminal; or other code of this process has its own.
+        # Python allows handlers in the main thread alone.
+        handled = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        for number in handled:
+            # nohup ignores SIGHUP, so that a run outlives its terminal. Other code of this process may have handlers.
             if number not in (signal.SIGINT, signal.SIGTERM) and signal.getsignal(number) != signal.SIG_DFL:
                 continue
             self._old[number] = signal.signal(number, self._request)
@@ -50,7 +50,7 @@ class Interrupts:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
-            # None: not set from Python; JAX's coordination leaves such a handler.
+            # None: a handler that was not set from Python, such as JAX's.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def requested(self, step: int, every: int) -> bool:
@@ -58,7 +58,7 @@ class Interrupts:
 
         Args:
           step: iterations done.
-          every: several processes, who have to tell each other, do so after so many iterations.
+          every: several processes exchange their signals after so many iterations.
         """
         if processes.process_count() == 1:
             return self.signal is not None
@@ -70,7 +70,7 @@ class Interrupts:
 
     def _request(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None:
-            # Straight out: no handler, no thread and no half-written file of ours can hold the program.
+            # No handler, thread or half-written file can delay this.
             os._exit(128 + number)
         self.signal = number
         with contextlib.suppress(OSError):  # of a terminal that was closed

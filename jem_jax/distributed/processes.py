@@ -1,4 +1,4 @@
-"""Processes: how they start, find each other, meet and fail together. The only file that knows there are several."""
+"""Several processes: starting, joining, waiting for each other, failing together. No other file knows of several."""
 
 import atexit
 import contextlib
@@ -19,7 +19,7 @@ from jem_jax.distributed import devices, rendezvous
 
 _START_SECONDS = 120
 _SILENT_SECONDS = 100
-"""After so long without a word from a process JAX ends all others"""
+"""seconds without a sign of life of a process, after which JAX ends all others"""
 _FAREWELL_SECONDS = 2
 _TEXT_BYTES = 1000
 _SETTINGS = {
@@ -42,14 +42,14 @@ _SETTINGS = {
     "jax_error_checking_behavior_divide": "ignore",
     "jax_error_checking_behavior_oob": "ignore",
 }
-"""What a run's numbers and checkpoints depend on, whatever the environment or other code in this process says"""
+"""settings of JAX that a run's numbers and checkpoints depend on; the environment and other code may differ"""
 _LAST_SECONDS = 24 * 3600
-"""How long processes that are done wait for the first one, which evaluates and draws"""
+"""seconds that finished processes wait for the first one, which evaluates and draws"""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """How this process finds the others; the defaults say that there are none."""
+    """The addresses of the other processes. By default there are none."""
 
     coordinator_address: str | None = None
     """host:port of process 0"""
@@ -61,7 +61,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def own_settings() -> Iterator[None]:
-    """JAX as this package needs it; afterwards as it was, for the other code of this process."""
+    """Sets JAX up as this package needs it, and restores its settings afterwards for other code of this process."""
     # Versions of JAX differ in what they have. A new thread is in none of the caller's contexts.
     with ThreadPoolExecutor(1) as thread:
         values = thread.submit(lambda: jax.config.values).result()
@@ -81,41 +81,41 @@ def own_settings() -> Iterator[None]:
 
 
 def start(cluster: Cluster, cpu_devices: int, require_devices: int) -> None:
-    """Starts JAX, or takes it as it is where other code of this process used it before; within `own_settings`.
+    """Starts JAX within `own_settings`. If other code of this process has started it before, its devices stay.
 
     Args:
-      cluster: the other processes, if any; all start or none does.
-      cpu_devices: how many devices a CPU is to be; the environment's JAX_NUM_CPU_DEVICES or XLA_FLAGS come first.
-      require_devices: how many there must be at least, of all processes together.
+      cluster: the other processes, if any. Either all start or none does.
+      cpu_devices: devices to make of a CPU; the environment's JAX_NUM_CPU_DEVICES and XLA_FLAGS take precedence.
+      require_devices: the fewest devices of all processes together.
 
     Raises:
       UserError: the other processes cannot be reached, the platform that was asked for is not there, or there are
         too few devices.
     """
     _use_compilation_cache()
-    # A CPU has one program at a time.
+    # A CPU runs one program at a time.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if devices.set_by_environment():
-        wanted = int(os.environ.get("JAX_NUM_CPU_DEVICES", 1))  # JAX itself has read it as an integer
-        if wanted < 1:
-            raise UserError(f"JAX_NUM_CPU_DEVICES must be at least 1, not {wanted}")
+        count = int(os.environ.get("JAX_NUM_CPU_DEVICES", 1))  # JAX itself has read it as an integer
+        if count < 1:
+            raise UserError(f"JAX_NUM_CPU_DEVICES must be at least 1, not {count}")
     else:
-        # JAX has its devices already where other code used it.
+        # JAX raises this if other code has started it.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", cpu_devices)
     _join(cluster)
     try:
-        found = jax.device_count()
+        total = jax.device_count()
     except (RuntimeError, AssertionError) as error:  # an assertion where no JAX of that platform is installed
         raise UserError(
             f"no device of platform {os.environ.get('JAX_PLATFORMS')!r} (JAX_PLATFORMS) could be started "
             f"({first_line(error)}); install JAX for it (the extras cuda12, cuda13 and tpu), or set JAX_PLATFORMS=cpu"
         ) from error
     if devices.cpu_devices() and not devices.set_by_environment() and jax.process_count() == 1:
-        # The most that divide what was to be cut by `cpu_devices`.
-        found = next(number for number in range(found, 0, -1) if cpu_devices % number == 0)
-        devices.use(found)
-    if found < require_devices:
+        # The most that divide `cpu_devices`, for which the sizes were chosen.
+        total = next(number for number in range(total, 0, -1) if cpu_devices % number == 0)
+        devices.use(total)
+    if total < require_devices:
         raise UserError(f"--require_devices={require_devices}, but there are {devices.describe()}")
 
 
@@ -132,7 +132,7 @@ def _join(cluster: Cluster) -> None:
         if not 0 <= process < number:
             raise UserError(f"--process_id must be from 0 to {number - 1}, not {process}")
         rendezvous.meet(address, number, process, _START_SECONDS)
-    # SIGTERM is `interrupts`' to handle; processes tell each other of it where they meet.
+    # `interrupts` handles SIGTERM, and tells the other processes of it.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -147,9 +147,9 @@ def _join(cluster: Cluster) -> None:
 
 
 def _use_compilation_cache() -> None:
-    """Keeps compiled programs for the next start, where there is a folder for it: the environment's or this user's."""
+    """Keeps compiled programs for the next start, in the environment's folder or this user's, if it is writable."""
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if given == "" or "://" in (given or ""):  # none is wanted, or JAX reaches it by other packages
+    if given == "" or "://" in (given or ""):  # no cache, or JAX reaches it by other packages
         return
     cache = os.environ.get("XDG_CACHE_HOME", "")
     # Its standard has relative ones ignored.
@@ -173,12 +173,12 @@ def process_count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes metrics, pictures and reports."""
+    """Whether this is the process that writes metrics, pictures and reports."""
     return jax.process_index() == 0
 
 
 def wait(name: str) -> None:
-    """Holds every process until all have come here."""
+    """A barrier: returns once all processes have called it."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -187,7 +187,7 @@ def wait(name: str) -> None:
 
 @contextlib.contextmanager
 def fail_together() -> Iterator[None]:
-    """What fails here on one process fails on all, so that none waits for another that is gone.
+    """Raises an error of one process on all of them, so that none waits for one that is gone.
 
     Raises:
       UserError: of this process, or of the first that has one.
@@ -205,7 +205,7 @@ def fail_together() -> Iterator[None]:
 
 
 def gather_strings(text: str) -> list[str]:
-    """What every process has to say, in their order; the first thousand bytes of it."""
+    """The texts of all processes in their order, each cut after 1,000 bytes."""
     if jax.process_count() == 1:
         return [text]
     from jax.experimental import multihost_utils
@@ -218,7 +218,7 @@ def gather_strings(text: str) -> list[str]:
 
 
 def explain_runtime_error(error: BaseException) -> str | None:
-    """What an error of the runtime means for a run: no memory left, or another process gone. None for other errors."""
+    """An explanation of an error of JAX's runtime: no memory left, or a process that is gone. None for other errors."""
     # jaxlib gives its status codes as errors of several kinds, some of them ValueError.
     code = None if isinstance(error, UserError) else re.match(r"([A-Z_]{5,}): ", str(error))
     if isinstance(error, MemoryError) or (code and code[1] == "RESOURCE_EXHAUSTED"):
@@ -236,14 +236,14 @@ def explain_runtime_error(error: BaseException) -> str | None:
 
 
 def exit_without_barrier() -> None:
-    """Lets a process that failed end at once; JAX would hold it back until the others end, who wait for it."""
+    """Exits without JAX's shutdown barrier, which would deadlock: the other processes wait for this one."""
     if jax.process_count() > 1:
         atexit.register(_leave)
 
 
 def _leave() -> None:
     if is_first():
-        # JAX ends the others with this process, so those that fail too first get to say why.
+        # JAX ends the others with this process. Those that fail too first get time to print why.
         time.sleep(_FAREWELL_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()

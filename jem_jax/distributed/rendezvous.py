@@ -1,7 +1,7 @@
-"""All processes of a run meet over TCP before JAX connects them.
+"""A handshake of all processes over TCP before JAX connects them.
 
-JAX aborts a process whose peers do not come, with a stack trace of its C++. Meeting first makes a wrong address, a
-wrong count or a missing process an error like any other.
+JAX aborts a process whose peers do not come, from C++: Python cannot catch that. It does not notice a wrong number of
+processes at all. The handshake makes a wrong address, a wrong count or a missing process an ordinary error.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _HELLO_SECONDS = 2.0
 
 
 def meet(address: str, num_processes: int, process_id: int, seconds: float) -> None:
-    """Returns once all processes have come to an address, whose port is free again then.
+    """Returns once all processes have called the address. Its port is free again then.
 
     Args:
       address: host:port of process 0.
@@ -38,7 +38,7 @@ def meet(address: str, num_processes: int, process_id: int, seconds: float) -> N
         call.sendall(_HELLO.pack(_MARK, process_id, num_processes))
         if server is not None:
             _receive(server, num_processes, deadline)
-        # Process 0 decides, at the latest so long after it began to listen.
+        # Process 0 answers at most `seconds` after it began to listen.
         call.settimeout(seconds + 1)
         _await_go(call, address)
 
@@ -73,7 +73,7 @@ def _call(host: str, port: int, deadline: float) -> socket.socket:
 
 
 def _receive(server: socket.socket, num_processes: int, deadline: float) -> None:
-    """Takes a call from every process, this one too, and then lets all go."""
+    """Takes a call from every process, this one too, and then answers all."""
     with contextlib.ExitStack() as stack:
         calls: dict[int, socket.socket] = {}
         while len(calls) < num_processes:
@@ -89,7 +89,7 @@ def _receive(server: socket.socket, num_processes: int, deadline: float) -> None
             except OSError:
                 continue
             try:
-                # A process of ours says at once who it is; whoever does not must not hold up the others.
+                # Our processes send their number at once. Other callers must not delay them.
                 call.settimeout(_HELLO_SECONDS)
                 mark, number, count = _HELLO.unpack(call.recv(_HELLO.size, socket.MSG_WAITALL))
             except (OSError, struct.error):

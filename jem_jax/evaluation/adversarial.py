@@ -196,6 +196,6 @@ def _random_in_ball(example_keys: Array, x: Array, radius: Array, is_l2: Array) 
     shape = x.shape[1:]
     cube = jax.vmap(lambda key: jax.random.uniform(key, shape, x.dtype, -1, 1))(example_keys)
     direction = _unit(jax.vmap(lambda key: jax.random.normal(key, shape, x.dtype))(example_keys))
-    place = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (), x.dtype))(example_keys)
-    sphere = direction * _over_pixels(place ** (1 / np.prod(shape)), x)
+    draw = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (), x.dtype))(example_keys)
+    sphere = direction * _over_pixels(draw ** (1 / np.prod(shape)), x)
     return jnp.where(is_l2, sphere, cube) * radius

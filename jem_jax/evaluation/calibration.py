@@ -14,7 +14,7 @@ _TEMPERATURES = (0.01, 100.0)
 
 
 class Reliability(NamedTuple):
-    """What a reliability diagram shows, bin by bin; NaN in an empty bin."""
+    """The points of a reliability diagram, bin by bin; NaN in an empty bin."""
 
     edges: np.ndarray
     """[bins + 1], increasing, from 0 to 1"""
@@ -28,9 +28,9 @@ class Reliability(NamedTuple):
 
 class _Binned(NamedTuple):
     edges: np.ndarray
-    place: np.ndarray
+    bin_index: np.ndarray
     confidence: np.ndarray
-    right: np.ndarray
+    correct: np.ndarray
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 15, equal_mass: bool = False) -> Reliability:
@@ -41,11 +41,11 @@ def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 15, equal_ma
       equal_mass: bins of (nearly) equally many examples, rather than of equal width (l, r].
     """
     binned = _binned(logits, labels, bins, equal_mass)
-    counts = np.bincount(binned.place, minlength=bins)
+    counts = np.bincount(binned.bin_index, minlength=bins)
     with np.errstate(invalid="ignore"):
-        confidence = np.bincount(binned.place, weights=binned.confidence, minlength=bins) / counts
-        right = np.bincount(binned.place, weights=binned.right, minlength=bins) / counts
-    return Reliability(binned.edges, counts, confidence, right)
+        confidence = np.bincount(binned.bin_index, weights=binned.confidence, minlength=bins) / counts
+        correct = np.bincount(binned.bin_index, weights=binned.correct, minlength=bins) / counts
+    return Reliability(binned.edges, counts, confidence, correct)
 
 
 def expected_calibration_error(
@@ -58,7 +58,7 @@ def expected_calibration_error(
     0.25
     """
     binned = _binned(logits, labels, bins, equal_mass)
-    gaps = np.bincount(binned.place, weights=binned.confidence - binned.right, minlength=bins)
+    gaps = np.bincount(binned.bin_index, weights=binned.confidence - binned.correct, minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))
 
 
@@ -77,11 +77,11 @@ def ece_interval(
     """
     binned = _binned(logits, labels, bins, equal_mass=False)
     random = np.random.default_rng(seed)
-    gap = binned.confidence - binned.right
+    gap = binned.confidence - binned.correct
     values = np.empty(resamples)
     for i in range(resamples):
         rows = random.integers(0, len(gap), len(gap))
-        values[i] = np.abs(np.bincount(binned.place[rows], weights=gap[rows], minlength=bins)).sum() / len(gap)
+        values[i] = np.abs(np.bincount(binned.bin_index[rows], weights=gap[rows], minlength=bins)).sum() / len(gap)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -103,20 +103,20 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     def nll(log_t: float) -> float:
         return negative_log_likelihood(logits / np.exp(log_t), labels)
 
-    found = optimize.minimize_scalar(nll, bounds=(low, high), method="bounded")
-    return float(np.exp(found.x)) if nll(found.x) < min(nll(low), nll(high)) else None
+    result = optimize.minimize_scalar(nll, bounds=(low, high), method="bounded")
+    return float(np.exp(result.x)) if nll(result.x) < min(nll(low), nll(high)) else None
 
 
 def _binned(logits: np.ndarray, labels: np.ndarray, bins: int, equal_mass: bool) -> _Binned:
     confidence = np.exp(log_posterior(logits).max(axis=-1))
-    right = (logits.argmax(axis=-1) == labels).astype(float)
+    correct = (logits.argmax(axis=-1) == labels).astype(float)
     if equal_mass:
         rank = np.empty(len(labels), dtype=int)
         rank[np.argsort(confidence, kind="stable")] = np.arange(len(labels))
-        place = rank * bins // len(labels)
+        bin_index = rank * bins // len(labels)
         edges = np.quantile(confidence, np.linspace(0, 1, bins + 1))
         edges[0], edges[-1] = 0, 1
     else:
-        place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+        bin_index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
         edges = np.linspace(0, 1, bins + 1)
-    return _Binned(edges, place, confidence, right)
+    return _Binned(edges, bin_index, confidence, correct)

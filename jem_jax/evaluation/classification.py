@@ -1,4 +1,4 @@
-"""How well the classifier classifies: functions of logits [N, K] and labels [N]."""
+"""Accuracy and its relatives: functions of logits [N, K] and labels [N]."""
 
 import numpy as np
 
@@ -47,5 +47,5 @@ def recall_and_precision(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]
       Two arrays [K] of fractions; NaN for a class with no example, or that was never predicted.
     """
     with np.errstate(invalid="ignore"):
-        right = np.diagonal(confusion)
-        return right / confusion.sum(axis=1), right / confusion.sum(axis=0)
+        correct = np.diagonal(confusion)
+        return correct / confusion.sum(axis=1), correct / confusion.sum(axis=0)

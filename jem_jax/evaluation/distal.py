@@ -15,7 +15,7 @@ Array = jax.Array
 
 
 class Distal(NamedTuple):
-    """Where the ascents ended."""
+    """The ends of the ascents."""
 
     images: Array
     """[B, ...] in [-1, 1]"""

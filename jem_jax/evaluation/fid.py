@@ -14,7 +14,7 @@ from jem_jax.augment import to_uint8
 
 
 class Figures(NamedTuple):
-    """What Inception-v3 says of samples."""
+    """Measures of samples by Inception-v3."""
 
     fid: float
     """Fréchet distance to the reference (Heusel et al. 2017); smaller is better, and larger with fewer images"""
@@ -43,7 +43,7 @@ def measure(samples: np.ndarray, reference: np.ndarray, weights: Path) -> Figure
         torch, fidelity = (importlib.import_module(name) for name in ("torch", "torch_fidelity"))
     except ImportError as error:
         raise Unavailable(f"{error.name} is missing: pip install torch-fidelity") from error
-    found = fidelity.calculate_metrics(
+    scores = fidelity.calculate_metrics(
         input1=_images(torch, to_uint8(samples)),
         input2=_images(torch, reference),
         fid=True,
@@ -52,7 +52,7 @@ def measure(samples: np.ndarray, reference: np.ndarray, weights: Path) -> Figure
         cuda=torch.cuda.is_available(),
         verbose=False,
     )
-    return Figures(float(found["frechet_inception_distance"]), float(found["inception_score_mean"]))
+    return Figures(float(scores["frechet_inception_distance"]), float(scores["inception_score_mean"]))
 
 
 def _images(torch: Any, pixels: np.ndarray) -> Any:

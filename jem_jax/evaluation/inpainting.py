@@ -46,7 +46,7 @@ def inpaint(
 
 
 def masks(image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
-    """What is known under each mask: the upper half, the left half, or all but the central square of half the side."""
+    """Known pixels of each mask: the upper half, the left half, or all but the central square of half the side."""
     height, width, _ = image_shape
     upper, left, around = (np.ones(image_shape, bool) for _ in range(3))
     upper[height // 2 :] = False

@@ -28,7 +28,7 @@ SCORES: Mapping[str, str] = {
 
 
 class Detection(NamedTuple):
-    """How well a score tells in-distribution from out-of-distribution images."""
+    """The separation of in-distribution from out-of-distribution images by a score."""
 
     auroc: float
     """probability that an inside image scores higher than an outside one, ties counted half"""
@@ -97,7 +97,7 @@ def scores(
 
 
 def detection(inside: np.ndarray, outside: np.ndarray) -> Detection:
-    """How well scores tell apart. [N], [M] -> `Detection`.
+    """The separation of two sets by their scores. [N], [M] -> `Detection`.
 
     >>> detection(np.array([2.0, 3.0]), np.array([1.0, 2.5]))
     Detection(auroc=0.75, aupr=0.8333333333333333, fpr95=0.5, not_finite=0)
@@ -127,8 +127,8 @@ def fpr_at_tpr(inside: np.ndarray, outside: np.ndarray, tpr: float = 0.95) -> fl
     """The share of outside scores at or above the highest threshold that keeps at least `tpr` of the inside ones."""
     inside_ranks, outside_ranks = _ranks(inside, outside)
     # A product such as 0.95 · 20 may come out a little above the whole number that it is.
-    kept = max(1, int(np.ceil(tpr * len(inside) - 1e-9)))
-    threshold = np.sort(inside_ranks)[len(inside) - kept]
+    accepted = max(1, int(np.ceil(tpr * len(inside) - 1e-9)))
+    threshold = np.sort(inside_ranks)[len(inside) - accepted]
     return float(np.mean(outside_ranks >= threshold))
 
 

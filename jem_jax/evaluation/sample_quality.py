@@ -1,4 +1,4 @@
-"""How close samples are to data, in the features and predictions of a network that somebody chose.
+"""The distance of samples from data, in the features and predictions of a given network.
 
 With Inception-v3's features the first is the FID and with its predictions the second the Inception score. With any
 other network they are neither, and must not be called so: values compare only within one network and one number of
@@ -8,7 +8,7 @@ images.
 import numpy as np
 
 
-def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """The Fréchet distance of the Gaussians fitted to two sets of features (Heusel et al. 2017).
 
     |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½), in squared units of the features; biased upwards where images are few.
@@ -18,20 +18,20 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
     25.0
 
     Args:
-      one, other: [N, D] and [M, D], at least two rows each.
+      first, second: [N, D] and [M, D], at least two rows each.
 
     Raises:
       ValueError: fewer rows, or features that are not finite.
     """
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    if min(len(one), len(other)) < 2 or not (np.isfinite(one).all() and np.isfinite(other).all()):
-        raise ValueError(f"need two or more rows of finite features; got {one.shape} and {other.shape}")
-    covariances = [np.atleast_2d(np.cov(features, rowvar=False)) for features in (one, other)]
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    if min(len(first), len(second)) < 2 or not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError(f"need two or more rows of finite features; got {first.shape} and {second.shape}")
+    covariances = [np.atleast_2d(np.cov(features, rowvar=False)) for features in (first, second)]
     # tr (Σ₁ Σ₂)^½ = tr (Σ₁^½ Σ₂ Σ₁^½)^½, whose matrix is symmetric: no complex root, singular or not.
     values, vectors = np.linalg.eigh(covariances[0])
     root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
     inner = np.clip(np.linalg.eigvalsh(root @ covariances[1] @ root), 0, None)
-    means = one.mean(axis=0) - other.mean(axis=0)
+    means = first.mean(axis=0) - second.mean(axis=0)
     distance = means @ means + np.trace(covariances[0] + covariances[1]) - 2 * np.sqrt(inner).sum()
     return float(max(distance, 0))
 
@@ -49,7 +49,7 @@ def inception_style_score(log_posteriors: np.ndarray) -> float:
 
 
 def measures(log_posteriors: np.ndarray, features: np.ndarray, reference_features: np.ndarray) -> dict[str, float]:
-    """What one network says of samples: both of the above, its confidence, and how evenly its classes are drawn.
+    """Measures of samples by one network: both of the above, its confidence, and the evenness of its predicted classes.
 
     Args:
       log_posteriors: [N, K] of the samples.

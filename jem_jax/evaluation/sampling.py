@@ -14,7 +14,7 @@ NO_CLASS = -1
 
 
 def log_density(logits_fn: energy.LogitsFunction, classes: Array) -> energy.LogDensity:
-    """What a chain climbs: f(x)[y] of its class, or log p~(x) where its class is `NO_CLASS`.
+    """The function that a chain climbs: f(x)[y] of its class, or log p~(x) where its class is `NO_CLASS`.
 
     >>> density = log_density(lambda x: x, jnp.array([1, NO_CLASS]))
     >>> density(jnp.array([[1.0, 2.0], [3.0, -jnp.inf]])).tolist()

@@ -1,4 +1,4 @@
-"""What a finished run shows: report.html for people, report.json for programs, and a short table."""
+"""The report of a finished run: report.html for people, report.json for programs, and a short table."""
 
 import dataclasses
 import importlib.metadata
@@ -51,7 +51,7 @@ class Report:
     @property
     def failures(self) -> dict[str, str]:
         """section -> why it failed"""
-        return {name: some["failure"] for name, some in self.values["sections"].items() if some["failure"]}
+        return {name: section["failure"] for name, section in self.values["sections"].items() if section["failure"]}
 
 
 def check(settings: Evaluation) -> None:
@@ -72,14 +72,14 @@ def missing(facts: RunFacts) -> dict[str, str]:
 
     The report reads them again: their images would take memory for the whole training.
     """
-    settings, found = facts.config.evaluation, {}
+    settings, absent = facts.config.evaluation, {}
     if any("ood_sets" in section.settings for section in sections.wanted(settings)):
         for name in settings.ood_set_names:
             try:
                 ood_sets.named(facts.config.data, name, facts.image_shape, 1, 0)
             except UserError as error:
-                found[name] = str(error)
-    return found
+                absent[name] = str(error)
+    return absent
 
 
 def write(
@@ -105,16 +105,16 @@ def write(
     outcomes = list(sections.run(about, say))
     values: dict[str, Any] = {name: {"iteration": model.step} for name, model in about.models.items()}
     for outcome in outcomes:
-        for name, found in outcome.result.models.items():
-            _merge(values[name], found)
+        for name, numbers in outcome.result.models.items():
+            _merge(values[name], numbers)
     values["sections"] = {
-        some.section.name: {
-            "seconds": some.seconds,
-            "failure": some.failure,
-            "how": some.result.how,
-            "missing": some.result.missing,
+        each.section.name: {
+            "seconds": each.seconds,
+            "failure": each.failure,
+            "how": each.result.how,
+            "missing": each.result.missing,
         }
-        for some in outcomes
+        for each in outcomes
     }
     measured = sum(outcome.seconds for outcome in outcomes)
     for name, part in (("jem", path), ("baseline", path / workdir.BASELINE)):
@@ -146,11 +146,11 @@ def is_current(report: Report, facts: RunFacts, step: int, baseline: bool) -> bo
     run = report.values["run"]
     if baseline != ("baseline" in report.values) or report.failures:
         return False
-    if any(some.get("missing") for some in report.values["sections"].values()):
+    if any(section.get("missing") for section in report.values["sections"].values()):
         return False
     settings = facts.config.evaluation
-    found = (run.get("iterations"), run["evaluation"], run.get("data_fingerprint"), run.get("files"))
-    return found == (step, _as_json(settings), facts.fingerprint, sections.versions(settings))
+    written = (run.get("iterations"), run["evaluation"], run.get("data_fingerprint"), run.get("files"))
+    return written == (step, _as_json(settings), facts.fingerprint, sections.versions(settings))
 
 
 def table(report: Report) -> str:
@@ -159,7 +159,7 @@ def table(report: Report) -> str:
 
 
 def seconds_in_words(report: Report) -> str:
-    """How long the parts of the run took."""
+    """The durations of the run's parts, in words."""
     parts = report.values["run"]["seconds"]
     return ", ".join(f"{name} {metrics.duration(value)}" for name, value in parts.items())
 

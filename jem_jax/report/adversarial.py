@@ -19,7 +19,7 @@ _NORMS = {"linf": "L∞", "l2": "L2"}
 _ATTACK_STREAM, _DISTAL_STREAM = 102, 103
 REFINEMENTS = (0, 1, 10)
 """SGLD steps before the JEM classifies, the most of them last"""
-_JUDGE = np.uint32(2**32 - 1)
+_CHECK = np.uint32(2**32 - 1)
 """folded into an example's key; the attack folds in smaller numbers"""
 COPIES = 5
 """of each image, whose logits are averaged, as officially"""
@@ -60,8 +60,8 @@ def attack(subject: Subject) -> Result:
 def _plain(subject: Subject) -> Callable[[str, str, Sequence[float]], dict[str, float]]:
     """(model's name, norm, ε) -> ε -> accuracy under PGD, from ε 0; one program for all of them."""
     settings = subject.settings
-    some = subject.some_test(settings.attack_images)
-    images, how = to_float(some.images), {"num_steps": settings.attack_steps, "restarts": settings.attack_restarts}
+    subset = subject.some_test(settings.attack_images)
+    images, how = to_float(subset.images), {"num_steps": settings.attack_steps, "restarts": settings.attack_restarts}
     attack = subject.over_examples(
         lambda keys, logits_fn, _, x, labels, epsilon, norm: adversarial.pgd(
             keys, lambda _, x: logits_fn(x), x, labels, epsilon, norm=norm, **how
@@ -71,7 +71,7 @@ def _plain(subject: Subject) -> Callable[[str, str, Sequence[float]], dict[str, 
 
     def accuracies(name: str, norm: str, epsilons: Sequence[float]) -> dict[str, float]:
         logits = subject.logits(name, images)
-        standing = np.isfinite(logits).all(axis=-1) & (logits.argmax(axis=-1) == some.labels)
+        standing = np.isfinite(logits).all(axis=-1) & (logits.argmax(axis=-1) == subset.labels)
         values = {"0": float(standing.mean())}
         norms = np.full(len(images), adversarial.NORMS.index(norm))
         # An image that fell to a smaller ε falls to a larger one: the point that felled it is within reach.
@@ -79,7 +79,7 @@ def _plain(subject: Subject) -> Callable[[str, str, Sequence[float]], dict[str, 
             rows = np.flatnonzero(standing)
             if len(rows):
                 sizes = np.full(len(rows), epsilon, np.float32)
-                margins = attack(name, key, images[rows], some.labels[rows], sizes, norms[rows], fill=len(images))
+                margins = attack(name, key, images[rows], subset.labels[rows], sizes, norms[rows], fill=len(images))
                 standing[rows] = margins < 0
             values[f"{epsilon:g}"] = float(standing.mean())
         return {f"{epsilon:g}": values[f"{epsilon:g}"] for epsilon in (0, *epsilons)}
@@ -100,16 +100,16 @@ def _refined(subject: Subject, result: Result) -> None:
     """The JEM behind its own refinement, by two programs: one for each way through the chain."""
     settings = subject.settings
     official, through = (_behind_refinement(subject, backpropagate) for backpropagate in (False, True))
-    rows, found = [], {}
+    rows, by_steps = [], {}
     for steps in REFINEMENTS:
         clean = official(steps, 0.0)
         for backpropagate, attack in ((False, official), (True, through)) if steps else ((False, official),):
             values = {"0": clean} | {f"{epsilon:g}": attack(steps, epsilon) for epsilon in settings.refined_linf}
             mode = "backpropagated" if backpropagate else "straight_through"
-            found[f"jem_{steps}_{mode}"] = values
+            by_steps[f"jem_{steps}_{mode}"] = values
             said = "" if not steps else ", attack through the chain" if backpropagate else ", official attack"
             rows.append((f"JEM-{steps}{said}", *(percent(value) for value in values.values())))
-    result.models["jem"]["pgd"]["refined_linf"] = found
+    result.models["jem"]["pgd"]["refined_linf"] = by_steps
     result.text(
         "JEM-n classifies after n SGLD steps from a noisy copy of the input, averaged over 5 chains. The official "
         "attack takes its gradient at the chain's end and passes it straight to the input; an attack through the chain "
@@ -127,10 +127,10 @@ def _behind_refinement(subject: Subject, backpropagate: bool) -> Callable[[int, 
     The attacked points are judged under noise that the attack did not see.
     """
     settings, chain = subject.settings, quantities.sgld_settings(subject.facts.config.sampler)
-    some = subject.some_test(settings.refined_images)
-    images = to_float(some.images)
+    subset = subject.some_test(settings.refined_images)
+    images = to_float(subset.images)
 
-    def right(
+    def is_right(
         keys: jax.Array, logits_fn: energy.LogitsFunction, chain_logits_fn: energy.LogitsFunction, x: jax.Array,
         labels: jax.Array, epsilon: jax.Array, *, until: jax.Array, attack_steps: jax.Array,
     ) -> jax.Array:  # fmt: skip
@@ -143,16 +143,16 @@ def _behind_refinement(subject: Subject, backpropagate: bool) -> Callable[[int, 
         points, _ = adversarial.pgd(
             keys, classifier, x, labels, epsilon, norm="linf", num_steps=attack_steps, restarts=settings.attack_restarts
         )
-        judge_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _JUDGE)
-        return adversarial.margin(classifier(judge_keys, points, backpropagate=False), labels) < 0
+        check_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _CHECK)
+        return adversarial.margin(classifier(check_keys, points, backpropagate=False), labels) < 0
 
-    run = subject.over_examples(right, COPIES)
+    run = subject.over_examples(is_right, COPIES)
     key = jax.random.split(subject.key(_ATTACK_STREAM))[0]
 
     def accuracy(num_steps: int, epsilon: float) -> float:
         return float(
             run(
-                "jem", key, images, some.labels, np.full(len(images), epsilon, np.float32), until=np.int32(num_steps),
+                "jem", key, images, subset.labels, np.full(len(images), epsilon, np.float32), until=np.int32(num_steps),
                 # At ε 0 there is nowhere to go.
                 attack_steps=np.int32(settings.attack_steps if epsilon else 0),
             ).mean()
@@ -162,7 +162,7 @@ def _behind_refinement(subject: Subject, backpropagate: bool) -> Callable[[int, 
 
 
 def climb(subject: Subject) -> Result:
-    """What each classifier takes for a class with 90 % confidence when one starts from noise."""
+    """Noise that gradient ascent has turned into images of a class with 90 % confidence, for each classifier."""
     names = subject.facts.class_names[: max(1, _MAX_DISTAL // _DISTAL_PER_CLASS)]
     classes = np.repeat(np.arange(len(names), dtype=np.int32), _DISTAL_PER_CLASS)
     shape = subject.facts.image_shape

@@ -59,7 +59,7 @@ def render(values: Mapping[str, Any], outcomes: Sequence[Outcome], folder: Path)
         body.append(
             f'<p class="failed">The model was trained on other data: {html.escape(data)} has changed since.</p>'
         )
-    links = (f'<a href="#{some.section.name}">{html.escape(some.section.title)}</a>' for some in outcomes)
+    links = (f'<a href="#{measured.section.name}">{html.escape(measured.section.title)}</a>' for measured in outcomes)
     body.append(f"<nav>{''.join(links)}</nav>")
     body += [_section(outcome, folder) for outcome in outcomes]
     body.append(_footer(values["run"]))
@@ -124,8 +124,8 @@ def _block(block: Mapping[str, Any], folder: Path) -> str:
 
 
 def _footer(run: Mapping[str, Any]) -> str:
-    some = {name: run[name] for name in ("iterations", "seed", "split_sizes", "devices", "seconds", "versions")}
-    return f"<footer><h2>The run</h2>{_definitions(some)}</footer>"
+    facts = {name: run[name] for name in ("iterations", "seed", "split_sizes", "devices", "seconds", "versions")}
+    return f"<footer><h2>The run</h2>{_definitions(facts)}</footer>"
 
 
 def _paragraph(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a report is about: a trained JEM, the plain classifier beside it, and the data."""
+"""The subject of a report: a trained JEM, the plain classifier beside it, and the data."""
 
 import functools
 from collections.abc import Callable
@@ -51,12 +51,12 @@ class Subject:
 
     @property
     def folder(self) -> Path:
-        """Where figures go."""
+        """The folder of the figures."""
         return (self.report_dir or self.path) / workdir.REPORT
 
     @property
     def settings(self) -> Evaluation:
-        """How much is measured."""
+        """The settings of the evaluation."""
         return self.facts.config.evaluation
 
     def key(self, stream: int) -> jax.Array:
@@ -181,7 +181,7 @@ def how_chains_pass(config: Config) -> dict[str, Any]:
 
 
 def start_of_chains(config: Config) -> str:
-    """Where chains of a run start afresh, in words."""
+    """The starts of a run's fresh chains, in words."""
     return "U(-1, 1)" if config.sampler.init == "uniform" else "the classes' Gaussians"
 
 
@@ -224,9 +224,9 @@ def fresh_chains(sampler: Sampler, facts: RunFacts, dataset: Dataset) -> dict[st
     "by_class": equally many of each in order, following ∇ f(x)[y]. "unconditional": following ∇ log p~(x).
     """
     config, num_classes = facts.config, facts.num_classes
-    wanted = config.evaluation.num_samples
+    num_samples = config.evaluation.num_samples
     # A whole batch at least, where its statistics count.
-    count = max(wanted, chain_batch(config))
+    count = max(num_samples, chain_batch(config))
     per_class = -(-count // num_classes)
 
     def key_and_start(count: int, by_class: bool) -> tuple[jax.Array, np.ndarray]:
@@ -235,15 +235,15 @@ def fresh_chains(sampler: Sampler, facts: RunFacts, dataset: Dataset) -> dict[st
 
     classes = np.repeat(np.arange(num_classes), per_class)
     by_class = sampler(*key_and_start(len(classes), True), classes)
-    by_class = by_class.reshape(num_classes, per_class, *by_class.shape[1:])[:, : -(-wanted // num_classes)]
+    by_class = by_class.reshape(num_classes, per_class, *by_class.shape[1:])[:, : -(-num_samples // num_classes)]
     return {
         "by_class": by_class.reshape(-1, *by_class.shape[2:]),
-        "unconditional": sampler(*key_and_start(count, False))[:wanted],
+        "unconditional": sampler(*key_and_start(count, False))[:num_samples],
     }
 
 
 def starts(config: Config, dataset: Dataset, key: jax.Array, count: int, by_class: bool) -> np.ndarray:
-    """Where chains start afresh [count, H, W, C], as in training.
+    """Starts of fresh chains [count, H, W, C], as in training.
 
     U(-1, 1), or draws from the classes' Gaussians, class after class or in turns.
     """
@@ -254,7 +254,7 @@ def starts(config: Config, dataset: Dataset, key: jax.Array, count: int, by_clas
     # Chains split the key, which gives the keys that small numbers folded in give.
     key = jax.random.fold_in(key, 2**31 - 1)
     if by_class:
-        drawn = np.asarray(draws(key, count // dataset.num_classes)).swapaxes(0, 1)
+        chains = np.asarray(draws(key, count // dataset.num_classes)).swapaxes(0, 1)
     else:
-        drawn = np.asarray(class_gaussians.init(draws, key, count, 1))
-    return drawn.reshape(count, *dataset.image_shape)
+        chains = np.asarray(class_gaussians.init(draws, key, count, 1))
+    return chains.reshape(count, *dataset.image_shape)

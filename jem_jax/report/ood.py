@@ -39,19 +39,19 @@ def detect(subject: Subject) -> Result:
         chains=1,
     )
     scores: dict[str, dict[str, dict[str, np.ndarray]]] = {}
-    images = {"test": test} | {key: some.images for key, some in sets.items()}
+    images = {"test": test} | {key: outside.images for key, outside in sets.items()}
     for name in subject.models:
-        scores[name] = {key: score(name, subject.key(_STREAM), some) for key, some in images.items()}
+        scores[name] = {key: score(name, subject.key(_STREAM), outside) for key, outside in images.items()}
         result.models[name] = {"ood": {key: _detections(scores[name], key) for key in sets}}
     _tables(result, sets, chains_in_words(subject.facts.config, "The chains of the refinement scores"))
-    drawn, formulas = {}, {}
+    histograms, formulas = {}, {}
     for name in subject.models:
         for kind in _DRAWN:
             title = f"{TITLES[name]}, {kind.replace('_', ' ')}"
-            drawn[title] = {key: values[kind] for key, values in scores[name].items()}
+            histograms[title] = {key: values[kind] for key, values in scores[name].items()}
             formulas[title] = ood.SCORES[kind]
     result.plot(
-        figures.histograms(drawn, list(sets), formulas, subject.folder / "ood_histograms.png"),
+        figures.histograms(histograms, list(sets), formulas, subject.folder / "ood_histograms.png"),
         "Scores of test images (grey) and of each set (blue: JEM, orange: classifier); the less they overlap, the "
         "better. The outermost 0.5 % on either side are drawn at the edge.",
     )
@@ -61,11 +61,11 @@ def detect(subject: Subject) -> Result:
 def _sets(subject: Subject, result: Result) -> dict[str, OutsideSet]:
     settings, seed = subject.settings, subject.facts.config.seed
     sets = ood_sets.builtin(subject.dataset.test, settings.ood_images, seed)
-    empty = [name for name, some in sets.items() if not len(some.images)]
+    empty = [name for name, outside in sets.items() if not len(outside.images)]
     if empty:
         names = " and ".join(name.replace("_", " ") for name in empty)
         result.text(f"Left out: {names}. They take test images of several classes, or several at all.")
-    sets = {name: some for name, some in sets.items() if name not in empty}
+    sets = {name: outside for name, outside in sets.items() if name not in empty}
     for name in settings.ood_set_names:
         try:
             sets[name] = ood_sets.named(
@@ -74,7 +74,9 @@ def _sets(subject: Subject, result: Result) -> dict[str, OutsideSet]:
         except UserError as error:
             result.text(f"{name} is missing: {error}")
             result.missing.append(name)
-    result.how["sets"] = {name: {"is": some.description, "images": len(some.images)} for name, some in sets.items()}
+    result.how["sets"] = {
+        name: {"is": outside.description, "images": len(outside.images)} for name, outside in sets.items()
+    }
     return sets
 
 
@@ -87,7 +89,7 @@ def _tables(result: Result, sets: dict[str, OutsideSet], passing: str) -> None:
     result.text(
         "AUROC is the probability that a test image scores higher than an image of the set: 0.5 is chance, 1 perfect, "
         "and below 0.5 the score takes the set for more like the data than the data. "
-        + "; ".join(f"{name.replace('_', ' ')}: {some.description}" for name, some in sets.items())
+        + "; ".join(f"{name.replace('_', ' ')}: {outside.description}" for name, outside in sets.items())
         + "."
         + passing
     )
@@ -102,6 +104,6 @@ def _tables(result: Result, sets: dict[str, OutsideSet], passing: str) -> None:
                 ]
                 rows.append((f"{TITLES[name]}, {kind.replace('_', ' ')}", *cells))
         head = (title, *(name.replace("_", " ") for name in sets))
-        wanted = "greater" if better is max else "smaller"
-        caption = f"{title} of each score, on each set; {wanted} is better, ✓ marks the better of the two models"
+        direction = "greater" if better is max else "smaller"
+        caption = f"{title} of each score, on each set; {direction} is better, ✓ marks the better of the two models"
         result.table(head, rows, caption, folded=measure != "auroc")

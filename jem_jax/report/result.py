@@ -1,4 +1,4 @@
-"""What a section of the report gives: numbers for report.json, and what the page shows of them."""
+"""The outcome of a report's section: numbers for report.json, and paragraphs, tables and figures for the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -101,8 +101,8 @@ def quality(subject: Subject) -> Result:
     """Samples measured by the feature model, and whether they are copies of training images."""
     facts, feature_model = subject.facts, subject.feature_model
     train = subject.dataset.train
-    some = np.random.default_rng(facts.config.seed).permutation(len(train))[:_QUALITY_IMAGES]
-    reference = to_float(train.images[some])
+    indices = np.random.default_rng(facts.config.seed).permutation(len(train))[:_QUALITY_IMAGES]
+    reference = to_float(train.images[indices])
     sources = {"test images": subject.test[:_QUALITY_IMAGES]}
     if subject.jem.buffer is not None:
         buffer = np.clip(subject.jem.buffer.reshape(-1, *facts.image_shape), -1, 1)
@@ -113,7 +113,7 @@ def quality(subject: Subject) -> Result:
     result = Result(how={
         "network": f"the {TITLES[feature_model]}'s penultimate features and predictions; neither FID nor Inception "
                    "score",
-        "reference": f"{len(some)} training images", "values": "clipped to [-1, 1]",
+        "reference": f"{len(indices)} training images", "values": "clipped to [-1, 1]",
         "fresh_chains": {"steps": sample_steps(facts.config), "start": start_of_chains(facts.config),
                          **how_chains_pass(facts.config)},
     })  # fmt: skip
@@ -133,9 +133,8 @@ def quality(subject: Subject) -> Result:
     ]  # fmt: skip
     result.text(
         f"The feature model is the {TITLES[feature_model]}, by its penultimate features and predictions. These are "
-        f"neither FID nor Inception scores and compare only within this table. Reference: {len(some)} training images. "
-        "A Fréchet "
-        "distance is larger where there are fewer images. Fresh chains began as "
+        f"neither FID nor Inception scores and compare only within this table. Reference: {len(indices)} training "
+        "images. A Fréchet distance is larger where there are fewer images. Fresh chains began as "
         f"{start_of_chains(facts.config)} and took {sample_steps(facts.config)} steps.{chains_in_words(facts.config)}"
     )
     if few := sources.keys() - values.keys():
@@ -159,16 +158,16 @@ def _inception(subject: Subject, result: Result) -> None:
         return
     images = buffer.reshape(-1, *subject.facts.image_shape)
     try:
-        found = fid.measure(images, train.images, paths.local("config.evaluation.inception_weights", weights))
+        scores = fid.measure(images, train.images, paths.local("config.evaluation.inception_weights", weights))
     except fid.Unavailable as error:
         result.text(f"FID and Inception score could not be measured: {error}.")
         return
-    result.models["jem"]["inception"] = {**found._asdict(), "images": len(images), "reference": len(train)}
+    result.models["jem"]["inception"] = {**scores._asdict(), "images": len(images), "reference": len(train)}
     result.how["inception"] = (
         "torch-fidelity's Inception-v3; the whole buffer, none chosen, against all training images"
     )
     result.text(
-        f"Inception-v3: FID {found.fid:.2f} and Inception score {found.inception_score:.2f} of the whole buffer, "
+        f"Inception-v3: FID {scores.fid:.2f} and Inception score {scores.inception_score:.2f} of the whole buffer, "
         f"{len(images)} images, none chosen, against all {len(train)} training images without augmentation."
     )
 

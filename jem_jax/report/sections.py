@@ -137,9 +137,9 @@ def run(subject: Subject, say: Callable[[str], None]) -> Iterator[Outcome]:
     Args:
       say: is given the beginning of a line as a section begins, and its end as it is done.
     """
-    some = wanted(subject.settings)
-    for number, section in enumerate(some, 1):
-        say(f"  [{number}/{len(some)}] {section.name}: ")
+    chosen = wanted(subject.settings)
+    for number, section in enumerate(chosen, 1):
+        say(f"  [{number}/{len(chosen)}] {section.name}: ")
         outcome = _kept(subject, section)
         note = "as before"
         if outcome is None:
@@ -170,19 +170,19 @@ def _measure(subject: Subject, section: Section) -> Outcome:
     outcome = Outcome(section, result, round(time.monotonic() - started, 1))
     if result.missing:
         return outcome
-    kept = {"id": _identity(subject, section), "seconds": outcome.seconds, "result": dataclasses.asdict(result)}
-    workdir.write_text(_file(subject, section), json.dumps(kept, indent=1) + "\n")
+    entry = {"id": _identity(subject, section), "seconds": outcome.seconds, "result": dataclasses.asdict(result)}
+    workdir.write_text(_file(subject, section), json.dumps(entry, indent=1) + "\n")
     return outcome
 
 
 def _kept(subject: Subject, section: Section) -> Outcome | None:
     try:
-        kept = json.loads(_file(subject, section).read_text(encoding="utf-8"))
-        if kept["id"] != _identity(subject, section):
+        entry = json.loads(_file(subject, section).read_text(encoding="utf-8"))
+        if entry["id"] != _identity(subject, section):
             return None
-        result = Result(**kept["result"])
+        result = Result(**entry["result"])
         if all((subject.folder / name).is_file() for name in result.files):
-            return Outcome(section, result, float(kept["seconds"]))
+            return Outcome(section, result, float(entry["seconds"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return None
@@ -193,7 +193,7 @@ def _file(subject: Subject, section: Section) -> Path:
 
 
 def _identity(subject: Subject, section: Section) -> str:
-    """What a section's outcome depends on: checkpoints and data, byte for byte, settings, and files that they name."""
+    """A hash of all inputs of a section: checkpoints and data, byte for byte, settings, and files that they name."""
     settings = dataclasses.asdict(subject.settings)
     parts: list[Any] = [_FORMAT, section.name, subject.settings.batch_size, {n: settings[n] for n in section.settings}]
     parts.append(subject.dataset.fingerprint)

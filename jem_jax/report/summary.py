@@ -22,30 +22,30 @@ class Line(NamedTuple):
 
 
 def lines(values: Mapping[str, Any]) -> list[Line]:
-    """What report.json's numbers come to; a section that was not measured leaves its lines out."""
+    """The summary of report.json's numbers. A section that was not measured leaves its lines out."""
     models = {name: values[name] for name in TITLES if name in values}
-    found = [
+    rows = [
         _line(models, "accuracy", lambda model: model["accuracy"], lambda value: percent(value, 2)),
         _line(models, "NLL, nats", lambda model: model["nll"], "{:.4f}".format, higher=False),
         _line(
             models, "calibration error (ECE)", lambda model: model["ece"], lambda value: percent(value, 2), higher=False
         ),
     ]
-    some: Any = next(iter(models.values()), {})
+    any_model: Any = next(iter(models.values()), {})
     for score, formula in _OOD.items():
-        count = len(some.get("ood", {}))
+        count = len(any_model.get("ood", {}))
         title = f"AUROC of {formula}, mean of {count} outside sets"
-        found.append(_line(models, title, lambda model, score=score: _mean_auroc(model, score), "{:.3f}".format))
+        rows.append(_line(models, title, lambda model, score=score: _mean_auroc(model, score), "{:.3f}".format))
     for norm, symbol in (("linf", "L∞"), ("l2", "L2")):
-        epsilons = [epsilon for epsilon in some.get("pgd", {}).get(norm, {}) if float(epsilon) > 0]
+        epsilons = [epsilon for epsilon in any_model.get("pgd", {}).get(norm, {}) if float(epsilon) > 0]
         if epsilons:
             # The middle one: at the ends all models are right, or all wrong.
             epsilon = epsilons[(len(epsilons) - 1) // 2]
-            found.append(
+            rows.append(
                 _line(models, f"accuracy under PGD, {symbol} ε {epsilon}",
                       lambda model, norm=norm, epsilon=epsilon: model["pgd"][norm][epsilon], percent)
             )  # fmt: skip
-    return [line for line in found if line is not None]
+    return [line for line in rows if line is not None]
 
 
 def as_text(values: Mapping[str, Any]) -> str:

@@ -25,13 +25,13 @@ def follow(subject: Subject) -> Result:
     result = Result(how={"file": "metrics.jsonl", "means": "each point is the mean since the one before"})
     series = {}
     for title, (label, names) in _CURVES.items():
-        found = []
+        curves = []
         for name, short in names.items():
             points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
             if points:
-                found.append(figures.TrainingLine(short, *zip(*points, strict=True)))
-        if found:
-            series[title] = (label, found)
+                curves.append(figures.TrainingLine(short, *zip(*points, strict=True)))
+        if curves:
+            series[title] = (label, curves)
     scheduled = _scheduled(lines)
     if scheduled:
         series["schedule"] = ("share of the largest value", scheduled)
@@ -49,18 +49,18 @@ def follow(subject: Subject) -> Result:
 
 def _scheduled(lines: list[dict[str, Any]]) -> list[figures.TrainingLine]:
     """The settings that changed during the run, each as a share of its largest value."""
-    found = []
+    curves = []
     for name, short in _SCHEDULED.items():
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         largest = max((value for _, value in points), default=0)
         if largest and any(value != largest for _, value in points):
             steps, values = zip(*points, strict=True)
-            found.append(figures.TrainingLine(short, steps, tuple(value / largest for value in values)))
-    return found
+            curves.append(figures.TrainingLine(short, steps, tuple(value / largest for value in values)))
+    return curves
 
 
 def _tell_recoveries(result: Result, subject: Subject) -> None:
-    """What went wrong, and what was done about it."""
+    """Tells of the divergences and recoveries."""
     parts = {"jem": subject.path, "baseline": subject.path / workdir.BASELINE}
     for name in subject.models:
         for number, entry in enumerate(recovery.read(parts[name]), 1):

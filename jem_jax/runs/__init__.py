@@ -1,1 +1,1 @@
-"""What lies in a run's folder."""
+"""The files of a run's folder."""

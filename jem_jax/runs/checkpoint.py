@@ -313,7 +313,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None; files that it was not written with do not count."""
+    """The fault of a checkpoint's files, or None. Files that were added later do not count."""
     manifest = _manifest(path)
     if manifest is None:
         return f"its {_MANIFEST} cannot be read"
@@ -365,7 +365,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def difference(expected: Any, other: Any, with_dtypes: bool = True) -> str | None:
-    """How a tree of arrays differs from the expected one, in words: "lacks params/bias"; None where it does not."""
+    """The difference of a tree of arrays from the expected one, such as "lacks params/bias"; None if there is none."""
     ours, theirs = (_described(tree, with_dtypes) for tree in (expected, other))
     for name in sorted(ours.keys() | theirs.keys()):
         if name not in theirs:

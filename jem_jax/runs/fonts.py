@@ -1,4 +1,4 @@
-"""Which font writes a name: DejaVu Sans, which matplotlib brings, or an installed one that has all its characters."""
+"""The font for a name: DejaVu Sans, which matplotlib brings, or an installed one that has all its characters."""
 
 import functools
 import importlib
@@ -18,9 +18,9 @@ def written(name: str) -> tuple[str, Path]:
     line. Invisible marks, such as those between joined letters, are dropped, and so is the middle of what is overlong.
     """
     name = "".join(c for c in name if unicodedata.category(c) != "Cf")
-    found = next((font for font in _fonts(name) if _covers(font, name)), None)
-    if found is not None:
-        return _short(name), found
+    chosen = next((font for font in _fonts(name) if _covers(font, name)), None)
+    if chosen is not None:
+        return _short(name), chosen
     plain = _dejavu()
     return _short("".join(c if _covers(plain, c) else f"U+{ord(c):04X} " for c in name).rstrip()), plain
 
@@ -31,7 +31,7 @@ def _short(text: str) -> str:
 
 
 def families(names: Iterable[str]) -> list[str]:
-    """What matplotlib calls the fonts that the names are written in, DejaVu Sans first."""
+    """Matplotlib's names of the fonts for these names, DejaVu Sans first."""
     used = dict.fromkeys([_dejavu(), *(written(name)[1] for name in names)])
     from matplotlib import ft2font
 

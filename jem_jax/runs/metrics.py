@@ -1,4 +1,4 @@
-"""Where numbers go while a run trains: metrics.jsonl, TensorBoard, and a line that a person watches."""
+"""Metrics of a run in progress: metrics.jsonl, TensorBoard and the progress bar."""
 
 import contextlib
 import json
@@ -22,16 +22,15 @@ _SHOWN = {"loss": "loss", "accuracy": "acc", "log_px_data": "log p data", "log_p
 
 
 class Recorder:
-    """Writes a run's metrics; a process other than the first writes nothing.
+    """Writes a run's metrics. Only the first process writes.
 
     Args:
       directory: gets metrics.jsonl and tensorboard/.
       title: stands before the progress bar.
       first_step: iterations already done; lines of metrics.jsonl past it are cut.
       total_steps: of the whole run.
-      events: lines without a number that is plotted, which stay wherever the run went back to; those that metrics.jsonl
-        lacks are added.
-      writes: whether this process writes at all.
+      events: recovery records; they survive rollbacks. Those that metrics.jsonl lacks are added.
+      writes: whether this process writes.
     """
 
     def __init__(
@@ -52,13 +51,13 @@ class Recorder:
         for event in events:
             if event["recovery"] not in present:
                 self.record(first_step, event)
-        # Without a terminal a bar would fill a log file; plain lines now and then do better there.
+        # Without a terminal the bar is off, and `progress` prints a line now and then.
         self._bar = tqdm(
             total=total_steps, initial=first_step, desc=title, unit="it", disable=None, dynamic_ncols=True, leave=True
         )
 
     def rewind(self, step: int, event: dict[str, Any], text: str) -> None:
-        """The run went back to an iteration: what was said of later ones is cut, and a line about it stays.
+        """Cuts the lines past the iteration that a run went back to, and adds one about that.
 
         Args:
           event: for metrics.jsonl and TensorBoard.
@@ -78,7 +77,7 @@ class Recorder:
         tqdm.write(f"{self._title}: {text}")
 
     def end(self, step: int, event: dict[str, Any], text: str) -> None:
-        """The run ends for good at an iteration, and says why: in metrics.jsonl and to TensorBoard."""
+        """Records in metrics.jsonl and TensorBoard why the run ended for good at an iteration."""
         if self._writes:
             self.record(step, event)
             self._board.add_text("divergence", text, step)
@@ -129,15 +128,15 @@ class Recorder:
 
 
 class _Board:
-    """TensorBoard's event file, written by who records: an error is raised there.
+    """TensorBoard's event file, written in the caller's thread, which gets the errors.
 
-    SummaryWriter has a thread for it, which a full disk ends; whoever then adds to its queue waits for good.
+    SummaryWriter writes in a thread of its own. A full disk ends that thread, and the next call then waits for ever.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._events = EventsWriter(str(folder / "events"))
-        # TensorBoard hides what an earlier process wrote past this iteration.
+        # TensorBoard hides what earlier processes wrote past this iteration.
         self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
@@ -153,7 +152,7 @@ class _Board:
         self._events.flush()
 
     def close(self) -> None:
-        """Closes the file; all was flushed as it was recorded, and a full disk would say so once more."""
+        """Closes the file. Everything was flushed before, so an error of a full disk was raised before too."""
         with contextlib.suppress(OSError):
             self._events.close()
 
@@ -163,7 +162,7 @@ class _Board:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, empty where there is none; what is damaged or unfinished of it is left out."""
+    """The lines of a metrics.jsonl, without damaged and unfinished ones; empty where there is no file."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -180,17 +179,17 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def cut(path: Path, last_step: int) -> set[int]:
-    """Drops the lines of a metrics.jsonl that lie past an iteration, and what is damaged or unfinished of it.
+    """Drops the lines of a metrics.jsonl past an iteration, and damaged or unfinished ones.
 
     Returns:
-      The numbers of the recoveries that it tells of; all lines about those are kept.
+      The numbers of its recoveries, whose lines all stay.
     """
     if not path.exists():
         return set()
-    kept = [values for values in read(path) if "recovery" in values or 0 < values["step"] <= last_step]
+    lines = [values for values in read(path) if "recovery" in values or 0 < values["step"] <= last_step]
     with files.whole(path) as partial:
-        partial.write_text("".join(json.dumps(values) + "\n" for values in kept), encoding="utf-8")
-    return {values["recovery"] for values in kept if isinstance(values.get("recovery"), int)}
+        partial.write_text("".join(json.dumps(values) + "\n" for values in lines), encoding="utf-8")
+    return {values["recovery"] for values in lines if isinstance(values.get("recovery"), int)}
 
 
 def duration(seconds: float) -> str:

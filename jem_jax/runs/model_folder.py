@@ -34,7 +34,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Description:
-    """What model.json says."""
+    """The content of model.json."""
 
     facts: RunFacts
     iteration: int
@@ -57,7 +57,7 @@ def containing(path: Path) -> Path | None:
 
 
 def describe(path: Path) -> Description:
-    """What a model folder says of its model.
+    """Reads model.json.
 
     Raises:
       UserError: it is damaged, foreign, or of a newer version.

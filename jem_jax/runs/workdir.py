@@ -1,4 +1,4 @@
-"""A run's directory: whose it is, what is in it, and that only one program works in it at a time."""
+"""A run's directory: the run that it belongs to, its files, and a lock against other programs."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ EXPORTS = (
     "by_class/[0-9]*.png",
     "buffer/[0-9]*.png",
 )
-"""what an export holds, as patterns"""
+"""patterns of an export's files"""
 _WRITTEN = (
     RECOVERIES,
     metrics.FILE,
@@ -43,13 +43,13 @@ _WRITTEN = (
     ".*.partial",
     "*/.*.partial",
 )
-"""what a training writes beside checkpoints and pictures, as patterns"""
+"""patterns of a run's files other than checkpoints and pictures"""
 _COMPARED = ("data", "model", "sampler", "objective", "optimizer", "schedule", "seed")
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a later program must know of a run besides its checkpoints."""
+    """Facts of a run that later programs need besides its checkpoints."""
 
     config: Config
     image_shape: tuple[int, int, int]
@@ -57,7 +57,7 @@ class RunFacts:
     cpu_devices: int
     """how many devices the CPU was made into; 0 on an accelerator"""
     fingerprint: str = ""
-    """`Dataset.fingerprint` of the data; empty in runs that were started before it was noted"""
+    """`Dataset.fingerprint` of the data; empty in runs of versions that did not record it"""
 
     @property
     def num_classes(self) -> int:
@@ -115,7 +115,7 @@ def write_facts(path: Path, facts: RunFacts) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all, and makes its folder."""
     with files.whole(path) as partial:
-        # A file name can hold what is no Unicode.
+        # A file name need not be Unicode.
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -162,7 +162,7 @@ def is_writable(path: Path) -> bool:
 def prepare(path: Path, facts: RunFacts, overwrite: bool, trains: bool = True, writes: bool = True) -> None:
     """Makes sure that a run of these settings and this data may work in a workdir.
 
-    The data are compared by their content: their name may change. What does not train may take other data of that name.
+    The data are compared by content, so their name may change. Modes that do not train accept other data of that name.
 
     Raises:
       UserError: it holds a run of other settings or on other data, or files that are not a run's.
@@ -222,7 +222,7 @@ def check_reading(path: Path, there: RunFacts, here: RunFacts, but: tuple[str, .
 
 
 def _changed_data(there: RunFacts, here: RunFacts) -> str:
-    """How the data differ from those that a run was started with, in words; empty where they are the same."""
+    """The difference of the data from those of the run, in words; empty if there is none."""
     name = shown(here.config.data.name)
     if there.image_shape != here.image_shape:
         return f"images of {name} are {list(here.image_shape)}, those of the run {list(there.image_shape)}"
@@ -240,9 +240,9 @@ def prepare_empty(path: Path) -> None:
     Raises:
       UserError: it is not.
     """
-    found = _entries(path)
-    if found:
-        raise UserError(f"workdir {path} is not empty ({found[0]}); name an empty or missing one with --workdir")
+    entries = _entries(path)
+    if entries:
+        raise UserError(f"workdir {path} is not empty ({entries[0]}); name an empty or missing one with --workdir")
 
 
 def prepare_reports(path: Path, writes: bool = True) -> None:
@@ -257,13 +257,13 @@ def prepare_reports(path: Path, writes: bool = True) -> None:
 
 
 def _entries(path: Path) -> list[str]:
-    """Names of what somebody put into a workdir; what systems leave in every folder, and logs, are not in the way."""
+    """Names of the entries of a folder, without logs and without the files that systems leave in every folder."""
     return sorted(entry.name for entry in path.iterdir() if not files.is_litter(entry) and not files.is_log(entry))
 
 
 def _differences(there: RunFacts, here: RunFacts, but: tuple[str, ...] = ()) -> Iterator[str]:
     old, new = _compared(there.config), _compared(here.config)
-    # The same content can lie in several places, and a place can be spelled in many ways.
+    # The same content can lie in several places, and a path has several spellings.
     if there.fingerprint and there.fingerprint == here.fingerprint:
         del old["data.name"], old["data.image_size"]
     elif _place(there.config.data.name) == _place(here.config.data.name):
@@ -291,7 +291,7 @@ def _compared(config: Config) -> dict[str, Any]:
             values |= {f"{group}.{name}": value for name, value in settings.items()}
         else:
             values[group] = settings
-    # Where images lie changes nothing that is computed.
+    # The images' location does not change any result.
     for name in ("data.place", "data.data_dir", "data.manual_dir"):
         del values[name]
     unlabelled, labelled = config.training.batch_sizes
@@ -304,7 +304,7 @@ def _compared(config: Config) -> dict[str, Any]:
 
 
 def _clear(path: Path) -> None:
-    """Deletes a run, and nothing that it did not write."""
+    """Deletes a run's own files, and no others."""
     for part in (path / BASELINE, path):
         for folder in (CHECKPOINTS, BEST, SET_ASIDE):
             checkpoint.clear(part / folder)
@@ -314,5 +314,5 @@ def _clear(path: Path) -> None:
         files.remove(part, _WRITTEN)
         files.remove_empty(*(part / folder for folder in (SAMPLES, REPORT, "tensorboard")))
     files.remove_empty(path / BASELINE)
-    # Last: cut off before, the folder still is a run's, and can be overwritten again.
+    # Last, so that an interrupted deletion can be repeated with --overwrite.
     (path / RUN_FILE).unlink()

@@ -1,4 +1,4 @@
-"""How training images reach the devices: resident on each, or streamed batch by batch; the batches are the same."""
+"""Training images on the devices: resident on each, or streamed in batches. Both give the same batches."""
 
 import math
 import threading
@@ -20,26 +20,26 @@ from jem_jax.training.state import ResidentData, StreamedBatch
 Array = jax.Array
 
 _AHEAD = 2
-"""batches that a stream prepares before they are asked for"""
+"""batches that a stream prepares ahead"""
 _STARTS_BYTES = 2**28
 
 
 class DeviceData(Protocol):
-    """What iterations get their batches from."""
+    """The source of the iterations' batches."""
 
     streamed: bool
 
     def at(self, step: int) -> ResidentData | StreamedBatch:
-        """What an iteration takes."""
+        """The data of an iteration."""
         ...
 
     def close(self) -> None:
-        """Ends what prepares batches ahead."""
+        """Ends the preparation of batches."""
         ...
 
 
 class Order:
-    """Which rows each iteration uses: the p(x) stream over all images, the labelled stream over those with labels."""
+    """The rows of each iteration: the p(x) stream over all images, the labelled stream over labelled ones."""
 
     def __init__(self, config: Config, labels: np.ndarray) -> None:
         self.batch_sizes = config.training.batch_sizes
@@ -54,9 +54,9 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Iterations of an epoch: as many as the larger batch needs to pass over the training images once.
+        """Iterations of an epoch, in which the larger batch passes over the training images once.
 
-        So it is in SADA-JEM's released code, whose p(x) stream takes half as many images (390 iterations on CIFAR-10).
+        SADA-JEM's released code does the same: its p(x) stream takes half as many images (390 iterations on CIFAR-10).
         """
         return len(self._rows[0]) // max(self.batch_sizes)
 
@@ -77,10 +77,10 @@ class Order:
 
 
 class Starts:
-    """Where chains that start afresh may do so: draws from the classes' Gaussians, new ones every epoch.
+    """Starts of fresh chains: draws from the classes' Gaussians, renewed every epoch.
 
-    There are about as many as chains start afresh in an epoch, and each takes one at random. Every start has the
-    Gaussian's distribution; two chains of one epoch may share theirs.
+    There are about as many as fresh chains in an epoch, and each chain takes one at random. Every start has the
+    Gaussian's distribution. Two chains of an epoch may share one.
     """
 
     def __init__(self, config: Config, split: Split, order: Order, images: Array | None = None) -> None:
@@ -90,21 +90,21 @@ class Starts:
         image_bytes = 4 * split.images[0].size
         self._flat = devices.flat(split.images.shape[1:])
         classes = int(split.labels.max()) + 1
-        wanted = config.sampler.reinit_prob * order.steps_per_epoch * chains(config)
-        self._count = max(1, min(math.ceil(wanted / classes), _STARTS_BYTES // (image_bytes * classes)))
+        needed = config.sampler.reinit_prob * order.steps_per_epoch * chains(config)
+        self._count = max(1, min(math.ceil(needed / classes), _STARTS_BYTES // (image_bytes * classes)))
         self._placed: tuple[int, Array] | None = None
 
     def at(self, step: int) -> Array:
-        """Those of an iteration's epoch [P, K, *flat], on every device."""
+        """The starts of an iteration's epoch [P, K, *flat], on every device."""
         epoch = step // self._order.steps_per_epoch
         if self._placed is None or self._placed[0] != epoch:
-            drawn = self._draws(jax.random.fold_in(self._key, epoch), self._count)
-            self._placed = epoch, devices.replicate(drawn.reshape(*drawn.shape[:2], *self._flat))
+            starts = self._draws(jax.random.fold_in(self._key, epoch), self._count)
+            self._placed = epoch, devices.replicate(starts.reshape(*starts.shape[:2], *self._flat))
         return self._placed[1]
 
 
 def draws(config: Config, split: Split, images: Array | None = None) -> Callable[[Array, int], Array]:
-    """The Gaussians of the classes, from the images whose labels may be known; see `class_gaussians.of_classes`."""
+    """The classes' Gaussians, fitted to the labelled images; see `class_gaussians.of_classes`."""
     rows = labelled_rows(split.labels, config.data.labels_per_class, config.data.labels_seed)
     return class_gaussians.of_classes(
         split.images if images is None else images, split.labels, rows, int(split.labels.max()) + 1
@@ -125,8 +125,8 @@ def build(config: Config, split: Split, order: Order) -> DeviceData:
 
 def is_resident(config: Config, split: Split) -> bool:
     """Whether every device holds all images."""
-    place = config.data.place
-    return split.images.nbytes <= devices.memory_for_data() if place == "auto" else place == "device"
+    setting = config.data.place
+    return split.images.nbytes <= devices.memory_for_data() if setting == "auto" else setting == "device"
 
 
 class Resident:
@@ -139,12 +139,12 @@ class Resident:
         self._placed: dict[int, tuple[int, Array]] = {}
 
     def at(self, step: int) -> ResidentData:
-        """What an iteration gathers its batches from."""
+        """The arrays from which an iteration gathers its batches."""
         starts = None if self._starts is None else self._starts.at(step)
         return ResidentData(self._images, self._labels, self._rows(0, step), self._rows(1, step), starts)
 
     def close(self) -> None:
-        """Nothing is prepared ahead."""
+        """Does nothing: no batches are prepared ahead."""
 
     def _rows(self, stream: int, step: int) -> Array:
         number, rows = self._order.epoch(stream, step)

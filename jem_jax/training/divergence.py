@@ -30,7 +30,7 @@ REASONS = {
     "collapse": f"the samples' standard deviation over a batch stayed below {MIN_SPREAD:g} of the data's",
     "saturation": f"the samples' root mean square stayed above {MAX_RMS:g} ({MAX_CLIPPED_RMS:g} for clipped chains)",
 }
-"""What an alarm can be about; the first two undo the iteration, the others must have lasted"""
+"""reasons of an alarm; the first two undo the iteration, the others must have lasted"""
 _SUDDEN = 2
 _LARGEST = 1e18
 """the largest number that counts as finite. The squares of such gradients, and their sums, are finite too, so the
@@ -39,7 +39,7 @@ parameters and the optimiser's state need no check of their own, which would rea
 
 @dataclass(frozen=True)
 class Limits:
-    """What is still healthy."""
+    """Limits of health."""
 
     max_gap: float
     """of |mean log p~(data) - mean log p~(samples)|, in nats"""
@@ -50,7 +50,7 @@ class Limits:
 
 
 class Watch(NamedTuple):
-    """What is remembered from one iteration to the next."""
+    """The watch's state between iterations."""
 
     reason: Array
     """int32 []: which of `REASONS` the first alarm was about, or -1"""
@@ -72,7 +72,7 @@ class Moments(NamedTuple):
 
 
 class Health(NamedTuple):
-    """What a device saw of an iteration; a mean over devices is above 0 where any of them saw it."""
+    """A device's signs of an iteration. Their mean over devices is above 0 if any device saw the fault."""
 
     not_finite: Array
     """float32 []: 0 or 1"""
@@ -97,7 +97,7 @@ def initial_watch() -> Watch:
 
 
 def health(values: Any, log_px_max: Array, max_log_density: float, moments: Moments | None) -> Health:
-    """What this device sees.
+    """This device's signs of divergence.
 
     Args:
       values: a pytree of all that must be finite.

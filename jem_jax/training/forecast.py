@@ -1,4 +1,4 @@
-"""What a training will cost, said before it starts."""
+"""The cost of a training, before it starts."""
 
 import math
 import statistics
@@ -49,12 +49,18 @@ def flops_per_iteration(
         forward = _flops(jax.make_jaxpr(network.logits)(variables, x).jaxpr)
     gradients = 2 if program.sam else 1
     chain_steps = program.num_steps * quantities.chains(config)
-    images = images_in_loss(config) if program.samples else config.training.batch_sizes[1]
+    terms = quantities.weights(config)
+    unlabelled, labelled = config.training.batch_sizes
+    images = labelled
+    if program.samples:
+        # The data and the negatives of p(x), and the negatives of p(x, y).
+        images += (2 - config.objective.share_batch) * unlabelled * terms.needs_negatives
+        images += labelled * terms.needs_conditional_negatives
     return forward * (2 * chain_steps + 3 * gradients * images)
 
 
 def _flops(jaxpr: Any) -> int:
-    """Of all convolutions and matrix products of a program; XLA's own count is to be had on a CPU alone."""
+    """FLOP of all convolutions and matrix products of a program. XLA gives its own count on a CPU alone."""
     total = 0
     for equation in jaxpr.eqns:
         total += sum(_flops(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params))
@@ -68,14 +74,6 @@ def _flops(jaxpr: Any) -> int:
             continue
         total += 2 * each * math.prod(equation.outvars[0].aval.shape)
     return total
-
-
-def images_in_loss(config: Config) -> int:
-    """How many images go through the network in an iteration's loss, all devices together."""
-    terms = quantities.weights(config)
-    unlabelled, labelled = config.training.batch_sizes
-    both = 2 - config.objective.share_batch
-    return labelled + both * unlabelled * terms.needs_negatives + labelled * terms.needs_conditional_negatives
 
 
 def parameter_count(variables: Variables) -> int:

@@ -82,7 +82,7 @@ class _Training:
 
     @property
     def program(self) -> Program:
-        """Of the next iteration; after a recovery with more chain steps than its phase's."""
+        """The next iteration's program: its phase's, with more chain steps after a recovery."""
         program = schedule.phase_at(self.run.phases, self.step).program
         return program._replace(num_steps=recovery.chain_steps(program.num_steps, self.history, self.step))
 

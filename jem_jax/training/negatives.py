@@ -88,7 +88,7 @@ def _chains(
 
 
 def _fresh(example_keys: Array, shape: tuple[int, ...], starts: Array | None, classes: Array | None) -> Array:
-    """Where chains start afresh [b, *shape]: U(-1, 1), or one of the epoch's starts, of the chain's class if any."""
+    """Starts of fresh chains [b, *shape]: U(-1, 1), or one of the epoch's starts, of the chain's class if any."""
     if starts is None:
         return replay_buffer.uniform(example_keys, example_keys.shape[0], shape)
 

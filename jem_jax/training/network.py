@@ -138,8 +138,8 @@ class Network:
             # Not a loop of the program: XLA's CPU convolutions for kernel gradients are many times slower in one.
             for start in range(0, len(batch), size):
                 part, pass_key = batch[start : start + size], jax.random.fold_in(key, passes)
-                one, state = one_pass({**state, "params": variables["params"]}, part, pass_key)
-                parts.append(one)
+                part_logits, state = one_pass({**state, "params": variables["params"]}, part, pass_key)
+                parts.append(part_logits)
                 passes += 1
             logits.append(jnp.concatenate(parts))
         return logits, state
@@ -163,7 +163,7 @@ class Network:
         return module, [values[name] for name in self._by_place], by_name
 
     def evaluation_pass(self, variables: Variables, x: Array, **more: Any) -> Any:
-        """What the module itself gives in evaluation mode."""
+        """The module's own output in evaluation mode."""
         module, places, flags = self._mode(trains=False)
         return module.apply(variables, x, *places, **flags, **more)
 
@@ -184,13 +184,13 @@ class Network:
     def _find_streams(self, variables: Variables, x: Array, key: Array) -> tuple[str, ...]:
         """The names of the PRNG streams that a training pass asks for."""
         # What has no key of its own draws from "params". A module may ask for more where it is given some.
-        found = {"dropout", "params"}
+        streams = {"dropout", "params"}
         while True:
-            keys = dict.fromkeys(found, key)
-            with _streams_asked_for(found):
+            keys = dict.fromkeys(streams, key)
+            with _streams_asked_for(streams):
                 jax.eval_shape(self._apply_in_training, variables, x, keys)
-            if found == keys.keys():
-                return tuple(sorted(found))
+            if streams == keys.keys():
+                return tuple(sorted(streams))
 
 
 def _at_least_float32(logits: Any) -> Array:
@@ -200,12 +200,12 @@ def _at_least_float32(logits: Any) -> Array:
 
 
 @contextlib.contextmanager
-def _streams_asked_for(found: set[str]) -> Iterator[None]:
+def _streams_asked_for(names: set[str]) -> Iterator[None]:
     """Adds the name of every PRNG stream that a module asks for, or asks whether it is there."""
     scope: Any = flax.core.Scope
 
     def noted(self: flax.core.Scope, name: str) -> bool:
-        found.add(name)
+        names.add(name)
         return has_rng(self, name)
 
     # Flax has no hook for it. Programs are traced side by side, and each must find what it is to put back.
@@ -220,7 +220,7 @@ def _streams_asked_for(found: set[str]) -> Iterator[None]:
 def _over_devices(
     call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
 ) -> Any:
-    """Lets a layer synchronise over the devices that there are, whatever its author called their axis."""
+    """Makes a layer synchronise over this package's device axis, under any name that its author gave it."""
     # Not by getattr, which a module may define by calls that come here.
     if vars(context.module).get("axis_name") is not None:
         object.__setattr__(context.module, "axis_name", devices.AXIS)
@@ -256,8 +256,8 @@ def in_parts(function: Callable[[Any], Array], batch: Any, shape: tuple[int, ...
     if size == shape[0]:
         return function(batch)
     parts = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), batch)
-    found = jax.lax.map(function, parts)
-    return found.reshape(-1, *found.shape[2:])
+    ends = jax.lax.map(function, parts)
+    return ends.reshape(-1, *ends.shape[2:])
 
 
 def describe(

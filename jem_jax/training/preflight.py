@@ -287,8 +287,8 @@ def _refused(what: str) -> Iterator[None]:
 def _check_logits(logits: Any, num_classes: int) -> None:
     is_array = isinstance(logits, jax.ShapeDtypeStruct)
     if not is_array or logits.shape != (_LARGE, num_classes) or not jnp.issubdtype(logits.dtype, jnp.floating):
-        found = f"{logits.dtype} {list(logits.shape)}" if is_array else type(logits).__name__
-        raise UserError(f"config.model must give logits [{_LARGE}, {num_classes}] for {_LARGE} images, not {found}")
+        given = f"{logits.dtype} {list(logits.shape)}" if is_array else type(logits).__name__
+        raise UserError(f"config.model must give logits [{_LARGE}, {num_classes}] for {_LARGE} images, not {given}")
 
 
 def _check_parameters(params: Any) -> None:
@@ -305,7 +305,7 @@ def _check_parameters(params: Any) -> None:
 
 
 def _note_evaluating(
-    found: set[str],
+    paths: set[str],
     call: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -320,5 +320,5 @@ def _note_evaluating(
             value = getattr(module, name, None) if value is None else value
             idle = name == "deterministic" and not (getattr(module, "rate", 0) or getattr(module, "dropout_rate", 0))
             if value is True and not idle:
-                found.add("/".join(module.path) or type(module).__name__)
+                paths.add("/".join(module.path) or type(module).__name__)
     return call(*args, **kwargs)

@@ -36,7 +36,7 @@ def buffer_size(config: Config, num_classes: int) -> tuple[int, int]:
 
 
 def limits(config: Config) -> divergence.Limits:
-    """What counts as healthy."""
+    """The limits of health that follow from the settings."""
     max_rms = divergence.MAX_CLIPPED_RMS if config.sampler.clip_x else divergence.MAX_RMS
     return divergence.Limits(config.recovery.max_gap, max_rms, config.recovery.patience)
 

@@ -1,4 +1,4 @@
-"""What a run does after a divergence: where it goes back to, what is different from there, and the history of it.
+"""Recovery from a divergence: the checkpoint to go back to, the changes from there, and the history.
 
 A run goes back to the newest checkpoint that is at least `PROOF` iterations older than the alarm. If it diverges again
 before it has a newer one, it goes one checkpoint further back. From there it takes new random numbers and, for `WHILE`
@@ -130,7 +130,7 @@ def _good(step: int, checkpoints: Sequence[int]) -> list[int]:
 
 
 def learning_rate_factor(history: History, step: int) -> float:
-    """What the learning rate of an iteration is multiplied by."""
+    """The factor of an iteration's learning rate."""
     return math.prod(entry.learning_rate_factor for entry in history if entry.holds(step))
 
 
@@ -173,7 +173,7 @@ def sound_checkpoints(folder: Path) -> list[int]:
 
 
 def events(history: History) -> list[dict[str, Any]]:
-    """What metrics.jsonl and the report hold of each recovery."""
+    """The records of the recoveries in metrics.jsonl and the report."""
     told = ("reason", "back_to", "learning_rate_factor", "chain_steps_factor")
     return [
         {"recovery": number, "diverged_at": entry.step} | {name: getattr(entry, name) for name in told}
@@ -192,7 +192,7 @@ def in_words(entry: Recovery) -> str:
 
 
 def final(alarm: divergence.Alarm, history: History) -> dict[str, Any]:
-    """What metrics.jsonl and the report hold of a divergence that ended the run."""
+    """The record, in metrics.jsonl and the report, of a divergence that ended the run."""
     return {"diverged_at": alarm.step + 1, "reason": alarm.reason, "recoveries": len(history), "ended": True}
 
 
@@ -207,7 +207,7 @@ def end(directory: Path) -> dict[str, Any] | None:
 
 
 def end_in_words(end: dict[str, Any]) -> str:
-    """That in a line."""
+    """`final` in a line of text."""
     return (
         f"diverged at iteration {end['diverged_at']} ({divergence.REASONS[end['reason']]}) after {end['recoveries']} "
         "recoveries, and no more were allowed"
@@ -215,7 +215,7 @@ def end_in_words(end: dict[str, Any]) -> str:
 
 
 def exhausted(alarm: divergence.Alarm, history: History, last: int | None) -> UserError:
-    """What a run ends with that has diverged once too often.
+    """The error of a run that has diverged once too often.
 
     Args:
       last: iterations done at its last checkpoint, or None.

@@ -26,7 +26,7 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same through a run; the state and the buffer are the caller's."""
+    """The constant parts of a run. The caller holds the state and the buffer."""
 
     config: Config
     dataset: Dataset
@@ -110,7 +110,7 @@ def parts_of(
     program: Program,
     total_steps: int,
 ) -> Parts:
-    """What the step of a program is made of."""
+    """The parts of a program's step."""
     terms = quantities.weights(config)
     if not program.samples:
         terms = objective.Weights(p_x=0.0, p_y_given_x=terms.p_y_given_x)

@@ -1,4 +1,4 @@
-"""What changes while a run goes on: the phases of a run, one compiled program each, and the weight of p(x)."""
+"""Changes during a run: its phases, each with a compiled program, and the weight of p(x)."""
 
 from typing import NamedTuple
 
@@ -9,11 +9,11 @@ from jem_jax.common.errors import UserError
 from jem_jax.config import Config, Schedule
 
 MOST_PROGRAMS = 4
-"""of a run without recoveries; every one takes its time to compile before the first iteration"""
+"""of a run without recoveries; all are compiled before the first iteration"""
 
 
 class Program(NamedTuple):
-    """What a compiled step is specialised to."""
+    """Constants of a compiled step."""
 
     samples: bool
     """whether p(x) is learned; without it the step is a classifier's"""
@@ -26,7 +26,7 @@ class Program(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """Iterations that one program serves."""
+    """A stretch of iterations with one program."""
 
     first: int
     """the first of them, counted from 0"""
@@ -41,19 +41,19 @@ def phases(config: Config, total_steps: int) -> tuple[Phase, ...]:
     """
     schedule = config.schedule
     shares = {0.0, schedule.p_x_start, schedule.sam_start, schedule.freeze_norm, *schedule.num_steps[::2]}
-    found: list[Phase] = []
+    result: list[Phase] = []
     for share in sorted(share for share in shares if share < 1):
         first, program = round(share * total_steps), _program(config, share)
-        if found and found[-1].first == first:
-            found.pop()
-        if not found or found[-1].program != program:
-            found.append(Phase(first, program))
-    count = len({phase.program for phase in found})
+        if result and result[-1].first == first:
+            result.pop()
+        if not result or result[-1].program != program:
+            result.append(Phase(first, program))
+    count = len({phase.program for phase in result})
     if count > MOST_PROGRAMS:
         raise UserError(
             f"config.schedule needs {count} compiled programs, more than {MOST_PROGRAMS}; let shares coincide"
         )
-    return tuple(found)
+    return tuple(result)
 
 
 def _program(config: Config, share: float) -> Program:
@@ -77,7 +77,7 @@ def phase_at(phases: tuple[Phase, ...], step: int) -> Phase:
 
 
 def p_x_factor(settings: Schedule, total_steps: int, step: Array | int) -> Array:
-    """What the weight of p(x) is multiplied by in an iteration: 0, a linear ramp, then 1. float32 []."""
+    """The factor of the weight of p(x) in an iteration: 0, a linear ramp, then 1. float32 []."""
     start, ramp = round(settings.p_x_start * total_steps), round(settings.p_x_ramp * total_steps)
     # The first iteration of a ramp already counts, so that no chain is run for a weight of 0.
     risen = (jnp.asarray(step) - start + 1) / max(ramp, 1)

@@ -1,4 +1,4 @@
-"""What an iteration starts from and is made of: the state, its data, its keys, and the constants of a program."""
+"""The state of a run, and an iteration's data, keys and constants."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ class Window(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that an iteration starts from, but for the replay buffer."""
+    """The state of a run, apart from the replay buffer."""
 
     step: Array
     """int32 []: iterations done"""
@@ -48,18 +48,18 @@ class TrainState(NamedTuple):
 
     @property
     def evaluation_variables(self) -> Variables:
-        """What the network is evaluated with: averaged parameters and re-estimated statistics where there are any."""
+        """The variables for evaluation: averaged parameters and re-estimated statistics where there are any."""
         own = {} if self.evaluation_stats is None else {COLLECTION: self.evaluation_stats}
         return {**self.model_state, **own, "params": self.params if self.ema is None else self.ema}
 
     @property
     def variables(self) -> Variables:
-        """What the network trains with."""
+        """The variables for training."""
         return {**self.model_state, "params": self.params}
 
 
 class ResidentData(NamedTuple):
-    """What batches are gathered from, whole on every device."""
+    """The training images, whole on every device, and the order of their batches."""
 
     images: Array
     """uint8 [N, *flat], images as `devices.flat` has them"""
@@ -70,7 +70,7 @@ class ResidentData(NamedTuple):
     labelled_order: Array
     """int32 [steps · labelled batch]: that of the labelled stream"""
     starts: Array | None = None
-    """float32 [P, K, *flat]: where chains that start afresh in this epoch may do so; None: U(-1, 1)"""
+    """float32 [P, K, *flat]: starts of this epoch's fresh chains; None: U(-1, 1)"""
 
 
 class StreamedBatch(NamedTuple):
@@ -92,7 +92,7 @@ TrainingData = ResidentData | StreamedBatch
 
 
 class Parts(NamedTuple):
-    """What a step is made of: functions and plain settings, constants of the compiled program."""
+    """Functions and settings of a step, constants of its compiled program."""
 
     network: Network
     optimizer: optax.GradientTransformation
@@ -100,7 +100,7 @@ class Parts(NamedTuple):
     terms: objective.Weights
     """without the terms that need negatives where the program takes no samples"""
     p_x_factor: Callable[[Array], Array]
-    """iteration -> what the weight of p(x) is multiplied by"""
+    """iteration -> factor of the weight of p(x)"""
     share_batch: bool
     batch_sizes: tuple[int, int]
     """of the p(x) stream and the labelled one, all devices together"""
@@ -162,7 +162,7 @@ def first_state(
 
 
 def window_with(window: Window, step: Array, metrics: dict[str, Array], log_every: int) -> Window:
-    """The sums with one iteration more. A metric that it lacks, for want of samples, makes its sum NaN."""
+    """The sums with one more iteration. Without samples an iteration lacks metrics, whose sums become NaN."""
     fresh = step % log_every == 0
     sums = {name: jnp.where(fresh, 0, total) + metrics.get(name, jnp.nan) for name, total in window.sums.items()}
     return Window(sums, jnp.where(fresh, 0, window.steps) + 1)
@@ -170,9 +170,9 @@ def window_with(window: Window, step: Array, metrics: dict[str, Array], log_ever
 
 def _empty_window(terms: objective.Weights, clips: bool) -> Window:
     def metrics() -> dict[str, Array]:
-        one = jnp.zeros((1, 2))
-        found = objective.joint_loss(objective.Logits(one, one, one, one), jnp.zeros(1, jnp.int32), terms)[1]
-        return found | divergence.measures(divergence.moments(one, [one] if terms.needs_samples else []))
+        zeros = jnp.zeros((1, 2))
+        of_loss = objective.joint_loss(objective.Logits(zeros, zeros, zeros, zeros), jnp.zeros(1, jnp.int32), terms)[1]
+        return of_loss | divergence.measures(divergence.moments(zeros, [zeros] if terms.needs_samples else []))
 
     # The largest |log p~| only guards the iteration: a mean of it would depend on the number of devices.
     sums = {name: jnp.float32(0) for name in jax.eval_shape(metrics) if name != "log_px_max"}

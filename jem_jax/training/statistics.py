@@ -1,7 +1,7 @@
-"""Batch statistics re-estimated: what batch norm uses in evaluation, taken anew from plain training images.
+"""Batch norm's statistics for evaluation, re-estimated from plain training images.
 
-Running statistics follow the newest batches of training, of augmented images, at parameters that have moved since;
-averaged parameters have none of their own. Here the evaluated parameters see plain images, batch by batch, and the
+Running statistics follow the newest training batches: augmented images, at parameters that have moved since. Averaged
+parameters have no statistics of their own. Here the evaluated parameters see plain images, batch by batch, and the
 statistics are the mean of the batches' own.
 """
 
@@ -23,9 +23,9 @@ Array = jax.Array
 COLLECTION = "batch_stats"
 """Flax's name for statistics that a layer keeps of its batches"""
 _BATCH = 200
-"""images that pass together, whatever the number of devices"""
+"""images of a pass, on any number of devices"""
 _DIGITS = 6
-"""to which a layer's momentum is rounded: nobody writes one with more"""
+"""decimals to which a layer's momentum is rounded; settings have fewer"""
 
 
 def has_statistics(variables: Variables) -> bool:
@@ -55,25 +55,25 @@ def estimator(network: Network, split: Split, count: int, seed: int) -> Callable
         return network.train_logits(variables, [to_float(images)], key)[1][COLLECTION]
 
     def share(variables: Variables, images: Array, weight: Array) -> Any:
-        """This device's part: what a pass leaves of statistics that began at 0, and how much it keeps of old ones."""
+        """A pass's own share of the statistics, and the share that it keeps of old ones, as means over devices."""
         zeros, ones = (_filled(variables[COLLECTION], value) for value in (0, 1))
         news = one_pass({**variables, COLLECTION: zeros}, images)
-        kept = jax.tree.map(jnp.subtract, one_pass({**variables, COLLECTION: ones}, images), news)
-        return devices.mean((jax.tree.map(lambda new: new * weight, news), kept))
+        old_shares = jax.tree.map(jnp.subtract, one_pass({**variables, COLLECTION: ones}, images), news)
+        return devices.mean((jax.tree.map(lambda new: new * weight, news), old_shares))
 
     mapped = devices.per_device(share, in_axes=(None, 0, 0), out_axes=None)
     places = devices.count()
 
     def estimate(variables: Variables) -> Any:
-        total, kept = None, None
+        total, old_shares = None, None
         for start in range(0, len(batches), places):
             chosen = np.arange(start, start + places)
             weight = (chosen < len(batches)).astype(np.float32)
             images = devices.shard_rows(batches, np.minimum(chosen, len(batches) - 1))
-            news, kept = mapped(variables, images.reshape(-1, *batches.shape[1:]), devices.shard_each(weight))
+            news, old_shares = mapped(variables, images.reshape(-1, *batches.shape[1:]), devices.shard_each(weight))
             total = news if total is None else jax.tree.map(jnp.add, total, news)
-        means = jax.tree.map(lambda new, old: _without_momentum(new * (places / len(batches)), old), total, kept)
-        # A checkpoint holds what the network keeps in its own precision.
+        means = jax.tree.map(lambda new, old: _without_momentum(new * (places / len(batches)), old), total, old_shares)
+        # A checkpoint holds the statistics in the network's own precision.
         return jax.tree_util.tree_map_with_path(
             lambda path, own, mean: mean.astype(own.dtype) if _is_moment(path, own) else own,
             variables[COLLECTION],
@@ -95,6 +95,6 @@ def _is_moment(path: tuple[Any, ...], leaf: Array) -> bool:
 
 
 @jax.jit
-def _without_momentum(new: Array, kept: Array) -> Array:
-    """What a layer added, (1 - m)·s, and the m that it keeps of the old statistics -> s."""
-    return new / (1 - jnp.round(kept, _DIGITS))
+def _without_momentum(new: Array, old_share: Array) -> Array:
+    """The statistics s of a batch, from the layer's update (1 - m)·s and the share m of its old statistics."""
+    return new / (1 - jnp.round(old_share, _DIGITS))

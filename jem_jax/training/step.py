@@ -75,11 +75,11 @@ def train_step(
     health = _health(parts, batches, (gradients, model_state, metrics), metrics.pop("log_px_max"))
     gradients, model_state, metrics, health = devices.mean((gradients, model_state, metrics, health))
     state, undo = _updated(parts, state, gradients, model_state, metrics, health)
-    for drawn in (marginal, conditional):
-        if drawn is not None:
+    for chains in (marginal, conditional):
+        if chains is not None:
             assert buffer is not None
-            ends = drawn.x.reshape(len(drawn.x), *buffer.shape[2:])
-            buffer = replay_buffer.write(buffer, drawn.slots, ends, labels=drawn.labels, discard=undo)
+            ends = chains.x.reshape(len(chains.x), *buffer.shape[2:])
+            buffer = replay_buffer.write(buffer, chains.slots, ends, labels=chains.labels, discard=undo)
     return state, None if rows is None or buffer is None else buffer.reshape(rows.shape)
 
 
@@ -127,7 +127,7 @@ def _loss(
 
 
 def _health(parts: Parts, batches: dict[str, Array], values: Any, log_px_max: Array) -> divergence.Health:
-    """What this device sees of divergence in an iteration."""
+    """This device's signs of divergence in an iteration."""
     samples = [batches[name] for name in ("negatives", "conditional_negatives") if name in batches]
     moments = divergence.moments(batches.get("data", batches["labelled"]), samples)
     return divergence.health(values, log_px_max, parts.max_log_density, moments)

@@ -46,10 +46,10 @@ class Logits:
         return self.network.logits(self.variables, images) if len(images) else self._none()
 
     def in_chains(self, x: Array) -> Array:
-        """Logits for the steps of chains, as training's chains saw them. Errors are those of a call.
+        """Logits for SGLD steps, as in training's chains. Errors are those of a call.
 
-        With `config.sampler.batch_statistics` batch norm uses the statistics of these images, which are best 20 or
-        more; else the same as a call.
+        With `config.sampler.batch_statistics` batch norm uses the statistics of these images, of which there should be
+        20 or more. Otherwise the result is that of a call.
         """
         images = self._checked(x)
         if not self.by_batch:
@@ -90,7 +90,7 @@ class Model(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """What was learned."""
+    """The arrays of a trained model."""
 
     variables: Variables
     """those of the evaluation, float32"""
@@ -133,14 +133,14 @@ def read_model(path: Path, facts: RunFacts, *, baseline: bool = False, best: boo
     Raises:
       UserError: there is no finished checkpoint, it is damaged, or it does not fit the settings.
     """
-    found = read_arrays(path, facts, baseline=baseline, best=best)
+    arrays = read_arrays(path, facts, baseline=baseline, best=best)
     # Chains with batch statistics pass in training mode, which would drop units.
     net = network.build(dataclasses.replace(facts.config.model, dropout=0.0), facts.num_classes)
-    return Model(net, net.cast(found.variables), found.buffer, found.step)
+    return Model(net, net.cast(arrays.variables), arrays.buffer, arrays.step)
 
 
 def read_arrays(path: Path, facts: RunFacts, *, baseline: bool = False, best: bool = False) -> Arrays:
-    """What `read_model` puts together. Errors are the same."""
+    """The arrays of the model that `read_model` gives. Errors are the same."""
     config = quantities.classifier_config(facts.config) if baseline else facts.config
     state, buffer = template(config, facts.image_shape, facts.num_classes)
     if model_folder.is_one(path):
@@ -150,13 +150,13 @@ def read_arrays(path: Path, facts: RunFacts, *, baseline: bool = False, best: bo
             )
         return _from_folder(path, facts, state)
     directory = (path / workdir.BASELINE if baseline else path) / (workdir.BEST if best else workdir.CHECKPOINTS)
-    found = checkpoint.restore(directory, tree(checkpoint.template_of(state), None if best else buffer))
-    variables = checkpoint.from_tree(state, found.tree["state"]).evaluation_variables
-    return Arrays(variables, found.tree.get("buffer"), found.step)
+    restored = checkpoint.restore(directory, tree(checkpoint.template_of(state), None if best else buffer))
+    variables = checkpoint.from_tree(state, restored.tree["state"]).evaluation_variables
+    return Arrays(variables, restored.tree.get("buffer"), restored.step)
 
 
 def identity(path: Path, step: int, *, baseline: bool = False) -> str:
-    """A text that tells what `read_model` reads from everything else: hashes of its files."""
+    """A text that identifies the model that `read_model` reads: hashes of its files."""
     if model_folder.is_one(path):
         return json.dumps(model_folder.describe(path).sha256, sort_keys=True)
     folder = path / workdir.BASELINE if baseline else path
@@ -174,7 +174,7 @@ def _from_folder(path: Path, facts: RunFacts, state: TrainState) -> Arrays:
 
 
 def begin_from(config: Config, dataset: Dataset, state: TrainState) -> tuple[TrainState, np.ndarray | None]:
-    """A run's first state with what `training.init_from` had learned.
+    """A run's first state with the parameters of the model at `training.init_from`.
 
     Parameters, averaged ones, and batch statistics are the source's; the optimiser starts afresh.
 
@@ -189,15 +189,15 @@ def begin_from(config: Config, dataset: Dataset, state: TrainState) -> tuple[Tra
     """
     path = _source(config)
     try:
-        found = read_arrays(path, read_facts(path))
+        arrays = read_arrays(path, read_facts(path))
     except UserError as error:
         raise UserError(f"config.training.init_from: {error}") from error
-    difference = checkpoint.difference(state.evaluation_variables, found.variables)
+    difference = checkpoint.difference(state.evaluation_variables, arrays.variables)
     if difference:
         raise UserError(f"config.training.init_from {path} is of another network: it {difference}")
     expected = (*quantities.buffer_size(config, dataset.num_classes), *dataset.image_shape)
-    fits = found.buffer is not None and found.buffer.shape == expected
-    return with_variables(state, found.variables), found.buffer if fits else None
+    fits = arrays.buffer is not None and arrays.buffer.shape == expected
+    return with_variables(state, arrays.variables), arrays.buffer if fits else None
 
 
 def _source(config: Config) -> Path:
@@ -205,7 +205,7 @@ def _source(config: Config) -> Path:
 
 
 def with_variables(state: TrainState, variables: Variables) -> TrainState:
-    """A run's first state with other variables; what its optimiser starts from is the same for all."""
+    """A run's first state with other variables. The optimiser's first state does not depend on them."""
     params = variables["params"]
     collections = {name: value for name, value in variables.items() if name != "params"}
     return state._replace(
@@ -217,7 +217,7 @@ def with_variables(state: TrainState, variables: Variables) -> TrainState:
 
 
 def check_source(config: Config, dataset: Dataset, path: Path) -> None:
-    """Whether a run that is yet to begin in a workdir can start from `training.init_from`.
+    """Checks that a new run in a workdir can start from `training.init_from`.
 
     Raises:
       UserError: as `begin_from`; or it would start from itself.
@@ -240,5 +240,5 @@ def template(config: Config, image_shape: tuple[int, int, int], num_classes: int
 
 
 def tree(state: Any, buffer: Any) -> dict[str, Any]:
-    """What a checkpoint holds."""
+    """The tree of a checkpoint."""
     return {"state": state} if buffer is None else {"state": state, "buffer": buffer}
