@@ -617,7 +617,36 @@ def several_chips() -> str:
     return table(("chips", "number", "compute, ms", "all-reduce, ms", "efficiency", "link speed from"), rows)
 
 
+def waiting() -> str:
+    """What the main command and the tests take, beside another commit."""
+    found = read("minutes")
+    names = {
+        "cpu_seconds": "CPU time, s", "seconds": "wall clock, s", "first_metrics": "first line of metrics, s",
+        "first_picture": "first picture of samples, s", "compilations": "compilations of 0.1 s or more",
+        "long_compilations": "compilations of 0.2 s or more", "peak_memory_mib": "peak MiB",
+    }  # fmt: skip
+    kinds = {"cold": "first run", "warm": "second run"}
+    measured = [
+        (f"{kinds[kind]}: {names[name]}", value)
+        for kind, values in found["summary"].get("command", {}).items()
+        for name, value in values.items()
+        if name in names
+    ]
+    measured += [
+        (f"tests, {kind}: {names[name]}", value)
+        for kind, values in found["summary"].get("tests", {}).items()
+        for name, value in values.items()
+    ]
+    rows = [
+        (title, f"{value['before']:,.4g}", f"{value['now']:,.4g}",
+         spread({"mean": value["ratio"], "low": value["low"], "high": value["high"]}, "{:.2f}") if "ratio" in value else "")
+        for title, value in measured
+    ]  # fmt: skip
+    return table(("", "before", "now", "ratio"), rows, found)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "waiting": waiting,
     "overview": overview,
     "digits-classification": digits_classification,
     "digits-ood": digits_ood,
