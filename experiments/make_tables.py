@@ -637,11 +637,8 @@ def waiting() -> str:
         for kind, values in found["summary"].get("tests", {}).items()
         for name, value in values.items()
     ]
-    rows = [
-        (title, f"{value['before']:,.4g}", f"{value['now']:,.4g}",
-         spread({"mean": value["ratio"], "low": value["low"], "high": value["high"]}, "{:.2f}") if "ratio" in value else "")
-        for title, value in measured
-    ]  # fmt: skip
+    ratio = lambda value: spread({**value, "mean": value["ratio"]}, "{:.2f}") if "ratio" in value else ""  # noqa: E731
+    rows = [(title, f"{value['before']:,.4g}", f"{value['now']:,.4g}", ratio(value)) for title, value in measured]
     return table(("", "before", "now", "ratio"), rows, found)
 
 
