@@ -359,7 +359,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_that_names_the_folder(t
 
 @pytest.mark.parametrize("name", ["a[1]b", "a\\b"])
 def test_a_folder_in_which_saves_would_be_lost_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match=r"no checkpoint can be saved below .*; name a workdir without them"):
+    with pytest.raises(UserError, match=r"no checkpoint can be saved or read below .*; use a workdir without them"):
         checkpoint.check_folder(tmp_path / name / "run")
 
 
@@ -371,3 +371,8 @@ def test_odd_names_of_folders_hold_checkpoints(tmp_path, name):
     checkpoints.close()
     found = checkpoint.restore(tmp_path / name, {"x": jax.ShapeDtypeStruct((2,), np.float64)})
     assert found.tree["x"].tolist() == [1, 1]
+
+
+def test_a_run_moved_below_a_backslash_is_refused_in_a_line(tmp_path):
+    with pytest.raises(UserError, match="backslash"):
+        checkpoint.restore(tmp_path / "a\\b" / "checkpoints", {})

@@ -182,8 +182,8 @@ def check_folder(folder: Path) -> None:
     path = str(folder.absolute())
     if "\\" in path or not fnmatch.fnmatchcase(path, path):
         raise UserError(
-            f"no checkpoint can be saved below {shown(path)}, since it holds [ and ], or a backslash; name a workdir "
-            "without them with --workdir"
+            f"no checkpoint can be saved or read below {shown(path)}, since it holds [ and ], or a backslash; use a "
+            "workdir without them"
         )
 
 
@@ -198,8 +198,11 @@ def restore(directory: Path, template: Any, step: int | None = None, checked: bo
       checked: its manifest was checked already, which takes reading all of it.
 
     Raises:
-      UserError: there is none, it is damaged, or it holds another structure (a foreign checkpoint).
+      UserError: there is none, it is damaged, or it holds another structure (a foreign checkpoint); or its path holds a
+        backslash.
     """
+    if "\\" in str(directory.absolute()):
+        check_folder(directory)
     finished = steps(directory)
     if not finished:
         raise UserError(f"{directory} holds no finished checkpoint")
