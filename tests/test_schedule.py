@@ -1,10 +1,6 @@
 """Settings that change while a run goes on, and batch statistics re-estimated."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -230,21 +226,19 @@ def test_only_means_and_variances_are_estimated_anew():
     assert np.isfinite(found["norm"]["mean"]).all()
 
 
-def test_one_two_and_four_devices_estimate_the_same_statistics(tmp_path, monkeypatch):
+def test_one_two_and_four_devices_estimate_the_same_statistics(use_devices, monkeypatch):
     monkeypatch.setattr(statistics, "_BATCH", 7)
-    network, variables = _batch_norm_variables()
-    assert jax.device_count() == 4
-    expected = statistics.estimator(network, tiny.dataset().train, 43, seed=0)(devices.replicate(variables))["norm"]
+
+    def estimated():
+        network, variables = _batch_norm_variables()
+        return statistics.estimator(network, tiny.dataset().train, 43, seed=0)(devices.replicate(variables))["norm"]
+
+    expected = estimated()
     for count in (1, 2):
-        out = tmp_path / f"{count}.npz"
-        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(count)}
-        command = [sys.executable, "-m", "programs.statistics", str(out)]
-        subprocess.run(command, cwd=Path(__file__).parent, env=environment, check=True)
-        found = dict(np.load(out))
-        assert found.pop("devices") == count
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
+        use_devices(count)
+        assert devices.count() == count
+        for name, value in estimated().items():
+            np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6)
 
 
 def test_evaluation_uses_the_averaged_parameters_own_statistics(tmp_path):
