@@ -25,6 +25,7 @@ import tiny
 
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset
+from jem_jax.distributed import devices
 
 # A shell starts programs in its background with Ctrl-C ignored, and those that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -44,6 +45,13 @@ def tiny_dataset() -> Dataset:
 def tiny_config() -> Callable[..., Config]:
     """A function of overrides that gives settings of a tiny run: `tiny_config(**{"training.batch_size": 16})`."""
     return tiny.config
+
+
+@pytest.fixture
+def use_devices() -> Iterator[Callable[[int], None]]:
+    """A function that makes this process use so many of its four devices; afterwards it uses all of them."""
+    yield devices.use
+    devices.use(None)
 
 
 @pytest.fixture(scope="module", autouse=True)

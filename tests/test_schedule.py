@@ -1,10 +1,6 @@
 """Settings that change while a run goes on, and batch statistics re-estimated."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -16,7 +12,6 @@ from test_train import Killed, Stop
 
 from jem_jax.augment import to_float
 from jem_jax.common.errors import UserError
-from jem_jax.config import Config
 from jem_jax.distributed import devices
 from jem_jax.main import main
 from jem_jax.runs import checkpoint, metrics, workdir
@@ -41,10 +36,8 @@ EVERYTHING = {
 """10 iterations: cross-entropy in 0 and 1, p(x) rising in 2 to 5, SAM from 5 on, batch norm frozen from 8 on"""
 
 
-def _train(directory, stop=None, **overrides) -> Config:
-    config = tiny.config(**{**EVERYTHING, **overrides})
-    loop.train(config, tiny.dataset(), directory, "tiny", stop or Stop())
-    return config
+def _train(directory, stop=None):
+    loop.train(tiny.config(**EVERYTHING), tiny.dataset(), directory, "tiny", stop or Stop())
 
 
 def _state(directory):
@@ -233,25 +226,24 @@ def test_only_means_and_variances_are_estimated_anew():
     assert np.isfinite(found["norm"]["mean"]).all()
 
 
-def test_one_two_and_four_devices_estimate_the_same_statistics(tmp_path, monkeypatch):
+def test_one_two_and_four_devices_estimate_the_same_statistics(use_devices, monkeypatch):
     monkeypatch.setattr(statistics, "_BATCH", 7)
-    network, variables = _batch_norm_variables()
-    assert jax.device_count() == 4
-    expected = statistics.estimator(network, tiny.dataset().train, 43, seed=0)(devices.replicate(variables))["norm"]
+
+    def estimated():
+        network, variables = _batch_norm_variables()
+        return statistics.estimator(network, tiny.dataset().train, 43, seed=0)(devices.replicate(variables))["norm"]
+
+    expected = estimated()
     for count in (1, 2):
-        out = tmp_path / f"{count}.npz"
-        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(count)}
-        command = [sys.executable, "-m", "programs.statistics", str(out)]
-        subprocess.run(command, cwd=Path(__file__).parent, env=environment, check=True)
-        found = dict(np.load(out))
-        assert found.pop("devices") == count
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
+        use_devices(count)
+        assert devices.count() == count
+        for name, value in estimated().items():
+            np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6)
 
 
 def test_evaluation_uses_the_averaged_parameters_own_statistics(tmp_path):
-    config = _train(tmp_path, **{"schedule.freeze_norm": 1.0, "optimizer.ema_decay": 0.9})
+    config = tiny.config(**{"model.factory": EVERYTHING["model.factory"], "optimizer.ema_decay": 0.9})
+    loop.train(config, tiny.dataset(), tmp_path, "tiny", Stop())
     state = _state(tmp_path)["state"]
     run = training_run.prepare(config, tiny.dataset())
     estimate = statistics.estimator(run.network, tiny.dataset().train, 2000, config.seed)
