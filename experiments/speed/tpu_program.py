@@ -45,7 +45,7 @@ CASES = (
     "cifar10@v5e:2x2@10",
     *(f"{config}@{topology}@10" for topology in LARGE_TOPOLOGIES for config in CONFIGS),
     *(f"{config}@v5e:2x2" for config in CONFIGS),
-    "cifar10@v6e:2x4",
+    "cifar10@v5p:4x4x4",
 )
 """Config, topology, and depth where it is not the config's own; the cheap ones first"""
 
