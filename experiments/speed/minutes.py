@@ -60,7 +60,7 @@ def main() -> None:
             summary = {"command": _compared(rounds)}
     path = RESULTS / "minutes.json"
     old = json.loads(path.read_text()) if path.exists() else {"summary": {}, "runs": {}}
-    command = f"python -m experiments.speed.minutes --against={given.against}"
+    command = f"python -m experiments.speed.minutes --against={given.against} --rounds={given.rounds}"
     store("minutes", command, old["summary"] | summary, old["runs"] | found)
 
 
