@@ -4,8 +4,8 @@ A buffer is a float array [S, C, ...]: S slots, C classes (1 unless sampling is 
 Values are what the chains left there: unclipped, in the units of x.
 
 Example i of a batch of B draws its slot uniformly from [⌊iS/B⌋, ⌊(i+1)S/B⌋). The slots of a batch are therefore
-distinct, a write never collides, and where buffer and batch are cut over devices in the same order, an example's slot
-lies on its own device. The official code draws from the whole buffer with replacement instead; over many steps every
+distinct, and a write never collides. An example's slot lies on its own device, where buffer and batch are cut over
+devices in the same order. The official code draws from the whole buffer with replacement instead; over many steps every
 slot is visited equally often either way.
 """
 

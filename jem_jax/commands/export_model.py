@@ -138,9 +138,9 @@ def _distances(images: np.ndarray, train: np.ndarray, flip: bool) -> np.ndarray:
 
 def _rounding(config: Config, variables: Any, dataset: Dataset) -> Rounding:
     net = network.build(config.model, dataset.num_classes)
-    logits_fn, test = devices.over_examples(net.logits), dataset.test.rows(np.arange(len(dataset.test))[:_COMPARED])
+    test = dataset.test.rows(np.arange(len(dataset.test))[:_COMPARED])
     before, after = (
-        logits_fn(net.cast(weights), to_float(test.images), config.evaluation.batch_size)
+        network.describe(net, net.cast(weights), to_float(test.images), config.evaluation.batch_size)[0]
         for weights in (variables, model_folder.as_stored(variables))
     )
     changed = int((before.argmax(axis=-1) != after.argmax(axis=-1)).sum())

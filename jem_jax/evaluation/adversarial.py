@@ -1,10 +1,10 @@
 """Adversarial robustness: projected gradient descent, plain and through JEM's SGLD refinement (section 5.4).
 
 ε is in [0, 1] pixels throughout, as the literature gives it; images live in [-1, 1], where it is twice as large. The
-attack knows everything: weights, defence and its noise's distribution. It maximises the cross-entropy, starts at a
-random point of the ball, and of all the points that it visits keeps for each image the one with the largest margin
-max_{y' ≠ y} f(x)[y'] - f(x)[y], the image itself among them. An attack of more steps or restarts visits the same
-points and more, so that it is never weaker.
+attack knows everything: weights, defence and its noise's distribution. It starts at a random point of the ball and
+maximises the cross-entropy. For each image it keeps the visited point with the largest margin,
+max_{y' ≠ y} f(x)[y'] - f(x)[y]; the image itself is one of these points. An attack of more steps or restarts visits the
+same points and more, so that it is never weaker.
 
 An attack takes a classifier (keys, x) -> logits, because a defence may be random. One without noise ignores its keys:
 `lambda keys, x: logits_fn(x)`.
