@@ -91,7 +91,8 @@ def _transposed(gradient: Array, kernel: Array, shape: tuple[int, ...], stride: 
 def _transposed_forward(
     gradient: Array, kernel: Array, shape: tuple[int, ...], stride: int
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _transposed(gradient, kernel, shape, stride), (gradient, kernel)
+    # By the rule itself, and so is `_forward`: a second derivative meets the fast form again rather than autodiff's.
+    return _input_gradient(gradient, kernel, shape, stride), (gradient, kernel)
 
 
 def _transposed_backward(
@@ -108,7 +109,7 @@ _input_gradient.defvjp(_transposed_forward, _transposed_backward)
 
 
 def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _conv3x3(x, kernel, stride), (x, kernel)
+    return _conv3x3_forward_gradient(x, kernel, stride), (x, kernel)
 
 
 def _backward(stride: int, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
