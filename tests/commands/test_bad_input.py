@@ -53,6 +53,10 @@ def refused(capsys, tmp_path, monkeypatch):
 # Flags
 
 
+def _cluster(address, count, number):
+    return [f"--coordinator_address={address}", f"--num_processes={count}", f"--process_id={number}"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -68,10 +72,21 @@ def refused(capsys, tmp_path, monkeypatch):
         (["--require_devices=many"], "invalid int value: 'many'"),
         (["--config.seed"], "--config.seed needs a value: --config.seed=VALUE"),
         (["--mode=evaluate", "--overwrite"], "--overwrite starts a run anew; it does not go with --mode=evaluate"),
+        (["--require_devices=64"], "--require_devices=64, but there are 4 CPU devices"),
+        (["--require_devices=0"], "--require_devices must be at least 1"),
+        (["--require_devices=-1"], "--require_devices must be at least 1"),
+        *[(flags.split(), "--coordinator_address, --num_processes and --process_id go together; give all three")
+          for flags in ("--process_id=0", "--num_processes=2", "--coordinator_address=127.0.0.1:4000",
+                        "--num_processes=2 --process_id=1", "--distributed --process_id=1")],
+        (_cluster("127.0.0.1:4000", 2, 2), "--process_id must be from 0 to 1, not 2"),
+        (_cluster("127.0.0.1:4000", 2, -1), "--process_id must be from 0 to 1, not -1"),
+        (_cluster("127.0.0.1:4000", 0, 0), "--num_processes must be at least 1, not 0"),
+        (_cluster("127.0.0.1", 2, 1), "--coordinator_address must be HOST:PORT, such as 10.0.0.1:1234, not '127.0"),
+        *[(_cluster(address, 2, 0), "must be HOST:PORT") for address in ("127.0.0.1:http", "127.0.0.1:99999", ":4000")],
     ],
-)
+)  # fmt: skip
 def test_a_wrong_flag(refused, arguments, said):
-    assert said in refused(*(SHORT if arguments else ()), *arguments)
+    assert said in refused(*(TINY if arguments else ()), *arguments)
 
 
 # Config files and settings
@@ -136,6 +151,10 @@ WRONG_SIZES = {
         "config.model.factory 'nowhere:network' must be package.module:function",
     ),
     "factory of another kind": (["model.factory=tiny:config"], "config.model.factory 'tiny:config' must be"),
+    "reflecting more than the image": (
+        ["data.pad=8", "data.pad_mode=reflect"],
+        "config.data.pad must be less than the images' side 8 to reflect, not 8",
+    ),
 }
 
 
@@ -172,53 +191,7 @@ def test_images_that_do_not_halve_twice(refused, monkeypatch, side):
     assert "4" in line
 
 
-def test_reflecting_more_than_the_image(refused):
-    line = refused(*TINY, "--config.data.pad=8", "--config.data.pad_mode=reflect")
-    assert "config.data.pad must be less than the images' side 8 to reflect, not 8" in line
-
-
 # Devices and processes
-
-
-def test_too_few_devices(refused):
-    assert "--require_devices=64, but there are 4 CPU devices" in refused(*TINY, "--require_devices=64")
-
-
-@pytest.mark.parametrize("count", [0, -1])
-def test_a_wish_for_no_devices(refused, count):
-    assert "--require_devices must be at least 1" in refused(*TINY, f"--require_devices={count}")
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--process_id=0"],
-        ["--num_processes=2"],
-        ["--coordinator_address=127.0.0.1:4000"],
-        ["--num_processes=2", "--process_id=1"],
-        ["--distributed", "--process_id=1"],
-    ],
-)
-def test_half_of_the_cluster_flags(refused, flags):
-    line = refused(*TINY, *flags)
-    assert line == "--coordinator_address, --num_processes and --process_id go together; give all three"
-
-
-@pytest.mark.parametrize(
-    ("address", "number", "process", "said"),
-    [
-        ("127.0.0.1:4000", 2, 2, "--process_id must be from 0 to 1, not 2"),
-        ("127.0.0.1:4000", 2, -1, "--process_id must be from 0 to 1, not -1"),
-        ("127.0.0.1:4000", 0, 0, "--num_processes must be at least 1, not 0"),
-        ("127.0.0.1", 2, 1, "--coordinator_address must be HOST:PORT, such as 10.0.0.1:1234, not '127.0.0.1'"),
-        ("127.0.0.1:http", 2, 1, "must be HOST:PORT"),
-        ("127.0.0.1:99999", 2, 0, "must be HOST:PORT"),
-        (":4000", 2, 0, "must be HOST:PORT"),
-    ],
-)
-def test_wrong_cluster_flags(refused, address, number, process, said):
-    flags = (f"--coordinator_address={address}", f"--num_processes={number}", f"--process_id={process}")
-    assert said in refused(*TINY, *flags)
 
 
 def _free_port():
@@ -231,14 +204,14 @@ def _free_port():
 def test_a_coordinator_that_does_not_answer(refused, monkeypatch, host):
     monkeypatch.setattr(processes, "_START_SECONDS", 1)
     address = f"{host}:{_free_port()}"
-    line = refused(*TINY, f"--coordinator_address={address}", "--num_processes=2", "--process_id=1")
+    line = refused(*TINY, *_cluster(address, 2, 1))
     assert f"no process of this run answers at --coordinator_address={address}" in line
 
 
 def test_processes_that_do_not_come(refused, monkeypatch):
     monkeypatch.setattr(processes, "_START_SECONDS", 1)
-    flags = (f"--coordinator_address=127.0.0.1:{_free_port()}", "--num_processes=3", "--process_id=0")
-    assert "of 3 processes these did not come in time: 1, 2; all must be started with" in refused(*TINY, *flags)
+    line = refused(*TINY, *_cluster(f"127.0.0.1:{_free_port()}", 3, 0))
+    assert "of 3 processes these did not come in time: 1, 2; all must be started with" in line
 
 
 def _meet(*calls):
@@ -265,16 +238,17 @@ def test_processes_that_all_come_meet():
     assert _meet((3, 2), (3, 0), (3, 1)) == {0: None, 1: None, 2: None}
 
 
-def test_processes_that_disagree_about_their_number():
-    said = _meet((2, 0), (3, 1))
-    assert said[0] == "process 1 was started with --num_processes=3, process 0 with 2"
-    assert "the processes did not all meet" in said[1]
-
-
-def test_two_processes_of_one_number():
-    said = _meet((3, 0), (3, 1), (3, 1))
-    assert said[0] == "two processes were started with --process_id=1; each needs its own"
-    assert "process 0 says why" in said[1]
+@pytest.mark.parametrize(
+    ("calls", "first", "second"),
+    [
+        (((2, 0), (3, 1)), "process 1 was started with --num_processes=3, process 0 with 2", "did not all meet"),
+        (((3, 0), (3, 1), (3, 1)), "two processes were started with --process_id=1; each needs its own", "0 says why"),
+    ],
+)
+def test_processes_that_disagree(calls, first, second):
+    said = _meet(*calls)
+    assert said[0] == first
+    assert second in said[1]
 
 
 def test_a_port_that_is_taken():
@@ -313,19 +287,17 @@ def test_a_caller_that_says_nothing_holds_up_nobody(monkeypatch):
         first.join()
 
 
-def test_no_cluster_where_one_was_said_to_be(tmp_path):
-    status, output, errors = Command(*TINY, "--distributed", cwd=tmp_path).wait(60)
+@pytest.mark.parametrize(
+    ("flags", "platform", "said"),
+    [
+        (["--distributed"], "cpu", ["no TPU pod, Slurm or Kubernetes found"]),
+        ([], "cuda", ["no device of platform 'cuda' (JAX_PLATFORMS) could be started", "set JAX_PLATFORMS=cpu"]),
+    ],
+)
+def test_a_cluster_or_an_accelerator_that_is_not_there(tmp_path, flags, platform, said):
+    status, output, errors = Command(*TINY, *flags, cwd=tmp_path, JAX_PLATFORMS=platform).wait(60)
     assert (status, output) == (2, "")
-    assert "no TPU pod, Slurm or Kubernetes found" in errors
-    assert len(errors.splitlines()) == 1
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_accelerator_that_is_not_there(tmp_path):
-    status, output, errors = Command(*TINY, cwd=tmp_path, JAX_PLATFORMS="cuda").wait(60)
-    assert (status, output) == (2, "")
-    assert "no device of platform 'cuda' (JAX_PLATFORMS) could be started" in errors
-    assert "set JAX_PLATFORMS=cpu" in errors
+    assert all(words in errors for words in said)
     assert len(errors.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
@@ -407,12 +379,7 @@ def test_a_damaged_checkpoint(refused, run, damage, mode):
     line = refused(*TINY, f"--workdir={run}", f"--mode={mode}")
     assert f"checkpoint {run}/checkpoints/18 is damaged" in line
     assert str(file.relative_to(run / "checkpoints" / "18")) in line
-
-
-@pytest.mark.parametrize("mode", ["evaluate", "sample"])
-def test_a_damaged_checkpoint_is_said_with_a_way_out(refused, run, mode):
-    _flip_a_byte(_largest(run))
-    assert "restore it from a copy" in refused(*TINY, f"--workdir={run}", f"--mode={mode}")
+    assert mode == "train" or "restore it from a copy" in line
 
 
 @pytest.mark.parametrize("mode", ["evaluate", "sample"])
@@ -424,37 +391,28 @@ def test_a_checkpoint_that_was_never_finished(refused, run, mode):
 def _replace_checkpoint(run: Path, change) -> None:
     """Puts another tree in the place of the last checkpoint, whole and with a manifest."""
     found = restored(run)
-    change(found.tree)
+    change(found.tree["state"]["params"], found.tree)
     shutil.rmtree(run / "checkpoints")
     checkpoints = Checkpoints(run / "checkpoints", 2)
     checkpoints.save(found.step, found.tree, found.note)
     checkpoints.close()
 
 
-def _other_layers(tree):
-    tree["state"]["params"]["another"] = tree["state"]["params"].pop("hidden")
-
-
-def _other_width(tree):
-    tree["state"]["params"]["hidden"]["bias"] = np.zeros(7, np.float32)
-
-
-def _smaller_buffer(tree):
-    tree["buffer"] = tree["buffer"][:64]
-
-
-def _no_buffer(tree):
-    del tree["buffer"]
-
-
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (_other_layers, "another"),
-        (_other_width, "state/params/hidden/bias as float32 (7,); this run's is float32 (16,)"),
-        (_smaller_buffer, "buffer as float32 (64, 1, 8, 8, 1); this run's is float32 (128, 1, 8, 8, 1)"),
-        (_no_buffer, "lacks buffer"),
+        (lambda params, _: params.update(another=params.pop("hidden")), "another"),
+        (
+            lambda params, _: params["hidden"].update(bias=np.zeros(7, np.float32)),
+            "state/params/hidden/bias as float32 (7,); this run's is float32 (16,)",
+        ),
+        (
+            lambda _, tree: tree.update(buffer=tree["buffer"][:64]),
+            "buffer as float32 (64, 1, 8, 8, 1); this run's is float32 (128, 1, 8, 8, 1)",
+        ),
+        (lambda _, tree: tree.pop("buffer"), "lacks buffer"),
     ],
+    ids=["layers", "width", "smaller buffer", "no buffer"],
 )
 @pytest.mark.parametrize("mode", ["train", "evaluate"])
 def test_a_checkpoint_of_another_run(refused, run, change, named, mode):
@@ -462,11 +420,7 @@ def test_a_checkpoint_of_another_run(refused, run, change, named, mode):
     line = refused(*TINY, f"--workdir={run}", f"--mode={mode}")
     assert f"checkpoint {run}/checkpoints/18 " in line
     assert named in line.removeprefix(f"checkpoint {run}/checkpoints/18 is not one of this run's network and buffer")
-
-
-def test_a_checkpoint_of_another_run_is_said_with_a_way_out(refused, run):
-    _replace_checkpoint(run, _other_width)
-    assert "start anew with --overwrite" in refused(*TINY, f"--workdir={run}")
+    assert mode == "evaluate" or "start anew with --overwrite" in line
 
 
 @pytest.mark.parametrize("mode", ["train", "evaluate"])
