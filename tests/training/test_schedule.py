@@ -146,7 +146,8 @@ def test_the_log_has_what_was_scheduled_and_no_samples_before_there_are_any(whol
 
 
 def test_stopped_and_killed_in_a_ramp_and_at_a_change_of_program_it_is_the_same_run(whole, tmp_path):
-    for step in (1, 2, 4, 5, 7, 8, 9):
+    # At two changes of program, in the ramp, and killed, which goes back to the third change.
+    for step in (2, 4, 7, 8):
         with pytest.raises(tiny.Killed if step == 7 else loop.Interrupted):
             _train(tmp_path, tiny.Stop(step, kill=step == 7))
     _train(tmp_path)

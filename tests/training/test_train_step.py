@@ -95,7 +95,7 @@ def sharp():
 
 
 @pytest.mark.parametrize(("run", "meetings"), [("wrn", 1), ("full", 1), ("sharp", 2)])
-def test_a_gradient_is_one_all_reduce_and_the_chain_none(run, meetings, request):
+def test_a_gradient_is_one_all_reduce_the_chain_none_and_the_buffer_is_not_copied(run, meetings, request):
     start = request.getfixturevalue(run)
     hlo = _as_users_compile(start)
     assert f"num_partitions={DEVICES}" in hlo
@@ -107,6 +107,9 @@ def test_a_gradient_is_one_all_reduce_and_the_chain_none(run, meetings, request)
     chains = [loop for loop in loops if re.search(r"\s(convolution|dot)\(", "\n".join(loop))]
     assert len(chains) == 1
     assert not any(_communication(loop) for loop in loops)
+    of_the_buffer = re.escape(f"f32[1,{','.join(map(str, start.buffer.shape[1:]))}]")
+    made = re.findall(rf" = {of_the_buffer}\S* ([\w-]+)\(", hlo)
+    assert set(made) == {"parameter", "bitcast"}
 
 
 def test_the_norm_of_the_whole_gradient_is_limited_and_recorded():
@@ -136,13 +139,6 @@ def test_the_buffer_is_updated_in_place(full):
     buffer = full.buffer
     full.step(full.state, buffer, full.data.at(0))
     assert buffer.is_deleted()
-
-
-def test_no_step_copies_the_buffer(full):
-    hlo = _as_users_compile(full)
-    of_the_buffer = re.escape(f"f32[1,{','.join(map(str, full.buffer.shape[1:]))}]")
-    made = re.findall(rf" = {of_the_buffer}\S* ([\w-]+)\(", hlo)
-    assert set(made) == {"parameter", "bitcast"}
 
 
 @pytest.mark.parametrize("unroll", [1, 3])
