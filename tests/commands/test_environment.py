@@ -93,16 +93,9 @@ def test_jax_contexts_of_the_caller_change_nothing(context, value):
         ("JAX_ENABLE_X64=maybe", "JAX cannot start: invalid truth value 'maybe' for environment 'JAX_ENABLE_X64'; "),
         ("FLAX_PROFILE=maybe", "JAX cannot start: invalid truth value 'maybe' for environment 'FLAX_PROFILE'; correct"),
         ("JAX_NUM_CPU_DEVICES=0", "JAX_NUM_CPU_DEVICES must be at least 1, not 0"),
-        (
-            "XLA_FLAGS=--xla_nonsense=1",
-            "XLA cannot start: Unknown flag in XLA_FLAGS: --xla_nonsense=1; correct",
-        ),
+        ("XLA_FLAGS=--xla_nonsense=1", "XLA cannot start: Unknown flag in XLA_FLAGS: --xla_nonsense=1; correct"),
         ("XLA_FLAGS=--xla_force_host_platform_device_count=abc", "XLA cannot start: Couldn't interpret value abc for"),
-        (
-            "XLA_FLAGS=nonsense",
-            'XLA cannot start: Could not open file "nonsense" to read flags',
-        ),
-        ("JAX_NUM_CPU_DEVICES=-3", "JAX_NUM_CPU_DEVICES must be at least 1, not -3"),
+        ("XLA_FLAGS=nonsense", 'XLA cannot start: Could not open file "nonsense" to read flags'),
     ],
 )
 def test_a_wrong_jax_variable_is_said_in_a_line(tmp_path, variable, said):

@@ -12,6 +12,7 @@ import pytest
 from command import HELPERS, SHORTEST, TINY, Command, steps_logged
 
 from jem_jax.common import streams
+from jem_jax.distributed.interrupts import Interrupts
 from jem_jax.report import figures
 from jem_jax.runs import checkpoint
 
@@ -109,15 +110,22 @@ def test_plots_leave_the_users_figures(tmp_path):
     pyplot.close(77)
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
-def test_a_closed_terminal_or_a_time_limit_stops_and_saves(tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
+def test_the_signals_of_batch_systems_ask_to_stop(number):
+    with Interrupts() as interrupts:
+        signal.raise_signal(number)
+        assert interrupts.requested(1, 1)
+    assert interrupts.signal == number
+
+
+def test_a_closed_terminal_stops_and_saves(tmp_path):
     # Whoever started the tests may have had hang-ups ignored, which a command inherits.
     command = Command(*LONG, cwd=tmp_path, before="import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)")
     run = tmp_path / "runs" / "digits"
     command.wait_for(lambda: steps_logged(run) >= 3)
-    command.send(number)
+    command.send(signal.SIGHUP)
     status, output, _ = command.wait()
-    assert status == 128 + number
+    assert status == 128 + signal.SIGHUP
     stopped = checkpoint.steps(run / "checkpoints")[-1]
     assert f"stopped at iteration {stopped} of 1800; saved in runs/digits" in output
 
