@@ -638,7 +638,10 @@ def waiting() -> str:
         for name, value in values.items()
     ]
     ratio = lambda value: spread({**value, "mean": value["ratio"]}, "{:.2f}") if "ratio" in value else ""  # noqa: E731
-    rows = [(title, f"{value['before']:,.4g}", f"{value['now']:,.4g}", ratio(value)) for title, value in measured]
+    number = lambda value: "" if value is None else f"{value:,.4g}"  # noqa: E731
+    rows = [
+        (title, *(number(value.get(side)) for side in ("before", "now")), ratio(value)) for title, value in measured
+    ]
     return table(("", "before", "now", "ratio"), rows, found)
 
 

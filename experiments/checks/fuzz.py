@@ -2,7 +2,7 @@
 
     python -m experiments.checks.fuzz --factor=20
 
-Runs tests/test_fuzz_config.py and tests/test_fuzz_data.py with new examples at every call. Some train a WRN for two
+Runs test_fuzz_config.py and test_fuzz_data.py of tests/ with new examples at every call. Some train a WRN for two
 iterations, which compiles for up to a minute. A failure prints the example, and the line that repeats it. A factor of
 20 takes about five minutes on two cores. The exit status is pytest's.
 """
@@ -19,7 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--factor", type=int, default=20, help="times the examples of the short form (default 20)")
     flags = parser.parse_args()
-    files = ["tests/test_fuzz_config.py", "tests/test_fuzz_data.py"]
+    files = ["tests/commands/test_fuzz_config.py", "tests/datasets/test_fuzz_data.py"]
     command = [sys.executable, "-m", "pytest", "--no-cov", "--durations=5", *files]
     environment = os.environ | {"FUZZ_FACTOR": str(flags.factor)}
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode

@@ -30,11 +30,8 @@ COLD, WARM = 0.1, 0.2
 TESTS = {
     "README's command": (),
     "slow tests": ("--no-cov", "-m", "slow"),
-    "mathematics": (
-        "--no-cov", *(f"tests/test_{name}.py" for name in (
-            "adversarial", "augment", "calibration", "class_gaussians", "convolution", "energy", "objective", "ood",
-            "prng", "replay_buffer", "samples", "sgld", "sharpness", "wide_resnet"))),
-}  # fmt: skip
+    "mathematics": ("--no-cov", "tests/paper", "tests/evaluation"),
+}
 
 
 def main() -> None:
@@ -50,7 +47,7 @@ def main() -> None:
         trees = {"before": other, "now": ROOT}
         if given.tests:
             found = {name: _tests(tree) for name, tree in trees.items()}
-            summary = {"tests": {name: _ratios(found["before"][name], found["now"][name]) for name in TESTS}}
+            summary = {"tests": {name: _ratios(found["before"].get(name), now) for name, now in found["now"].items()}}
         else:
             rounds = [
                 {name: _round(tree, Path(scratch) / f"{name}_{number}") for name, tree in trees.items()}
@@ -113,11 +110,13 @@ def _tests(tree: Path) -> dict[str, dict[str, float]]:
     """CPU and wall clock of the tests of a commit; of a kind that it does not know, none."""
     found = {}
     for name, arguments in TESTS.items():
-        present = [some for some in arguments if not some.startswith("tests/") or (tree / some).exists()]
+        if not all((tree / some).exists() for some in arguments if some.startswith("tests/")):
+            continue
         began = time.time()
         process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "--quiet", *present], cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}
-        )
+            [sys.executable, "-m", "pytest", "--quiet", *arguments],
+            cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)},
+        )  # fmt: skip
         _, status, usage = os.wait4(process.pid, 0)
         found[name] = {
             "seconds": round(time.time() - began, 1),
@@ -140,8 +139,9 @@ def _compared(rounds: list[dict[str, dict[str, dict[str, float]]]]) -> dict[str,
 
 
 def _ratios(before: Any, now: Any) -> dict[str, Any]:
-    if isinstance(before, Mapping):
-        return {name: _ratios([before[name]], [now[name]]) for name in ("seconds", "cpu_seconds")}
+    if isinstance(now, Mapping):
+        names = ("seconds", "cpu_seconds")
+        return {name: _ratios([before[name]], [now[name]]) if before else {"now": now[name]} for name in names}
     ratios = [b / a for a, b in zip(before, now, strict=True) if a]
     spread = {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)} if ratios else {}
     return {"before": statistics.median(before), "now": statistics.median(now)} | spread

@@ -1,0 +1,453 @@
+"""Every wrong command: status 2, one line that says what is wrong and what would be right, and nothing lost."""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from command import SHORT, TINY, Command, contents, finished_run, restored
+
+from jem_jax import datasets
+from jem_jax.common.errors import UserError
+from jem_jax.datasets import Dataset, Split
+from jem_jax.distributed import processes, rendezvous
+from jem_jax.main import main
+from jem_jax.runs import workdir
+from jem_jax.runs.checkpoint import Checkpoints
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A copy of a finished run that a test may spoil."""
+    return shutil.copytree(finished_run(), tmp_path / "run")
+
+
+@pytest.fixture
+def refused(capsys, tmp_path, monkeypatch):
+    """A function: runs a command that must be refused and gives the one line that it says.
+
+    Whatever lies in the working folder, `tmp_path`, must be there afterwards as it was.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def refused(*arguments: str) -> str:
+        before = contents(tmp_path)
+        capsys.readouterr()
+        assert main(arguments) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        after = contents(tmp_path)
+        assert {name: after.get(name) for name in before} == before
+        return lines[0].removeprefix("jem-jax: ")
+
+    return refused
+
+
+# Flags
+
+
+def _cluster(address, count, number):
+    return [f"--coordinator_address={address}", f"--num_processes={count}", f"--process_id={number}"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "required: --config; --help lists the flags"),
+        (["--mode=foo"], "invalid choice: 'foo' (choose from"),
+        (["--bogus"], "unknown argument '--bogus'; --help lists the flags"),
+        (["digits"], "unknown argument 'digits'"),
+        (["--epochs=3"], "unknown argument '--epochs=3'; settings are --config.group.key=VALUE; --help lists"),
+        (["--config="], "--config is empty; name a path, or leave it out"),
+        (["--workdir="], "--workdir is empty; name a path, or leave it out"),
+        (["--report_dir=", "--mode=evaluate"], "--report_dir is empty; name a path"),
+        (["--config.data.name="], "config.data.name is empty"),
+        (["--require_devices=many"], "invalid int value: 'many'"),
+        (["--config.seed"], "--config.seed needs a value: --config.seed=VALUE"),
+        (["--mode=evaluate", "--overwrite"], "--overwrite starts a run anew; it does not go with --mode=evaluate"),
+        (["--require_devices=64"], "--require_devices=64, but there are 4 CPU devices"),
+        (["--require_devices=0"], "--require_devices must be at least 1"),
+        (["--require_devices=-1"], "--require_devices must be at least 1"),
+        *[(flags.split(), "--coordinator_address, --num_processes and --process_id go together; give all three")
+          for flags in ("--process_id=0", "--num_processes=2", "--coordinator_address=127.0.0.1:4000",
+                        "--num_processes=2 --process_id=1", "--distributed --process_id=1")],
+        (_cluster("127.0.0.1:4000", 2, 2), "--process_id must be from 0 to 1, not 2"),
+        (_cluster("127.0.0.1:4000", 2, -1), "--process_id must be from 0 to 1, not -1"),
+        (_cluster("127.0.0.1:4000", 0, 0), "--num_processes must be at least 1, not 0"),
+        (_cluster("127.0.0.1", 2, 1), "--coordinator_address must be HOST:PORT, such as 10.0.0.1:1234, not '127.0"),
+        *[(_cluster(address, 2, 0), "must be HOST:PORT") for address in ("127.0.0.1:http", "127.0.0.1:99999", ":4000")],
+    ],
+)  # fmt: skip
+def test_a_wrong_flag(refused, arguments, said):
+    assert said in refused(*(TINY if arguments else ()), *arguments)
+
+
+# Config files and settings
+
+
+def test_an_unknown_config_file(refused):
+    line = refused("--config=nope.py")
+    assert "config file nope.py does not exist; these come with the package" in line
+    assert "digits" in line
+
+
+def test_a_config_file_with_a_python_error(refused, tmp_path):
+    (tmp_path / "mine.py").write_text("from jem_jax.config import default\n\ndef get_config(:\n    pass\n")
+    assert "config file mine.py, line 3: SyntaxError" in refused("--config=mine.py")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("learning_rate=1e-3", "config.learning_rate is not a setting; did you mean config.optimizer.learning_rate?"),
+        ("training.attack_linf=1", "config.training.attack_linf is not a setting; did you mean config.evaluation.atta"),
+        ("modle.depth=10", "config.modle.depth is not a setting; the groups are: data, evaluation, model"),
+        ("sampler.num_steps={}", "config.sampler.num_steps must be of type int, not '{}'"),
+        ("optimizer.learning_rate=nan", "config.optimizer.learning_rate must be above 0 and at most 100, not nan"),
+        (f"sampler.step_size={10**400}", "config.sampler.step_size must be of type float"),
+        ("model.norm=\x1b[31m", r"not '\x1b[31m'"),
+        ("data.name=digts", "config.data.name 'digts' is not a data set; did you mean digits?"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["train", "sample"])
+def test_a_wrong_setting(refused, run, mode, setting, said):
+    assert said in refused(*SHORT, f"--workdir={run}", f"--mode={mode}", f"--config.{setting}")
+
+
+# Sizes, images and networks, which only a run that is set up can know to be wrong
+
+DEVICES = "config.training.batch_size 30 does not divide among the 4 devices; 28 and 32 do"
+WRONG_SIZES = {
+    "batch": (["training.batch_size=30"], DEVICES),
+    "buffer": (
+        ["sampler.buffer_size=126"],
+        "config.sampler.buffer_size 126 does not divide among the 4 devices; 124 and 128 do",
+    ),
+    "buffer by class": (
+        ["sampler.buffer_size=1300", "sampler.class_conditional=true"],
+        "config.sampler.buffer_size 1300 does not divide among 10 classes × 4 devices; 1280 and 1320 do",
+    ),
+    "buffer of a class": (
+        ["sampler.buffer_size=120", "sampler.class_conditional=true"],
+        "gives 12 slots a class, fewer than config.training.batch_size 64; it must be at least 640",
+    ),
+    "more than there is": (
+        ["training.batch_size=2000", "sampler.buffer_size=2000"],
+        "config.training.batch_size 2000 is larger than the 1167 training images",
+    ),
+    "more labelled ones than there are": (
+        ["training.labelled_batch_size=1200"],
+        "config.training.labelled_batch_size 1200 is larger than the 1167 training images",
+    ),
+    "factory": (
+        ["model.factory=nowhere:network"],
+        "config.model.factory 'nowhere:network' must be package.module:function",
+    ),
+    "factory of another kind": (["model.factory=tiny:config"], "config.model.factory 'tiny:config' must be"),
+    "reflecting more than the image": (
+        ["data.pad=8", "data.pad_mode=reflect"],
+        "config.data.pad must be less than the images' side 8 to reflect, not 8",
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "said"), WRONG_SIZES.values(), ids=WRONG_SIZES)
+def test_what_does_not_fit(refused, settings, said):
+    assert said in refused(*TINY, *(f"--config.{setting}" for setting in settings))
+
+
+def test_what_does_not_fit_leaves_a_new_workdir_free_for_what_does(refused, tmp_path):
+    assert DEVICES in refused(*TINY, "--workdir=new", "--config.training.batch_size=30")
+    assert main([*TINY, "--workdir=new"]) == 0
+
+
+@pytest.mark.parametrize("setting", ["training.batch_size=30", "model.factory=nowhere:network"])
+def test_what_does_not_fit_does_not_cost_the_run_that_it_was_to_overwrite(refused, run, setting):
+    assert setting.partition("=")[0] in refused(*TINY, f"--workdir={run}", "--overwrite", f"--config.{setting}")
+
+
+def _images(side):
+    random = np.random.default_rng(0)
+
+    def split(count):
+        labels = (np.arange(count) % 3).astype(np.int32)
+        return Split(random.integers(0, 256, (count, side, side, 1)).astype(np.uint8), labels)
+
+    return Dataset("images", ("a", "b", "c"), split(128), split(12), split(12))
+
+
+@pytest.mark.parametrize("side", [6, 9, 10])
+def test_images_that_do_not_halve_twice(refused, monkeypatch, side):
+    monkeypatch.setattr(datasets, "load", lambda *_: _images(side))
+    line = refused(*SHORT)
+    assert f"config.model does not take images of {side}×{side}×1" in line
+    assert "4" in line
+
+
+# Devices and processes
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+def test_a_coordinator_that_does_not_answer(refused, monkeypatch, host):
+    monkeypatch.setattr(processes, "_START_SECONDS", 1)
+    address = f"{host}:{_free_port()}"
+    line = refused(*TINY, *_cluster(address, 2, 1))
+    assert f"no process of this run answers at --coordinator_address={address}" in line
+
+
+def test_processes_that_do_not_come(refused, monkeypatch):
+    monkeypatch.setattr(processes, "_START_SECONDS", 1)
+    line = refused(*TINY, *_cluster(f"127.0.0.1:{_free_port()}", 3, 0))
+    assert "of 3 processes these did not come in time: 1, 2; all must be started with" in line
+
+
+def _meet(*calls):
+    """What each of several processes, as threads, gets from a rendezvous of (count, number)."""
+    address = f"127.0.0.1:{_free_port()}"
+    said = {}
+
+    def process(place, count, number):
+        try:
+            rendezvous.meet(address, count, number, 5)
+            said[place] = None
+        except UserError as error:
+            said[place] = str(error)
+
+    threads = [threading.Thread(target=process, args=(place, *call)) for place, call in enumerate(calls)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return said
+
+
+def test_processes_that_all_come_meet():
+    assert _meet((3, 2), (3, 0), (3, 1)) == {0: None, 1: None, 2: None}
+
+
+@pytest.mark.parametrize(
+    ("calls", "first", "second"),
+    [
+        (((2, 0), (3, 1)), "process 1 was started with --num_processes=3, process 0 with 2", "did not all meet"),
+        (((3, 0), (3, 1), (3, 1)), "two processes were started with --process_id=1; each needs its own", "0 says why"),
+    ],
+)
+def test_processes_that_disagree(calls, first, second):
+    said = _meet(*calls)
+    assert said[0] == first
+    assert second in said[1]
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot listen at port {port} .*; name another port"):
+            rendezvous.meet(f"127.0.0.1:{port}", 2, 0, 1)
+
+
+def test_callers_that_are_no_process_of_the_run_do_not_count():
+    port = _free_port()
+    met = []
+
+    def process(number):
+        rendezvous.meet(f"127.0.0.1:{port}", 2, number, 5)
+        met.append(number)
+
+    threads = [threading.Thread(target=process, args=(number,)) for number in (0, 1)]
+    threads[0].start()
+    for greeting in (b"GET / HTTP/1.1\r\n\r\n", b""):
+        with rendezvous._call("127.0.0.1", port, time.monotonic() + 5) as stray:
+            stray.sendall(greeting)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert sorted(met) == [0, 1]
+
+
+def test_a_caller_that_says_nothing_holds_up_nobody(monkeypatch):
+    monkeypatch.setattr(rendezvous, "_HELLO_SECONDS", 0.2)
+    port = _free_port()
+    first = threading.Thread(target=rendezvous.meet, args=(f"127.0.0.1:{port}", 2, 0, 5))
+    first.start()
+    with rendezvous._call("127.0.0.1", port, time.monotonic() + 5):
+        rendezvous.meet(f"127.0.0.1:{port}", 2, 1, 5)
+        first.join()
+
+
+@pytest.mark.parametrize(
+    ("flags", "platform", "said"),
+    [
+        (["--distributed"], "cpu", ["no TPU pod, Slurm or Kubernetes found"]),
+        ([], "cuda", ["no device of platform 'cuda' (JAX_PLATFORMS) could be started", "set JAX_PLATFORMS=cpu"]),
+    ],
+)
+def test_a_cluster_or_an_accelerator_that_is_not_there(tmp_path, flags, platform, said):
+    status, output, errors = Command(*TINY, *flags, cwd=tmp_path, JAX_PLATFORMS=platform).wait(60)
+    assert (status, output) == (2, "")
+    assert all(words in errors for words in said)
+    assert len(errors.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+# Workdirs
+
+
+def test_a_workdir_that_cannot_be_written(refused, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert "workdir file/run cannot be written: Not a directory; name another" in refused(*TINY, "--workdir=file/run")
+    assert "workdir file cannot be written: File exists; name another" in refused(*TINY, "--workdir=file")
+
+
+def test_a_workdir_with_a_run_of_other_settings(refused, run):
+    line = refused(
+        *TINY, f"--workdir={run}", "--config.sampler.num_steps=3", "--config.seed=4", "--config.training.batch_size=32"
+    )
+    assert f"workdir {run} holds a run of other settings: sampler.num_steps is 2 there, 3 here; " in line
+    assert "seed is 0 there, 4 here" in line
+    assert "training.batch_size is 64 there, 32 here" in line
+    assert line.endswith("Name another with --workdir, or start anew with --overwrite")
+
+
+def test_a_start_that_was_cut_off_is_not_in_the_way(tmp_path):
+    (tmp_path / ".run.json.partial").write_text("{")
+    workdir.prepare(tmp_path, workdir.facts_of(tiny.config(), tiny.dataset(), 4), overwrite=False)
+    workdir.prepare_empty(tmp_path)
+
+
+def test_a_workdir_that_is_no_text(refused, tmp_path):
+    line = refused(*TINY, f"--workdir={tmp_path}/{os.fsdecode(bytes([233]))}")
+    assert "\\udce9' is no Unicode text (UTF-8); name another with --workdir" in line
+
+
+@pytest.mark.parametrize("flag", [[], ["--overwrite"]])
+def test_a_workdir_with_files_of_somebody_else(refused, tmp_path, flag):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    line = refused(*TINY, "--workdir=home", *flag)
+    assert "workdir home holds 'thesis.tex' but no run" in line
+    assert "name an empty one" in line
+
+
+def test_a_workdir_that_another_run_is_in(refused, run):
+    with (run / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        line = refused(*TINY, f"--workdir={run}")
+    assert line == f"workdir {run} is in use by another run; wait for it, or name another with --workdir"
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "sample"])
+def test_nothing_to_evaluate_or_sample_from(refused, tmp_path, mode):
+    assert f"nothing holds no run to {mode}; train one first" in refused(*TINY, f"--mode={mode}", "--workdir=nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+# Damaged and foreign files in a workdir
+
+
+def _largest(run: Path) -> Path:
+    return max((run / "checkpoints" / "18").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+
+
+def _flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate", "sample"])
+@pytest.mark.parametrize("damage", [_flip_a_byte, _truncate, Path.unlink])
+def test_a_damaged_checkpoint(refused, run, damage, mode):
+    file = _largest(run)
+    damage(file)
+    line = refused(*TINY, f"--workdir={run}", f"--mode={mode}")
+    assert f"checkpoint {run}/checkpoints/18 is damaged" in line
+    assert str(file.relative_to(run / "checkpoints" / "18")) in line
+    assert mode == "train" or "restore it from a copy" in line
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "sample"])
+def test_a_checkpoint_that_was_never_finished(refused, run, mode):
+    (run / "checkpoints" / "18" / "manifest.json").unlink()
+    assert f"{run}/checkpoints holds no finished checkpoint" in refused(*TINY, f"--workdir={run}", f"--mode={mode}")
+
+
+def _replace_checkpoint(run: Path, change) -> None:
+    """Puts another tree in the place of the last checkpoint, whole and with a manifest."""
+    found = restored(run)
+    change(found.tree["state"]["params"], found.tree)
+    shutil.rmtree(run / "checkpoints")
+    checkpoints = Checkpoints(run / "checkpoints", 2)
+    checkpoints.save(found.step, found.tree, found.note)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda params, _: params.update(another=params.pop("hidden")), "another"),
+        (
+            lambda params, _: params["hidden"].update(bias=np.zeros(7, np.float32)),
+            "state/params/hidden/bias as float32 (7,); this run's is float32 (16,)",
+        ),
+        (
+            lambda _, tree: tree.update(buffer=tree["buffer"][:64]),
+            "buffer as float32 (64, 1, 8, 8, 1); this run's is float32 (128, 1, 8, 8, 1)",
+        ),
+        (lambda _, tree: tree.pop("buffer"), "lacks buffer"),
+    ],
+    ids=["layers", "width", "smaller buffer", "no buffer"],
+)
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+def test_a_checkpoint_of_another_run(refused, run, change, named, mode):
+    _replace_checkpoint(run, change)
+    line = refused(*TINY, f"--workdir={run}", f"--mode={mode}")
+    assert f"checkpoint {run}/checkpoints/18 " in line
+    assert named in line.removeprefix(f"checkpoint {run}/checkpoints/18 is not one of this run's network and buffer")
+    assert mode == "evaluate" or "start anew with --overwrite" in line
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"config": {}}', ""])
+def test_a_damaged_run_file(refused, run, text, mode):
+    (run / "run.json").write_text(text)
+    line = refused(*TINY, f"--workdir={run}", f"--mode={mode}")
+    assert f"{run}/run.json is damaged" in line
+    assert "start anew with --overwrite" in line
+
+
+def test_a_run_file_with_a_setting_that_is_none(refused, run):
+    facts = json.loads((run / "run.json").read_text())
+    facts["config"]["sampler"]["temperature"] = 1.0
+    (run / "run.json").write_text(json.dumps(facts))
+    line = refused(*TINY, f"--workdir={run}")
+    assert "run.json" in line
+    assert "config.sampler.temperature" in line
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_a_damaged_report_is_written_again(run, text, capsys):
+    (run / "report" / "report.json").write_text(text)
+    assert main([*TINY, f"--workdir={run}"]) == 0
+    assert json.loads((run / "report" / "report.json").read_text())["jem"]
+
+
+def test_a_name_that_is_no_text_is_written_out(tmp_path):
+    workdir.write_text(tmp_path / "report.html", f"data: {os.fsdecode(bytes([233]))}\n")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "data: \\udce9\n"

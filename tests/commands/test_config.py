@@ -1,0 +1,194 @@
+"""Settings: what is right is taken, what is wrong is said in one line that names the key."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from jem_jax import config as configuration
+from jem_jax.common.errors import UserError
+from jem_jax.config import Config
+
+CONFIGS = sorted(path for path in (Path(__file__).parents[2] / "configs").glob("*.py") if path.stem != "__init__")
+
+
+def _nested(key, value):
+    *groups, name = key.split(".")
+    settings = {name: value}
+    for group in reversed(groups):
+        settings = {group: settings}
+    return settings
+
+
+def _error(key, value):
+    with pytest.raises(UserError) as caught:
+        configuration.validate(_nested(key, value))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def _keys(settings, prefix=""):
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_the_defaults_are_valid():
+    assert configuration.validate(configuration.default()) == Config()
+    assert configuration.validate({}) == Config()
+
+
+def test_a_config_dict_and_nested_dicts_are_the_same_to_it():
+    nested = {"sampler": {"num_steps": 40}, "optimizer": {"decay_epochs": [20, 30.5]}, "seed": 3}
+    override = configuration.default()
+    override.sampler.num_steps = 40
+    override.optimizer.decay_epochs = (20.0, 30.5)
+    override.seed = 3
+    expected = Config(
+        sampler=configuration.Sampler(num_steps=40),
+        optimizer=configuration.Optimizer(decay_epochs=(20.0, 30.5)),
+        seed=3,
+    )
+    assert configuration.validate(nested) == expected
+    assert configuration.validate(ml_collections.ConfigDict(nested)) == expected
+    assert configuration.validate(override) == expected
+
+
+def test_settings_survive_being_written_down():
+    config = configuration.validate({"model": {"norm": "batch"}, "optimizer": {"decay_epochs": (1, 2)}})
+    assert configuration.validate(configuration.as_dict(config)) == config
+
+
+def test_settings_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().seed = 3
+
+
+def test_an_integer_is_a_float_where_a_float_is_wanted():
+    assert configuration.validate({"sampler": {"step_size": 2}}).sampler.step_size == 2.0
+
+
+# Each setting that is refused, and what the error says of it after "config.KEY ".
+REFUSED = [
+    ("model.dept", 1, "is not a setting; did you mean config.model.depth?"),
+    ("optimiser", 1, "is not a setting; did you mean config.optimizer?"),
+    ("sed", 1, "is not a setting; did you mean config.seed?"),
+    ("model.xyzzy", 1, "is not a setting; there are: factory, depth, width"),
+    ("num_steps", 1, "is not a setting; did you mean config.sampler.num_steps?"),
+    ("nonsense", 1, "is not a setting; there are: data, model, sampler"),
+    ("sampler.num_steps", 2.5, "must be of type int, not 2.5"),
+    ("sampler.num_steps", "20", "must be of type int, not '20'"),
+    ("sampler.num_steps", True, "must be of type int, not True"),
+    ("sampler.num_steps", None, "must be of type int, not None"),
+    ("sampler.step_size", "1.0", "must be of type float, not '1.0'"),
+    ("sampler.step_size", True, "must be of type float, not True"),
+    ("sampler.clip_x", 1, "must be of type bool, not 1"),
+    ("model.norm", 3, "must be of type str, not 3"),
+    ("data.name", ("digits",), "must be of type str, not ('digits',)"),
+    ("optimizer.decay_epochs", 20, "must be a tuple of numbers such as (20, 30), not 20"),
+    ("optimizer.decay_epochs", ("a",), "must be a tuple of numbers such as (20, 30), not ('a',)"),
+    ("model", 3, "must be a group of settings, not 3"),
+    ("sampler.num_steps", 0, "must be at least 1 and at most 100000, not 0"),
+    ("training.keep_checkpoints", 1, "must be at least 2"),
+    ("sampler.reinit_prob", 1.5, "must be at least 0 and at most 1, not 1.5"),
+    ("sampler.step_size", 0.0, "must be above 0"),
+    ("optimizer.decay_epochs", (3, 0), "must be above 0"),
+    ("seed", -1, "must be at least 0"),
+    ("seed", 2**31, "must be at least 0 and at most 2147483647"),
+    ("optimizer.learning_rate", float("inf"), "must be above 0 and at most 100, not inf"),
+    ("objective.p_x", -float("inf"), "must be at least 0"),
+    ("seed", 10**400, "must be at least 0"),
+    ("sampler.step_size", 10**400, "must be of type float"),
+    ("optimizer.decay_epochs", (10**400,), "must be a tuple of numbers"),
+    ("model.norm", "bogus", "must be one of none, batch, instance, layer, act; not 'bogus'"),
+    ("data.place", "bogus", "must be one of auto, device, host; not 'bogus'"),
+    *[("model.depth", depth, f"must be 6n + 4 (10, 16, 22, 28, …), not {depth}") for depth in (11, 27)],
+    *[("evaluation.ood_sets", names, f"must be names separated by commas, not {names!r}") for names in
+      (",", "digits,", " , mnist", " ")],
+    ("sampler.buffer_size", 32, "32 is smaller than config.training.batch_size 64"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "said"), REFUSED)
+def test_a_wrong_setting_is_refused(key, value, said):
+    assert _error(key, value).startswith(f"config.{key} {said}")
+
+
+def test_no_number_may_be_nan():
+    for key in _keys(configuration.as_dict(Config())):
+        default = _default(key)
+        if isinstance(default, int | float | tuple) and not isinstance(default, bool):
+            nan = (float("nan"),) if isinstance(default, tuple) else float("nan")
+            assert f"config.{key} must be" in _error(key, nan)
+
+
+def _default(key):
+    value = Config()
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def test_a_network_of_ones_own_has_no_depth_to_be_wrong():
+    assert configuration.validate({"model": {"depth": 11, "factory": "some.module:network"}}).model.depth == 11
+
+
+def test_an_objective_of_nothing_is_refused():
+    with pytest.raises(UserError, match="every weight is 0"):
+        configuration.validate({"objective": {"p_x": 0, "p_y_given_x": 0}})
+
+
+def test_a_plain_classifier_needs_no_buffer():
+    config = configuration.validate({"sampler": {"buffer_size": 1}, "objective": {"p_x": 0}})
+    assert (config.sampler.buffer_size, config.objective.p_x) == (1, 0)
+
+
+def test_the_description_lists_every_setting_with_default_and_meaning():
+    described = list(configuration.describe())
+    keys = list(_keys(configuration.as_dict(Config())))
+    assert len(described) == len(keys)
+    for key, text in zip(keys, described, strict=True):
+        first, meaning = text.split("\n")
+        assert first == f"  --config.{key}={_default(key)}"
+        assert len(meaning.strip()) > 5
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_every_config_that_comes_with_the_package_is_valid(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = configuration.validate(module.get_config())
+    assert config != Config()
+    assert f"--config=configs/{path.name}" in module.__doc__
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.norm", "x" * 10_000),
+        ("sampler.num_steps", "x" * 10_000),
+        ("sampler.num_steps", 1 << 20_000),
+        ("optimizer.decay_epochs", ("x" * 100,) * 100),
+        ("data", list(range(10_000))),
+        ("y" * 10_000, 1),
+    ],
+    ids=["text", "text for a number", "number", "tuple", "group", "key"],
+)
+def test_an_overlong_value_is_cut(key, value):
+    with pytest.raises(UserError) as caught:
+        configuration.validate(_nested(key, value))
+    assert len(str(caught.value)) < 400
+
+
+def test_removed_settings_of_an_earlier_version_are_left_out():
+    written = configuration.as_dict(Config(seed=3))
+    written["recovery"]["proof"] = 50
+    assert configuration.stored(written) == Config(seed=3)
+    written["model"]["proof"] = 50
+    with pytest.raises(UserError, match=r"config\.model\.proof is not a setting"):
+        configuration.stored(written)

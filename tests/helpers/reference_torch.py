@@ -1,0 +1,192 @@
+"""A small PyTorch copy of the official network, in float64, and the arrays stored from it.
+
+Its state dict has the official names, so that official arrays load strictly. It serves the tests where the stored
+official arrays do not reach: chains in float64, instance norm, act norm, and batch norm while training.
+
+    python tests/helpers/reference_torch.py
+
+writes `tests/data/torch_copy.npz` from the weights and images in `tests/data/reference` (torch 2.13, CPU, seconds).
+Keys are `<file of the weights>/<norm>/<what>`; images are NCHW. Of parameter gradients the small ones are kept.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+DATA = Path(__file__).parents[1] / "data"
+STORED = DATA / "torch_copy.npz"
+SMALL = 2500
+"""entries of the largest parameter gradient that is stored"""
+
+
+class ActNorm(nn.Module):
+    """scale·(x + loc), with both set by the first batch that passes."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.uint8))
+
+    def forward(self, x):
+        if not self.initialized:
+            std, mean = torch.std_mean(x.detach(), dim=(0, 2, 3), keepdim=True)
+            self.loc.data, self.scale.data = -mean, 1 / (std + 1e-6)
+            self.initialized.fill_(1)
+        return self.scale * (x + self.loc)
+
+
+def norm_layer(norm, channels):
+    return {
+        "none": nn.Identity,
+        "batch": lambda: nn.BatchNorm2d(channels, momentum=0.9),
+        "layer": lambda: nn.GroupNorm(1, channels),
+        "instance": lambda: nn.InstanceNorm2d(channels, affine=True),
+        "act": lambda: ActNorm(channels),
+    }[norm]()
+
+
+def activate(x):
+    return functional.leaky_relu(x, 0.2)
+
+
+class Block(nn.Module):
+    def __init__(self, inputs, outputs, stride, norm):
+        super().__init__()
+        self.bn1 = norm_layer(norm, inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.bn2 = norm_layer(norm, outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, stride, padding=1)
+        changes = stride != 1 or inputs != outputs
+        self.shortcut = nn.Sequential(*[nn.Conv2d(inputs, outputs, 1, stride)] * changes)
+
+    def forward(self, x):
+        y = self.conv1(activate(self.bn1(x)))
+        return self.conv2(activate(self.bn2(y))) + self.shortcut(x)
+
+
+class Trunk(nn.Module):
+    def __init__(self, depth, width, norm):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1)
+        channels = 16
+        for stage in (1, 2, 3):
+            outputs = 16 * width * 2 ** (stage - 1)
+            blocks = [Block(channels, outputs, 1 if stage == 1 else 2, norm)]
+            blocks += [Block(outputs, outputs, 1, norm) for _ in range((depth - 4) // 6 - 1)]
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+            channels = outputs
+        self.bn1 = norm_layer(norm, channels)
+        # Unused, and of ten rows whatever the number of classes, in the official code too.
+        self.linear = nn.Linear(channels, 10)
+
+    def forward(self, x):
+        y = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        return activate(self.bn1(y)).mean(dim=(2, 3))
+
+
+class Network(nn.Module):
+    """Logits, in float64, with an energy head that nothing uses."""
+
+    def __init__(self, depth=10, width=1, num_classes=10, norm="none"):
+        super().__init__()
+        self.f = Trunk(depth, width, norm)
+        self.energy_output = nn.Linear(64 * width, 1)
+        self.class_output = nn.Linear(64 * width, num_classes)
+        self.double().eval()
+
+    def forward(self, x):
+        return self.class_output(self.f(x))
+
+
+def load(state_dict, strict=True, **shape):
+    """The network in evaluation mode with these NumPy arrays as its state."""
+    network = Network(**shape)
+    network.load_state_dict({name: torch.tensor(array) for name, array in state_dict.items()}, strict=strict)
+    return network
+
+
+def score(network, x, y=None):
+    """∇_x of log p~(x), or of log p~(x, y) where labels are given."""
+    x = x.detach().requires_grad_()
+    logits = network(x)
+    total = logits.logsumexp(1).sum() if y is None else logits.gather(1, y[:, None]).sum()
+    return torch.autograd.grad(total, x)[0]
+
+
+def chain(network, x, steps, y=None, clipped=False):
+    """SGLD of step size 1 without noise; `clipped` limits the gradient to ±1, and x to [-1, 1]."""
+    for _ in range(steps):
+        gradient = score(network, x, y)
+        x = (x + gradient.clamp(-1, 1)).clamp(-1, 1) if clipped else x + gradient
+    return x
+
+
+def jem_loss(network, x_p, x_q, x_lab, y):
+    """The JEM loss with given negatives; the three batches pass one after the other, in this order."""
+    data, negatives = (network(x).logsumexp(1).mean() for x in (x_p, x_q))
+    return negatives - data + functional.cross_entropy(network(x_lab), y)
+
+
+def official(name):
+    """State dict and inputs (float64) of a stored official file."""
+    with np.load(DATA / "reference" / f"official_{name}.npz") as arrays:
+        state = {key.removeprefix("state/"): arrays[key] for key in arrays if key.startswith("state/")}
+        return state, torch.tensor(arrays["x"]).double(), torch.tensor(arrays["y"])
+
+
+def chains(name, norm, depth=10, images=2):
+    state, x, y = official(name)
+    x, y = x[:images], y[:images]
+    network = load(state, depth=depth, norm=norm)
+    results = {"chain_5": chain(network, x, 5), "chain_5_clipped": chain(network, x, 5, clipped=True)}
+    if norm == "none":
+        results["chain_20"] = chain(network, x, 20)
+        results["chain_5_conditional"] = chain(network, x, 5, y)
+    return {f"{name}/{norm}/{key}": value for key, value in results.items()}
+
+
+def training(name, norm, images=2):
+    """One loss in training mode on the images, their negatives and their mirror images, and evaluation after it.
+
+    The act norm starts here, from the images; instance norm takes scale and bias from batch norm's. Nothing is learned:
+    only statistics move.
+    """
+    state, x, y = official(name)
+    x, y = x[:images], y[:images]
+    if norm == "instance":
+        state = {key: value for key, value in state.items() if "running" not in key and "tracked" not in key}
+    network = load(state, strict=norm != "act", norm=norm).train()
+    results = {}
+    if norm == "act":
+        network(x)
+        results |= {f"start/{key}": value for key, value in network.named_parameters() if ".bn" in key}
+    loss = jem_loss(network, x, -x, x.flip(3), y)
+    results["loss"] = loss
+    gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+    for (key, _), gradient in zip(network.named_parameters(), gradients, strict=True):
+        if gradient is not None and gradient.numel() <= SMALL:
+            results[f"grad/{key}"] = gradient
+    results |= {f"after/{key}": value for key, value in network.named_buffers() if "running" in key}
+    network.eval()
+    results |= {"logits": network(x), "features": network.f(x), "grad_log_px": score(network, x)}
+    return {f"{name}/{norm}/{key}": value for key, value in results.items()}
+
+
+def arrays():
+    """Everything that is stored."""
+    results = chains("wrn_10_1", "none", images=4) | chains("wrn_10_1_batch", "batch")
+    results |= chains("wrn_16_1_layer", "layer", depth=16)
+    results |= training("wrn_10_1_batch", "batch") | training("wrn_10_1", "act")
+    results |= training("wrn_10_1_batch", "instance")
+    return {key: value.detach().numpy() for key, value in results.items()}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    meta = f"python tests/helpers/reference_torch.py, torch {torch.__version__}, float64 on CPU"
+    np.savez_compressed(STORED, meta=np.array(meta), **arrays())
+    print(f"wrote {STORED}, {STORED.stat().st_size / 2**20:.2f} MiB")

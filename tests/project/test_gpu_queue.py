@@ -1,0 +1,58 @@
+"""The queue of work for a GPU."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import gpu_queue
+from jem_jax.commands import config_files
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_table_lists_the_queue_in_its_order():
+    page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^[|] `(\w+)` [|] (\d+) [|] (.+) [|]$", page, re.MULTILINE)
+    listed = [(name, int(limit), question) for name, limit, question in rows]
+    assert listed == [(name, entry.limit, entry.question) for name, entry in gpu_queue.ENTRIES.items()]
+
+
+@pytest.mark.parametrize("name", gpu_queue.ENTRIES)
+def test_every_entry_has_settings_that_exist(name):
+    entry = gpu_queue.ENTRIES[name]
+    config_files.read(entry.config, [tuple(setting.split("=", 1)) for setting in entry.settings])
+    assert entry.limit <= 600
+
+
+def test_parts_of_the_data_set_are_joined_and_kept(tmp_path):
+    images, labels = np.arange(10, dtype=np.uint8).reshape(5, 2, 1, 1), np.arange(5)
+    np.savez(tmp_path / "1.npz", images=images[:3], labels=labels[:3])
+    np.savez(tmp_path / "2.npz", images=images[3:], labels=labels[3:], test_images=images[:1], test_labels=labels[:1])
+    kept = tmp_path / "kept"
+    assert gpu_queue._joined(kept, None) is None
+    assert len(np.load(gpu_queue._joined(kept, tmp_path / "1.npz"))["images"]) == 3
+    joined = np.load(gpu_queue._joined(kept, tmp_path / "2.npz"))
+    assert np.array_equal(joined["images"], images)
+    assert np.array_equal(joined["labels"], labels)
+    assert np.array_equal(joined["test_images"], images[:1])
+    assert np.array_equal(np.load(gpu_queue._joined(kept, None))["images"], images)
+
+
+@pytest.mark.slow
+def test_an_entry_can_be_rehearsed_on_a_cpu(tmp_path):
+    command = [
+        sys.executable,
+        "experiments/gpu_queue.py",
+        "--rehearse",
+        f"--runs={tmp_path}",
+        f"--out={tmp_path / 'out'}",
+    ]
+    subprocess.run([*command, "ten_minutes"], cwd=ROOT, check=True, timeout=300)
+    result = json.loads((tmp_path / "out" / "ten_minutes_tiny.json").read_text())
+    assert result["status"] == 0
+    assert result["report"]["jem"]["accuracy"] > 0

@@ -1,0 +1,60 @@
+"""The launch recipes in docs/launch are well-formed and use flags that there are; nobody has run them."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jem_jax.commands import config_files
+from jem_jax.commands.command_line import overrides
+from jem_jax.main import _parser
+
+LAUNCH = Path(__file__).parents[2] / "docs" / "launch"
+RECIPES = ("tpu_pod.sh", "slurm.sbatch", "kubernetes_jobset.yaml")
+
+
+@pytest.mark.parametrize("name", ["tpu_pod.sh", "slurm.sbatch"])
+def test_shell_scripts_parse(name):
+    subprocess.run(["bash", "-n", LAUNCH / name], check=True)
+
+
+def _manifests():
+    return {part["kind"]: part for part in yaml.safe_load_all((LAUNCH / "kubernetes_jobset.yaml").read_text())}
+
+
+def test_the_kubernetes_arguments_are_those_of_the_command():
+    [job] = _manifests()["JobSet"]["spec"]["replicatedJobs"]
+    [container] = job["template"]["spec"]["template"]["spec"]["containers"]
+    parser = _parser()
+    flags, rest = parser.parse_known_args(container["args"])
+    config_files.read(flags.config, overrides(parser, rest))
+    assert flags.distributed
+    spec = job["template"]["spec"]
+    gpus = container["resources"]["limits"]["nvidia.com/gpu"]
+    assert spec["parallelism"] == spec["completions"]
+    assert flags.require_devices == spec["parallelism"] * gpus
+
+
+def test_the_kubernetes_account_is_the_one_that_may_ask():
+    parts = _manifests()
+    account = parts["ServiceAccount"]["metadata"]["name"]
+    assert parts["RoleBinding"]["subjects"][0]["name"] == account
+    assert parts["RoleBinding"]["roleRef"]["name"] == parts["Role"]["metadata"]["name"]
+    [job] = parts["JobSet"]["spec"]["replicatedJobs"]
+    assert job["template"]["spec"]["template"]["spec"]["serviceAccountName"] == account
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_one_bare_flag_and_say_that_nobody_tried_them(name):
+    text = (LAUNCH / name).read_text()
+    assert re.search(r"\bUntried\b", text)
+    assert re.search(r"--distributed\b", text)
+    assert "--coordinator_address" not in text
+
+
+def test_the_readme_names_every_recipe():
+    text = (LAUNCH / "README.md").read_text()
+    assert {path.name for path in LAUNCH.iterdir()} == {"README.md", *RECIPES}
+    assert all(f"]({name})" in text for name in RECIPES)

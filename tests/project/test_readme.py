@@ -1,0 +1,78 @@
+"""What README.md and docs/pages/ show is what happens."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jem_jax import config as configuration
+
+ROOT = Path(__file__).parents[2]
+README, PAGES = ROOT / "README.md", ROOT / "docs" / "pages"
+
+
+def examples(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def slugs(page: Path) -> set[str]:
+    """Anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def links() -> list[tuple[Path, str]]:
+    """(page, target) of every link to a file, with its anchor."""
+    pages = (README, ROOT / "CONTRIBUTING.md", ROOT / "experiments" / "README.md", *sorted(PAGES.glob("*.md")))
+    return [
+        (page, target)
+        for page in pages
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8"))
+    ]
+
+
+def test_the_readmes_step_is_that_of_the_100_lines():
+    step, _ = examples(README)
+    assert step in (ROOT / "experiments" / "jem_in_100_lines.py").read_text(encoding="utf-8")
+
+
+def test_the_readmes_trained_model_tells_samples_from_noise(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    exec(compile(examples(README)[1], "README.md", "exec"), {})
+    samples, noise = map(float, capsys.readouterr().out.split())
+    assert samples > noise
+
+
+def test_the_composition_example_climbs():
+    example = examples(PAGES / "compose.md")[0]
+    assert len(example.strip().splitlines()) <= 15
+    names = {}
+    exec(compile(example, "compose.md", "exec"), names)
+    assert names["buffer"].shape == (1000, 1, 2)
+    assert np.isfinite(np.asarray(names["x"])).all()
+    before = names["log_density"](names["params"], names["start"].x).mean()
+    after = names["log_density"](names["params"], names["x"]).mean()
+    assert after > before
+
+
+def test_every_config_is_on_its_page():
+    page = (PAGES / "configs.md").read_text(encoding="utf-8")
+    names = {path.name for path in (ROOT / "configs").glob("*.py")} - {"__init__.py"}
+    assert {name for name in names if f"`{name}`" not in page} == set()
+
+
+def test_ones_own_config_is_one():
+    names = {}
+    exec(compile(examples(PAGES / "configs.md")[0], "configs.md", "exec"), names)
+    config = configuration.validate(names["get_config"]().to_dict())
+    assert (config.data.name, config.model.width, config.training.epochs) == ("digits", 2, 80)
+
+
+@pytest.mark.parametrize(("page", "target"), links(), ids=lambda value: getattr(value, "name", value))
+def test_links_lead_somewhere(page, target):
+    name, _, anchor = target.partition("#")
+    path = page.parent / name if name else page
+    assert path.exists()
+    # The site makes the API's anchors from names; mkdocs checks those.
+    assert not anchor or name == "api.md" or anchor in slugs(path)

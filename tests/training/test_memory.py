@@ -1,0 +1,104 @@
+"""The estimate of memory: what cannot fit is refused in one line before it is allocated, and what fits is not."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from command import TINY
+
+from jem_jax import config as configuration
+from jem_jax.common.errors import UserError
+from jem_jax.datasets import Dataset, Split, checks
+from jem_jax.distributed import devices
+from jem_jax.main import main
+from jem_jax.training import preflight
+
+CONFIGS = {path.stem: path for path in (Path(__file__).parents[2] / "configs").glob("*.py") if path.stem != "__init__"}
+IMAGES = {"digits": (8, 8, 1), "fashion_mnist": (28, 28, 1), "cifar10_small": (32, 32, 3)}
+SIZES = {"digits": 1437, "fashion_mnist": 60_000, "cifar10_small": 50_000}
+
+
+def _dataset(shape, count, classes=10):
+    """Images that take no memory."""
+
+    def split(count):
+        images = np.broadcast_to(np.uint8(0), (count, *shape))
+        return Split(images, (np.arange(count) % classes).astype(np.int32))
+
+    return Dataset("blank", tuple(map(str, range(classes))), split(count), split(count // 10), split(count // 5))
+
+
+def _settings(name):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS[name])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return configuration.validate(module.get_config())
+
+
+def _check(config, dataset, trains=True, sections=("samples", "ood")):
+    preflight.check_memory(config, dataset, trains, sections)
+
+
+def _refused(config, dataset, **how):
+    with pytest.raises(UserError) as caught:
+        _check(config, dataset, **how)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_fits_where_it_should(name, monkeypatch):
+    config, dataset = _settings(name), _dataset(IMAGES.get(name, (32, 32, 3)), SIZES.get(name, 50_000))
+    # A WRN-28-10 is for an accelerator: an 80 GB card, in a machine with as much.
+    small = name in SIZES
+    monkeypatch.setattr(checks, "memory", lambda: (8 if small else 80) * 2**30)
+    monkeypatch.setattr(devices, "device_memory", lambda: None if small else 70 * 2**30)
+    _check(config, dataset)
+    # The check sees this config's own size: memory for half of the images is not enough.
+    monkeypatch.setattr(devices, "device_memory", lambda: None)
+    monkeypatch.setattr(checks, "memory", lambda: dataset.train.images.nbytes // 2)
+    assert "of memory, and this machine has" in _refused(config, dataset)
+
+
+@pytest.mark.parametrize(
+    ("settings", "how", "what"),
+    [
+        ({"sampler.buffer_size": 10**9}, {}, "the replay buffer"),
+        ({"model.width": 64, "model.depth": 100}, {}, "the network and its optimiser"),
+        ({"evaluation.num_samples": 10**6}, {"trains": False}, "samples"),
+        ({"evaluation.ood_images": 10**6}, {"trains": False}, "out-of-distribution sets"),
+    ],
+)
+def test_what_takes_most_is_named_with_its_size_and_its_key(settings, how, what, monkeypatch):
+    monkeypatch.setattr(checks, "memory", lambda: 4 * 2**30)
+    line = _refused(tiny.config(**settings), _dataset((8, 8, 3), 10_000), **how)
+    assert f"this machine has 4 GiB: {what}" in line
+    assert line.endswith(f"lower config.{next(iter(settings))} first")
+
+
+def test_sections_that_are_not_wanted_take_nothing(monkeypatch):
+    monkeypatch.setattr(checks, "memory", lambda: 4 * 2**30)
+    config = tiny.config(**{"evaluation.ood_images": 10**6, "evaluation.num_samples": 10**6})
+    _check(config, _dataset((8, 8, 3), 1000), sections=("classification",))
+
+
+def test_an_accelerator_is_filled_by_its_own_part_alone(monkeypatch):
+    monkeypatch.setattr(checks, "memory", lambda: 2**40)
+    monkeypatch.setattr(devices, "device_memory", lambda: 2**30)
+    dataset = _dataset((8, 8, 3), 1000)
+    # A quarter of 1.9 GB, twice, on each of the four devices.
+    _check(tiny.config(**{"sampler.buffer_size": 2_500_000}), dataset)
+    line = _refused(tiny.config(**{"sampler.buffer_size": 3_100_000}), dataset)
+    assert "each device has 1 GiB: the replay buffer 1.1" in line
+
+
+def test_the_command_refuses_before_it_compiles_or_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checks, "memory", lambda: 2**30)
+    arguments = [*TINY, f"--workdir={tmp_path / 'run'}", "--config.sampler.buffer_size=400000000"]
+    assert main(arguments) == 2
+    line = capsys.readouterr().err
+    assert "lower config.sampler.buffer_size first" in line
+    assert len(line.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
