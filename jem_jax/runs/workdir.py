@@ -180,22 +180,9 @@ def prepare(path: Path, facts: RunFacts, overwrite: bool, trains: bool = True, w
             f"workdir {path} holds {foreign[0]!r} but no run ({RUN_FILE} is missing); name an empty one with --workdir"
         )
     there = read_facts(path)
-    differences = list(_differences(there, facts))
-    if differences:
-        raise UserError(
-            f"workdir {path} holds a run of other settings: {'; '.join(differences)}. "
-            "Name another with --workdir, or start anew with --overwrite"
-        )
-    changed = _changed_data(there, facts)
-    shapes_fit = (there.image_shape, there.num_classes) == (facts.image_shape, facts.num_classes)
-    if changed and (trains or not shapes_fit):
-        raise UserError(
-            f"workdir {path} holds a run on other data: {changed}. Name the data that it was started with, another "
-            "workdir with --workdir, or start anew with --overwrite"
-        )
-    if changed:
-        say(f"{path} was trained on other data: {changed}; what follows is of the data as they are now")
-    elif not there.fingerprint:
+    remedy = "Name another with --workdir, or start anew with --overwrite"
+    _check_same(f"workdir {path} holds a run", there, facts, remedy, trains=trains)
+    if not there.fingerprint:
         say(f"{path / RUN_FILE} does not say which data it is of; noted: {shown(facts.config.data.name)} as it is now")
         write_facts(path, dataclasses.replace(there, fingerprint=facts.fingerprint))
 
@@ -209,16 +196,24 @@ def check_reading(path: Path, there: RunFacts, here: RunFacts, but: tuple[str, .
     Raises:
       UserError: it does not, with all that differ.
     """
+    _check_same(f"{path} is", there, here, "Leave --config out, and they are its own", but)
+
+
+def _check_same(
+    what: str, there: RunFacts, here: RunFacts, remedy: str, but: tuple[str, ...] = (), trains: bool = False
+) -> None:
     differences = list(_differences(there, here, but))
     if differences:
-        raise UserError(
-            f"{path} is of other settings: {'; '.join(differences)}. Leave --config out, and they are its own"
-        )
+        raise UserError(f"{what} of other settings: {'; '.join(differences)}. {remedy}")
     changed = _changed_data(there, here)
-    if changed and (there.image_shape, there.num_classes) != (here.image_shape, here.num_classes):
-        raise UserError(f"{path} is of other data: {changed}. Name such data as its own with --config.data.name")
+    shapes_fit = (there.image_shape, there.num_classes) == (here.image_shape, here.num_classes)
+    if changed and (trains or not shapes_fit):
+        raise UserError(
+            f"{what} of other data: {changed}. Name such data as its own with --config.data.name, or another folder "
+            "with --workdir"
+        )
     if changed:
-        say(f"{path} was trained on other data: {changed}; what follows is of the data as they are now")
+        say(f"{what} of other data: {changed}; what follows is of the data as they are now")
 
 
 def _changed_data(there: RunFacts, here: RunFacts) -> str:
