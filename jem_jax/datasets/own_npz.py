@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -196,7 +196,9 @@ def _looked_at(archive: zipfile.ZipFile, where: str, key: str) -> _Member:
     if info.compress_type not in _COMPRESSIONS:
         raise UserError(f"{where} is compressed in a way that NumPy never uses; write it with np.savez_compressed")
     with _named(where), archive.open(info) as file:
-        shape, dtype = _header(file)
+        # Version 3 differs in field names alone, which plain arrays have none of.
+        read_header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read_header(file)
         header = file.tell()
     if dtype.hasobject:
         raise UserError(f"{where} holds pickled objects, which are never read; save it as plain numbers or strings")
@@ -231,17 +233,6 @@ def _check_sizes(path: Path, members: Mapping[str, _Member]) -> None:
 def _read(archive: zipfile.ZipFile, member: _Member) -> np.ndarray:
     with _named(member.where), archive.open(member.info) as file:
         return npy.read_array(file, allow_pickle=False)
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    version = npy.read_magic(file)
-    if version not in _HEADERS:
-        raise ValueError(f"version {version} of the .npy format is not one that plain arrays use")
-    shape, _, dtype = _HEADERS[version](file)
-    return shape, dtype
-
-
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 def _opened(path: Path) -> zipfile.ZipFile:
