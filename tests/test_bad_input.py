@@ -123,6 +123,10 @@ WRONG_SIZES = {
         ["sampler.buffer_size=120", "sampler.class_conditional=true"],
         "gives 12 slots a class, fewer than config.training.batch_size 64; it must be at least 640",
     ),
+    "buffer of a label": (
+        ["sampler.buffer_size=120", "objective.p_x=0", "objective.p_xy=1"],
+        "gives 12 slots a class, fewer than config.training.batch_size 64; it must be at least 640",
+    ),
     "more than there is": (
         ["training.batch_size=2000", "sampler.buffer_size=2000"],
         "config.training.batch_size 2000 is larger than the 1167 training images",
