@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from jem_jax.common.errors import UserError, in_a_line, shown
+from jem_jax.common.errors import UserError, first_line, shown
 from jem_jax.datasets import checks
 from jem_jax.datasets.dataset import Dataset, Split
 from jem_jax.datasets.held_out import Parts, with_tenths
@@ -240,7 +240,7 @@ def _opened(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except Exception as error:
-        raise UserError(f"{path} is not an .npz file, or it is truncated: {in_a_line(error)}") from error
+        raise UserError(f"{path} is not an .npz file, or it is truncated: {first_line(error)}") from error
 
 
 @contextmanager
@@ -251,4 +251,4 @@ def _named(where: str) -> Iterator[None]:
     except Exception as error:
         # NumPy hands a header to Python's parser, and zipfile its data to several unpackers. All raise errors of
         # their own.
-        raise UserError(f"{where} is damaged: {in_a_line(error)}") from error
+        raise UserError(f"{where} is damaged: {first_line(error)}") from error

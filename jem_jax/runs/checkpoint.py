@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jem_jax.common import files
-from jem_jax.common.errors import UserError, shown
+from jem_jax.common.errors import UserError, first_line, shown
 
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"([a-z]+-)?\d+(-\d+)?")
@@ -153,7 +153,7 @@ class Checkpoints:
 
     def _failed(self, error: BaseException) -> UserError:
         full = "No space left" in str(error)
-        reason = "no space left on the device" if full else " ".join(str(error).split())[:200] or type(error).__name__
+        reason = "no space left on the device" if full else first_line(error)[:200]
         return UserError(f"no checkpoint could be written to {self._directory} ({reason}); earlier ones are kept")
 
 

@@ -20,7 +20,7 @@ import jem_jax
 from jem_jax import config as configuration
 from jem_jax.augment import to_float, to_uint8
 from jem_jax.common import files
-from jem_jax.common.errors import UserError, in_a_line
+from jem_jax.common.errors import UserError, first_line
 from jem_jax.runs.workdir import RUN_FILE, RunFacts
 
 FILE = "model.json"
@@ -64,7 +64,7 @@ def describe(path: Path) -> Description:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({in_a_line(error)}); {_ANOTHER_COPY}") from error
+        raise UserError(f"{file} cannot be read ({first_line(error)}); {_ANOTHER_COPY}") from error
     if not isinstance(values, dict) or values.get("kind") != _KIND:
         raise UserError(f"{file} is not of a jem_jax model (its kind is not {_KIND!r}); name a model folder or a run")
     if values.get("format") != _FORMAT:
@@ -86,7 +86,7 @@ def describe(path: Path) -> Description:
         written = values.get("jem_jax")
         raise UserError(f"{file} was written by jem_jax {written} and does not fit this version: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is damaged ({in_a_line(error)}); {_ANOTHER_COPY}") from error
+        raise UserError(f"{file} is damaged ({first_line(error)}); {_ANOTHER_COPY}") from error
 
 
 def read(path: Path) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -213,4 +213,4 @@ def _arrays(path: Path, name: str, sha256: Mapping[str, str]) -> dict[str, np.nd
             return {key: stored[key] for key in stored.files}
     except Exception as error:
         # zipfile and NumPy raise errors of many kinds where a file is not theirs.
-        raise UserError(f"{file} is no .npz of plain arrays ({in_a_line(error)}); {_ANOTHER_COPY}") from error
+        raise UserError(f"{file} is no .npz of plain arrays ({first_line(error)}); {_ANOTHER_COPY}") from error
