@@ -15,6 +15,7 @@ import tiny
 from command import SHORT, TINY, Command, contents, finished_run, restored
 
 from jem_jax import datasets
+from jem_jax.common import files
 from jem_jax.common.errors import UserError
 from jem_jax.datasets import Dataset, Split
 from jem_jax.distributed import processes, rendezvous
@@ -499,5 +500,5 @@ def test_a_damaged_report_is_written_again(run, text, capsys):
 
 
 def test_a_name_that_is_no_text_is_written_out(tmp_path):
-    workdir.write_text(tmp_path / "report.html", f"data: {os.fsdecode(bytes([233]))}\n")
+    files.write_text(tmp_path / "report.html", f"data: {os.fsdecode(bytes([233]))}\n")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "data: \\udce9\n"

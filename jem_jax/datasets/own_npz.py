@@ -148,12 +148,8 @@ def _check_names(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 _CHECKS = {
-    "images": _check_images,
-    "labels": _check_labels,
-    "test_images": _check_images,
-    "test_labels": _check_labels,
-    "val_images": _check_images,
-    "val_labels": _check_labels,
+    **{f"{prefix}images": _check_images for prefix in _PARTS.values()},
+    **{f"{prefix}labels": _check_labels for prefix in _PARTS.values()},
     "class_names": _check_names,
 }
 """key -> check of its shape and type; other keys are not read"""

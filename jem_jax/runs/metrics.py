@@ -183,8 +183,7 @@ def cut(path: Path, last_step: int) -> set[int]:
     if not path.exists():
         return set()
     lines = [values for values in read(path) if "recovery" in values or 0 < values["step"] <= last_step]
-    with files.whole(path) as partial:
-        partial.write_text("".join(json.dumps(values) + "\n" for values in lines), encoding="utf-8")
+    files.write_text(path, "".join(json.dumps(values) + "\n" for values in lines))
     return {values["recovery"] for values in lines if isinstance(values.get("recovery"), int)}
 
 

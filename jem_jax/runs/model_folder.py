@@ -157,7 +157,7 @@ def write(
             "about": dict(about),
             "sha256": {file.name: files.sha256(file) for file in sorted(partial.iterdir())},
         }
-        (partial / FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        files.write_json(partial / FILE, description)
         partial.rename(path)
     except OSError as error:
         raise UserError(f"--model_dir {path} cannot be written: {error.strerror}; name another") from error

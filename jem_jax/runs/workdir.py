@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from jem_jax import config as configuration
 from jem_jax.common import files
 from jem_jax.common.errors import UserError, shown
@@ -45,6 +47,8 @@ _WRITTEN = (
 )
 """patterns of a run's files other than checkpoints and pictures"""
 _COMPARED = ("data", "model", "sampler", "objective", "optimizer", "schedule", "seed")
+_LOCATIONS = ("data.place", "data.data_dir", "data.manual_dir")
+"""settings that do not change any result"""
 
 
 @dataclass(frozen=True)
@@ -99,24 +103,14 @@ def read_facts(path: Path) -> RunFacts:
 
 def write_facts(path: Path, facts: RunFacts) -> None:
     """Writes run.json whole or not at all."""
-    text = json.dumps(
-        {
-            "config": configuration.as_dict(facts.config),
-            "image_shape": facts.image_shape,
-            "class_names": facts.class_names,
-            "cpu_devices": facts.cpu_devices,
-            "data": {"fingerprint": facts.fingerprint},
-        },
-        indent=1,
-    )
-    write_text(path / RUN_FILE, text + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, and makes its folder."""
-    with files.whole(path) as partial:
-        # A file name need not be Unicode.
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    values = {
+        "config": configuration.as_dict(facts.config),
+        "image_shape": facts.image_shape,
+        "class_names": facts.class_names,
+        "cpu_devices": facts.cpu_devices,
+        "data": {"fingerprint": facts.fingerprint},
+    }
+    files.write_json(path / RUN_FILE, values)
 
 
 @contextmanager
@@ -278,19 +272,13 @@ def _place(name: str) -> str:
 
 
 def _compared(config: Config) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    everything = configuration.as_dict(config)
-    for group in _COMPARED:
-        settings = everything[group]
-        if isinstance(settings, dict):
-            values |= {f"{group}.{name}": value for name, value in settings.items()}
-        else:
-            values[group] = settings
-    # The images' location does not change any result.
-    for name in ("data.place", "data.data_dir", "data.manual_dir"):
-        del values[name]
+    settings = flatten_dict(configuration.as_dict(config), sep=".")
     unlabelled, labelled = config.training.batch_sizes
-    return values | {
+    return {
+        name: value
+        for name, value in settings.items()
+        if name.partition(".")[0] in _COMPARED and name not in _LOCATIONS
+    } | {
         "training.batch_size": unlabelled,
         "training.labelled_batch_size": labelled,
         "training.statistics_images": config.training.statistics_images,
