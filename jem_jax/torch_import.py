@@ -29,7 +29,7 @@ import numpy as np
 from flax import traverse_util
 
 from jem_jax.common import files, paths
-from jem_jax.common.errors import UserError, in_a_line
+from jem_jax.common.errors import UserError, first_line
 from jem_jax.datasets import checks
 from jem_jax.wide_resnet import NORMS, WideResNet
 
@@ -158,7 +158,7 @@ def _network(arrays: dict[str, np.ndarray], norm: str | None) -> tuple[WideResNe
     blocks = sum(re.fullmatch(r"f\.layer1\.\d+\.conv1\.weight", name) is not None for name in arrays)
     width, rest = divmod(first.shape[0], 16)
     if rest:
-        raise UserError(f"f.layer1.0.conv1.weight is {_shape(first.shape)}: expected [16·width, 16, 3, 3]")
+        raise UserError(f"f.layer1.0.conv1.weight is {list(first.shape)}: expected [16·width, 16, 3, 3]")
     return WideResNet(head.shape[0], depth=6 * blocks + 4, width=width, norm=_norm(arrays, norm)), stem.shape[1]
 
 
@@ -168,7 +168,7 @@ def _array(arrays: dict[str, np.ndarray], name: str, shape: str) -> np.ndarray:
         raise UserError(f"missing {name}: expected an array {shape}, as in JEM's network; the file has {names}, …")
     array = arrays[name]
     if array.ndim != shape.count(",") + 1 or 0 in array.shape:
-        raise UserError(f"{name} is {_shape(array.shape)}: expected {shape}")
+        raise UserError(f"{name} is {list(array.shape)}: expected {shape}")
     return array
 
 
@@ -194,9 +194,9 @@ def _checked(arrays: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], m
     network = f"WRN-{model.depth}-{model.width} with norm {model.norm}"
     for name, shape in shapes.items():
         if name not in arrays:
-            raise UserError(f"missing {name}: expected an array {_shape(shape)} in a {network}")
+            raise UserError(f"missing {name}: expected an array {list(shape)} in a {network}")
         if arrays[name].shape != shape:
-            raise UserError(f"{name} is {_shape(arrays[name].shape)}: expected {_shape(shape)} in a {network}")
+            raise UserError(f"{name} is {list(arrays[name].shape)}: expected {list(shape)} in a {network}")
     if unknown := arrays.keys() - shapes.keys():
         raise UserError(f"unexpected {min(unknown)}: a {network} has no such array")
     return {name: _as_float32(name, array) for name, array in arrays.items()}
@@ -211,10 +211,6 @@ def _as_float32(name: str, array: np.ndarray) -> np.ndarray:
     if not finite.all():
         raise UserError(f"{name}: {array.size - finite.sum()} of {array.size} numbers are NaN or infinite")
     return array
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return f"[{', '.join(map(str, shape))}]"
 
 
 # --- Variables to state dict ---
@@ -277,7 +273,7 @@ def buffer_from_official(array: np.ndarray, num_classes: int = 1) -> np.ndarray:
     """
     array = np.asarray(array)
     if array.ndim != 4 or not array.size:
-        raise UserError(f"replay_buffer is {_shape(array.shape)}: expected [images, channels, H, W]")
+        raise UserError(f"replay_buffer is {list(array.shape)}: expected [images, channels, H, W]")
     array = _as_float32("replay_buffer", array)
     count = array.shape[0]
     if num_classes < 1 or count % num_classes:
@@ -294,7 +290,7 @@ def buffer_to_official(buffer: np.ndarray) -> np.ndarray:
     """
     buffer = np.asarray(buffer, np.float32)
     if buffer.ndim != 5:
-        raise UserError(f"the buffer is {_shape(buffer.shape)}: expected [slots, classes, H, W, channels]")
+        raise UserError(f"the buffer is {list(buffer.shape)}: expected [slots, classes, H, W, channels]")
     by_class = buffer.transpose(1, 0, 4, 2, 3)
     return np.ascontiguousarray(by_class.reshape(-1, *by_class.shape[2:]))
 
@@ -332,7 +328,7 @@ def load(path: str | os.PathLike, norm: str | None = None, *, class_conditional:
         buffer = buffer_from_official(images, model.num_classes if class_conditional else 1)
         channels = variables["params"]["conv1"]["kernel"].shape[2]
         if buffer.shape[-1] != channels:
-            raise UserError(f"replay_buffer is {_shape(images.shape)}: expected [N, {channels}, H, W]")
+            raise UserError(f"replay_buffer is {list(images.shape)}: expected [N, {channels}, H, W]")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return Imported(model, variables, buffer)
@@ -356,16 +352,13 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], np.
     """
     path = paths.local("the checkpoint", os.fspath(path))
     content = _read(path)
-    images = content.get("replay_buffer") if isinstance(content, dict) else None
-    places = [name for name in _PLACES if isinstance(content, dict) and name in content]
-    if places:
-        content = content[places[0]]
-    if not isinstance(content, dict) or not content:
+    content = content if isinstance(content, dict) else {}
+    images = {"replay_buffer": content["replay_buffer"]} if content.get("replay_buffer") is not None else {}
+    state = next((content[place] for place in _PLACES if place in content), content)
+    if not isinstance(state, dict) or not state:
         raise UserError(f"{path} holds no state dict, that is array names to arrays, not even in model_state_dict")
-    tensors = {str(name): value for name, value in content.items() if name != "replay_buffer"}
-    if images is not None:
-        tensors["replay_buffer"] = images
-    arrays = _as_arrays(path, tensors)
+    tensors = {str(name): value for name, value in state.items() if name != "replay_buffer"}
+    arrays = _as_arrays(path, tensors | images)
     buffer = arrays.pop("replay_buffer", None)
     return arrays, buffer if buffer is not None and buffer.size else None
 
@@ -421,7 +414,7 @@ def _read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch documents none of the many errors that damaged and foreign files raise.
-        reason = in_a_line(error) if isinstance(error, UserError) else "it is damaged or of another kind"
+        reason = str(error) if isinstance(error, UserError) else "it is damaged or of another kind"
         refused = re.search(r"Unsupported (?:global|class)[^\n]*?(?:GLOBAL )?([\w.]+\.\w+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and refused:
             reason = f"it holds {refused[1]}, and nothing but tensors is ever loaded"
@@ -456,5 +449,5 @@ def _as_arrays(path: Path, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
             arrays[name] = (value.float() if value.is_floating_point() else value).numpy()
         except Exception as error:
             # torch documents none of the errors that sparse, quantised and other special tensors raise.
-            raise UserError(f"{path}: {name} is not an ordinary tensor ({in_a_line(error)[:200]})") from None
+            raise UserError(f"{path}: {name} is not an ordinary tensor ({first_line(error)[:200]})") from None
     return arrays

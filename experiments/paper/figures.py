@@ -28,10 +28,10 @@ from matplotlib import image as mpl_image
 from matplotlib import pyplot
 
 from jem_jax import report
+from jem_jax.common import files
 from jem_jax.evaluation import ood
 from jem_jax.report import figures
 from jem_jax.report.figures import COLOURS, AttackLine
-from jem_jax.runs import workdir
 
 MODELS = {"jem": "JEM", "baseline": "classifier"}
 Reports = Mapping[str, report.Report]
@@ -132,7 +132,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], out: Path) -> Pat
     text = "\n".join(f"| {' | '.join(line)} |" for line in words) + "\n"
     print(text)
     path = out.with_suffix(".md")
-    workdir.write_text(path, text)
+    files.write_text(path, text)
     return path
 
 

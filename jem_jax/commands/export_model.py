@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jem_jax import datasets, report
@@ -85,7 +86,7 @@ def run(config: Config, path: Path, model_dir: Path, data_set: str | None) -> in
     values = _report(path, arrays.step)
     nearest, chains = None, None
     if arrays.buffer is not None:
-        nearest, chains = _chosen(_spread(to_uint8(arrays.buffer)), dataset, config.data.flip)
+        nearest, chains = _chosen(to_uint8(_spread(arrays.buffer)), dataset, config.data.flip)
     rounding = _rounding(config, arrays.variables, dataset)
     shared = dataclasses.replace(known, config=_without_paths(known.config, data_set))
     about = _about(values, nearest, chains, rounding)
@@ -230,7 +231,7 @@ def _what(facts: RunFacts, arrays: trained.Arrays, about: dict[str, Any]) -> str
     model = config.model
     kind = model.factory or f"WRN-{model.depth}-{model.width}, norm {model.norm}, {model.dtype}"
     data = _LICENCES.get(config.data.name, f"{config.data.name}; its licence is not known to this program")
-    parameters = sum(np.size(leaf) for leaf in _leaves(arrays.variables["params"]))
+    parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(arrays.variables["params"]))
     parts = training["seconds"].items()
     rows = {
         "Data": f"{data}. No image of it is in this folder.",
@@ -244,10 +245,6 @@ def _what(facts: RunFacts, arrays: trained.Arrays, about: dict[str, Any]) -> str
         "Versions": ", ".join(f"{package} {version}" for package, version in training["versions"].items()),
     }
     return "| | |\n| --- | --- |\n" + "\n".join(f"| {title} | {text} |" for title, text in rows.items())
-
-
-def _leaves(tree: Any) -> list[Any]:
-    return [leaf for value in tree.values() for leaf in _leaves(value)] if hasattr(tree, "values") else [tree]
 
 
 def _copies(nearest: dict[str, Any], flip: bool) -> str:

@@ -23,7 +23,6 @@ from jem_jax.runs import checkpoint, model_folder, workdir
 from jem_jax.runs.metrics import duration
 from jem_jax.runs.workdir import RunFacts
 from jem_jax.training import loop, preflight, quantities, trained
-from jem_jax.training.loop import Trained
 
 __all__ = ["Cluster", "run", "settings_of"]
 
@@ -136,8 +135,10 @@ def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, report_
                 workdir.check_reading(path, trained.read_facts(path), facts, but)
         if mode == "train":
             return _train(facts, dataset, path)
+        if not processes.is_first():
+            return 0
         if mode == "evaluate":
-            return _evaluate(facts, dataset, path, report_dir)
+            return _write_report(facts, dataset, path, _seconds(path), report_dir)
         return _sample(facts, dataset, path, report_dir)
 
 
@@ -167,8 +168,11 @@ def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
         with Interrupts() as interrupts:
             trained = loop.train(facts.config, dataset, path, "JEM", interrupts)
             seconds = {"training": trained.seconds}
-            if _has_baseline(facts.config):
-                seconds["baseline"] = _train_baseline(facts, dataset, path, interrupts).seconds
+            if facts.config.training.baseline and quantities.weights(facts.config).needs_samples:
+                plain = quantities.classifier_config(facts.config)
+                seconds["baseline"] = loop.train(
+                    plain, dataset, path / workdir.BASELINE, "classifier", interrupts
+                ).seconds
             if interrupts.signal is not None:  # it came when the last iteration was done
                 raise Interrupted(trained.steps, trained.steps)
     except Interrupted as stop:
@@ -185,7 +189,7 @@ def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
     if old is not None and report.is_current(old, facts, trained.steps, "baseline" in seconds):
         _say(f"{path} holds a finished run of {trained.steps} iterations; its report:")
         return _show(old)
-    return _write_report(facts, dataset, path, seconds)
+    return _write_report(facts, dataset, path, seconds, path)
 
 
 def _check_shared(path: Path) -> None:
@@ -201,22 +205,6 @@ def _check_shared(path: Path) -> None:
     raise UserError(f"workdir {path} is not the same folder on all processes; it must lie where all can see it")
 
 
-def _has_baseline(config: Config) -> bool:
-    terms = quantities.weights(config)
-    return config.training.baseline and terms.needs_samples
-
-
-def _train_baseline(facts: RunFacts, dataset: Dataset, path: Path, interrupts: Interrupts) -> Trained:
-    config = quantities.classifier_config(facts.config)
-    return loop.train(config, dataset, path / workdir.BASELINE, "classifier", interrupts)
-
-
-def _evaluate(facts: RunFacts, dataset: Dataset, path: Path, report_dir: Path) -> int:
-    if not processes.is_first():
-        return 0
-    return _write_report(facts, dataset, path, _seconds(path), report_dir)
-
-
 def _seconds(path: Path) -> dict[str, float]:
     """The seconds of each part of a run, as far as they are known."""
     if model_folder.is_one(path):
@@ -225,9 +213,7 @@ def _seconds(path: Path) -> dict[str, float]:
     return old.values["run"]["seconds"] if old else {}
 
 
-def _write_report(
-    facts: RunFacts, dataset: Dataset, path: Path, seconds: dict[str, float], report_dir: Path | None = None
-) -> int:
+def _write_report(facts: RunFacts, dataset: Dataset, path: Path, seconds: dict[str, float], report_dir: Path) -> int:
     _say("evaluating:")
     return _show(report.write(path, facts, dataset, seconds, _say_piece, report_dir))
 
@@ -247,8 +233,6 @@ def _show(shown: report.Report) -> int:
 
 
 def _sample(facts: RunFacts, dataset: Dataset, path: Path, report_dir: Path) -> int:
-    if not processes.is_first():
-        return 0
     started = time.monotonic()
     model = trained.read_model(path, facts)
     settings = facts.config.evaluation

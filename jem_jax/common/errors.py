@@ -24,11 +24,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def in_a_line(error: BaseException) -> str:
-    """An error's text in one line; its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an error's text; its kind where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

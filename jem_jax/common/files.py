@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
@@ -37,6 +39,18 @@ def whole(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, and makes its folder."""
+    with whole(path) as partial:
+        # A file name need not be Unicode.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as JSON, whole or not at all, and makes the folder."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 @contextmanager

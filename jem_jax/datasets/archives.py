@@ -1,11 +1,12 @@
 """The layouts of the official archives: bytes -> images and labels, in the archive's order, without TensorFlow."""
 
+import functools
 import gzip
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
-from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,14 +20,12 @@ _CLOTHES = (
 )  # fmt: skip
 
 
-class Layout(Enum):
-    """The contents of a source's archives, in their order."""
+class Layout(NamedTuple):
+    """The contents of a source's archives."""
 
-    CIFAR10 = "one tar.gz of records: label, 3 × 32 × 32 bytes"
-    CIFAR100 = "one tar.gz of records: coarse label, fine label, 3 × 32 × 32 bytes"
-    SVHN = "MATLAB files of train and test: X [32, 32, 3, N], y [N, 1] with 10 for the digit 0"
-    MNIST = "gzipped idx files: train images, train labels, test images, test labels"
-    FASHION_MNIST = "as MNIST"
+    description: str
+    read: Callable[..., Parts]
+    """paths of the archives, in their order -> the official train and test images"""
 
 
 def read(layout: Layout, paths: Sequence[Path]) -> Parts:
@@ -39,10 +38,10 @@ def read(layout: Layout, paths: Sequence[Path]) -> Parts:
       UserError: an archive is not of that layout.
     """
     try:
-        return _READERS[layout](*paths)
+        return layout.read(*paths)
     except (OSError, EOFError, ValueError, KeyError, tarfile.TarError, zlib.error) as error:
         names = ", ".join(str(path) for path in paths)
-        raise UserError(f"{names}: not in the layout expected ({layout.value}): {error}") from error
+        raise UserError(f"{names}: not in the layout expected ({layout.description}): {error}") from error
 
 
 def _cifar10(path: Path) -> Parts:
@@ -68,21 +67,13 @@ def _svhn(train: Path, test: Path) -> Parts:
     return Parts(_DIGITS, _mat(train), _mat(test))
 
 
-def _mnist(*paths: Path) -> Parts:
-    return Parts(_DIGITS, *_idx_splits(*paths))
-
-
-def _fashion_mnist(*paths: Path) -> Parts:
-    return Parts(_CLOTHES, *_idx_splits(*paths))
-
-
-_READERS: dict[Layout, Callable[..., Parts]] = {
-    Layout.CIFAR10: _cifar10,
-    Layout.CIFAR100: _cifar100,
-    Layout.SVHN: _svhn,
-    Layout.MNIST: _mnist,
-    Layout.FASHION_MNIST: _fashion_mnist,
-}
+def _idx_files(class_names: tuple[str, ...], *paths: Path) -> Parts:
+    train_images, train_labels, test_images, test_labels = map(_idx, paths)
+    return Parts(
+        class_names,
+        Split(train_images[..., None], train_labels.astype(np.int32)),
+        Split(test_images[..., None], test_labels.astype(np.int32)),
+    )
 
 
 def _tar(path: Path) -> dict[str, bytes]:
@@ -111,14 +102,6 @@ def _mat(path: Path) -> Split:
     return Split(np.ascontiguousarray(content["X"].transpose(3, 0, 1, 2)), labels)
 
 
-def _idx_splits(*paths: Path) -> tuple[Split, Split]:
-    train_images, train_labels, test_images, test_labels = (_idx(path) for path in paths)
-    return (
-        Split(train_images[..., None], train_labels.astype(np.int32)),
-        Split(test_images[..., None], test_labels.astype(np.int32)),
-    )
-
-
 def _idx(path: Path) -> np.ndarray:
     """An idx file of bytes: two zeros, the type 8, the number of dimensions, each dimension as big-endian int32."""
     data = gzip.decompress(path.read_bytes())
@@ -126,3 +109,11 @@ def _idx(path: Path) -> np.ndarray:
         raise ValueError(f"{path.name} does not start as an idx file of bytes")
     shape = np.frombuffer(data, ">i4", count=data[3], offset=4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+
+
+_IDX = "gzipped idx files: train images, train labels, test images, test labels"
+CIFAR10 = Layout("one tar.gz of records: label, 3 × 32 × 32 bytes", _cifar10)
+CIFAR100 = Layout("one tar.gz of records: coarse label, fine label, 3 × 32 × 32 bytes", _cifar100)
+SVHN = Layout("MATLAB files of train and test: X [32, 32, 3, N], y [N, 1] with 10 for the digit 0", _svhn)
+MNIST = Layout(_IDX, functools.partial(_idx_files, _DIGITS))
+FASHION_MNIST = Layout(_IDX, functools.partial(_idx_files, _CLOTHES))

@@ -93,11 +93,5 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _decoded(examples: Any) -> Split:
-    rows = range(len(examples))
-    first = examples[0]["image"]
-    images = np.empty((len(rows), *first.shape), np.uint8)
-    labels = np.empty(len(rows), np.int32)
-    for row in rows:
-        example = examples[row]
-        images[row], labels[row] = example["image"], example["label"]
-    return Split(images, labels)
+    images, labels = zip(*((example["image"], example["label"]) for example in examples), strict=True)
+    return Split(np.stack(images), np.array(labels, np.int32))

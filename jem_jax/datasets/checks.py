@@ -1,5 +1,6 @@
 """Checks of foreign images and labels. Each error is a line that names the file."""
 
+import math
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -114,9 +115,7 @@ def fits_memory(where: str, shape: Iterable[int]) -> None:
     Raises:
       UserError: with both sizes.
     """
-    size = 1
-    for length in shape:
-        size *= int(length)
+    size = math.prod(map(int, shape))
     if size > memory():
         raise UserError(
             f"{where} would take {size / 2**30:,.1f} GiB, and this machine has {memory() / 2**30:,.1f} GiB of memory; "

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jem_jax.datasets.dataset import Dataset, Split
+from jem_jax.datasets.held_out import cut
 
 NAME = "digits"
 TRAIN, VALIDATION = 1167, 130
@@ -21,14 +22,7 @@ def load() -> Dataset:
     images = np.round(numbers[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     labels = numbers[:, -1].astype(np.int32)
     order = np.random.RandomState(0).permutation(len(images))
-    train, validation, test = np.split(order, [TRAIN, TRAIN + VALIDATION])
-    return Dataset(
-        name=NAME,
-        class_names=tuple(str(digit) for digit in range(10)),
-        train=Split(images[train], labels[train]),
-        validation=Split(images[validation], labels[validation]),
-        test=Split(images[test], labels[test]),
-    )
+    return Dataset(NAME, tuple("0123456789"), *cut(Split(images, labels), order, [TRAIN, VALIDATION]))
 
 
 def _file() -> Path:

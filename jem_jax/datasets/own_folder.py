@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 from jem_jax.common import files
-from jem_jax.common.errors import UserError, in_a_line, shown
+from jem_jax.common.errors import UserError, first_line, shown
 from jem_jax.datasets import checks, resize
 from jem_jax.datasets.dataset import Dataset, Split
 from jem_jax.datasets.held_out import Parts, with_tenths
@@ -258,4 +258,4 @@ def _read(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     """Pillow and its plug-ins raise almost anything where a file is damaged."""
-    return UserError(f"{path} cannot be read as an image: {in_a_line(error)}")
+    return UserError(f"{path} cannot be read as an image: {first_line(error)}")

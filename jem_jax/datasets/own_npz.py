@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
 
-from jem_jax.common.errors import UserError, in_a_line, shown
+from jem_jax.common.errors import UserError, first_line, shown
 from jem_jax.datasets import checks
 from jem_jax.datasets.dataset import Dataset, Split
 from jem_jax.datasets.held_out import Parts, with_tenths
@@ -148,12 +148,8 @@ def _check_names(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 _CHECKS = {
-    "images": _check_images,
-    "labels": _check_labels,
-    "test_images": _check_images,
-    "test_labels": _check_labels,
-    "val_images": _check_images,
-    "val_labels": _check_labels,
+    **{f"{prefix}images": _check_images for prefix in _PARTS.values()},
+    **{f"{prefix}labels": _check_labels for prefix in _PARTS.values()},
     "class_names": _check_names,
 }
 """key -> check of its shape and type; other keys are not read"""
@@ -196,7 +192,9 @@ def _looked_at(archive: zipfile.ZipFile, where: str, key: str) -> _Member:
     if info.compress_type not in _COMPRESSIONS:
         raise UserError(f"{where} is compressed in a way that NumPy never uses; write it with np.savez_compressed")
     with _named(where), archive.open(info) as file:
-        shape, dtype = _header(file)
+        # Version 3 differs in field names alone, which plain arrays have none of.
+        read_header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read_header(file)
         header = file.tell()
     if dtype.hasobject:
         raise UserError(f"{where} holds pickled objects, which are never read; save it as plain numbers or strings")
@@ -233,23 +231,12 @@ def _read(archive: zipfile.ZipFile, member: _Member) -> np.ndarray:
         return npy.read_array(file, allow_pickle=False)
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    version = npy.read_magic(file)
-    if version not in _HEADERS:
-        raise ValueError(f"version {version} of the .npy format is not one that plain arrays use")
-    shape, _, dtype = _HEADERS[version](file)
-    return shape, dtype
-
-
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-
-
 def _opened(path: Path) -> zipfile.ZipFile:
     checks.is_file(path)
     try:
         return zipfile.ZipFile(path)
     except Exception as error:
-        raise UserError(f"{path} is not an .npz file, or it is truncated: {in_a_line(error)}") from error
+        raise UserError(f"{path} is not an .npz file, or it is truncated: {first_line(error)}") from error
 
 
 @contextmanager
@@ -260,4 +247,4 @@ def _named(where: str) -> Iterator[None]:
     except Exception as error:
         # NumPy hands a header to Python's parser, and zipfile its data to several unpackers. All raise errors of
         # their own.
-        raise UserError(f"{where} is damaged: {in_a_line(error)}") from error
+        raise UserError(f"{where} is damaged: {first_line(error)}") from error

@@ -20,17 +20,11 @@ def dataset_to_side(dataset: Dataset, side: int) -> Dataset:
         return dataset
     count = sum(len(split) for split in (dataset.train, dataset.validation, dataset.test))
     checks.fits_memory(f"{dataset.name} at {side}×{side}", (count, side, side, dataset.image_shape[-1]))
-    return Dataset(
-        dataset.name,
-        dataset.class_names,
-        train=split_to_side(dataset.train, side),
-        validation=split_to_side(dataset.validation, side),
-        test=split_to_side(dataset.test, side),
-    )
+    parts = (_split_to_side(split, side) for split in (dataset.train, dataset.validation, dataset.test))
+    return Dataset(dataset.name, dataset.class_names, *parts)
 
 
-def split_to_side(split: Split, side: int) -> Split:
-    """[N, H, W, C] -> [N, side, side, C]."""
+def _split_to_side(split: Split, side: int) -> Split:
     images = np.empty((len(split), side, side, split.images.shape[-1]), np.uint8)
     for number, image in enumerate(split.images):
         images[number] = from_picture(to_side(to_picture(image), side))

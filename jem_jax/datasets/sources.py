@@ -8,6 +8,7 @@ always checked against them; no setting turns that off.
 from dataclasses import dataclass
 from pathlib import Path
 
+from jem_jax.datasets import archives
 from jem_jax.datasets.archives import Layout
 
 BUILDER_NAME = "jem_jax"
@@ -62,7 +63,7 @@ def _archives(folder: str, *files: tuple[str, int, str]) -> tuple[Archive, ...]:
 
 _CIFAR10 = Source(
     "cifar10",
-    Layout.CIFAR10,
+    archives.CIFAR10,
     _archives(
         "https://www.cs.toronto.edu/~kriz",
         ("cifar-10-binary.tar.gz", 170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
@@ -70,7 +71,7 @@ _CIFAR10 = Source(
 )
 _CIFAR100 = Source(
     "cifar100",
-    Layout.CIFAR100,
+    archives.CIFAR100,
     _archives(
         "https://www.cs.toronto.edu/~kriz",
         ("cifar-100-binary.tar.gz", 168_513_733, "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),
@@ -78,7 +79,7 @@ _CIFAR100 = Source(
 )
 _SVHN = Source(
     "svhn_cropped",
-    Layout.SVHN,
+    archives.SVHN,
     _archives(
         "http://ufldl.stanford.edu/housenumbers",
         ("train_32x32.mat", 182_040_794, "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8"),
@@ -87,7 +88,7 @@ _SVHN = Source(
 )
 _MNIST = Source(
     "mnist",
-    Layout.MNIST,
+    archives.MNIST,
     _archives(
         "https://storage.googleapis.com/cvdf-datasets/mnist",
         ("train-images-idx3-ubyte.gz", 9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
@@ -98,7 +99,7 @@ _MNIST = Source(
 )
 _FASHION_MNIST = Source(
     "fashion_mnist",
-    Layout.FASHION_MNIST,
+    archives.FASHION_MNIST,
     _archives(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
         ("train-images-idx3-ubyte.gz", 26_421_880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),

@@ -21,7 +21,8 @@ from jem_jax.datasets.notices import say
 from jem_jax.datasets.sources import BUILDER_NAME, SOURCES
 
 PREFIX = "tfds:"
-_TRAIN, _VALIDATION, _TEST = "train", "validation", "test"
+_PARTS = ("train", "test", "validation")
+"""TFDS's usual names of splits, in the order of `Parts`"""
 
 
 def load(name: str, data_dir: Path, image_size: int) -> Dataset:
@@ -80,7 +81,7 @@ def _check_features(name: str, builder: Any) -> None:
             f"config.data.name {PREFIX}{name} is not for classifying images: it must have the features image (uint8) "
             f"and label (classes), and has {', '.join(known) or 'none'}"
         )
-    if _TRAIN not in (builder.info.splits or {_TRAIN: None}):
+    if builder.info.splits and "train" not in builder.info.splits:
         raise UserError(f"config.data.name {PREFIX}{name} has no split train; it has {', '.join(builder.info.splits)}")
 
 
@@ -137,20 +138,12 @@ def _prepare(name: str, builder: Any) -> None:
 def _decode(name: str, builder: Any, image_size: int) -> Parts:
     where = f"config.data.name {PREFIX}{name}"
     names = tuple(builder.info.features["label"].names)
-    test, validation = _held_out_splits(builder.info.splits)
-    train, *others = (_split(where, builder, part, image_size) if part else None for part in (_TRAIN, test, validation))
-    assert train is not None
-    checks.every_class(where, train.labels, names)
-    for part in others:
-        checks.alike(where, train.images, part.images if part else train.images)
-    return Parts(names, train, *others)
-
-
-def _held_out_splits(splits: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Which splits to test and to validate on; a set with only one of them has it to test on."""
-    if _TEST in splits:
-        return _TEST, _VALIDATION if _VALIDATION in splits else None
-    return (_VALIDATION if _VALIDATION in splits else None), None
+    present = [part for part in _PARTS if part in builder.info.splits]
+    splits = {part: _split(where, builder, part, image_size) for part in present}
+    checks.every_class(where, splits["train"].labels, names)
+    for split in splits.values():
+        checks.alike(where, splits["train"].images, split.images)
+    return Parts(names, **splits)
 
 
 def _split(where: str, builder: Any, part: str, image_size: int) -> Split:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jem_jax
 from jem_jax import datasets
-from jem_jax.common import paths
+from jem_jax.common import files, paths
 from jem_jax.common.errors import UserError
 from jem_jax.config import Evaluation
 from jem_jax.datasets import Dataset, ood_sets
@@ -122,21 +122,19 @@ def write(
             values[name]["recoveries"] = recovery.events(recovery.read(part))
     values["run"] = _about_run(about, dict(seconds) | {"evaluation": measured})
     report = Report(values, about.folder)
-    workdir.write_text(report.page, html.render(values, outcomes, about.folder))
+    files.write_text(report.page, html.render(values, outcomes, about.folder))
     # Last, since this file is what tells that a report is whole.
-    workdir.write_text(report.numbers, json.dumps(values, indent=1) + "\n")
+    files.write_json(report.numbers, values)
     return report
 
 
 def read(path: Path) -> Report | None:
     """The report that lies in a workdir, if there is one and it can be read."""
-    report = Report({}, path / workdir.REPORT)
+    folder = path / workdir.REPORT
     try:
-        values = json.loads(report.numbers.read_text(encoding="utf-8"))
-        if not {"iterations", "evaluation", "seconds"} <= values["run"].keys() or "jem" not in values:
-            return None
-        whole = dataclasses.replace(report, values=values)
-        return whole if report.page.is_file() and isinstance(whole.failures, dict) else None
+        report = Report(json.loads((folder / _NUMBERS).read_text(encoding="utf-8")), folder)
+        is_whole = {"iterations", "evaluation", "seconds"} <= report.values["run"].keys() and "jem" in report.values
+        return report if is_whole and report.page.is_file() and isinstance(report.failures, dict) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

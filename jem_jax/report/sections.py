@@ -17,7 +17,6 @@ from jem_jax.config import Evaluation
 from jem_jax.report import adversarial, classification, ood, samples, training
 from jem_jax.report.inputs import Subject
 from jem_jax.report.result import Result
-from jem_jax.runs import workdir
 from jem_jax.training import trained
 
 _FORMAT = 3
@@ -171,7 +170,7 @@ def _measure(subject: Subject, section: Section) -> Outcome:
     if result.missing:
         return outcome
     entry = {"id": _identity(subject, section), "seconds": outcome.seconds, "result": dataclasses.asdict(result)}
-    workdir.write_text(_file(subject, section), json.dumps(entry, indent=1) + "\n")
+    files.write_json(_file(subject, section), entry)
     return outcome
 
 

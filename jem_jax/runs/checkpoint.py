@@ -12,7 +12,6 @@ import fnmatch
 import functools
 import itertools
 import json
-import logging
 import os
 import re
 import shutil
@@ -29,7 +28,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jem_jax.common import files
-from jem_jax.common.errors import UserError, shown
+from jem_jax.common.errors import UserError, first_line, shown
 
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"([a-z]+-)?\d+(-\d+)?")
@@ -154,7 +153,7 @@ class Checkpoints:
 
     def _failed(self, error: BaseException) -> UserError:
         full = "No space left" in str(error)
-        reason = "no space left on the device" if full else " ".join(str(error).split())[:200] or type(error).__name__
+        reason = "no space left on the device" if full else first_line(error)[:200]
         return UserError(f"no checkpoint could be written to {self._directory} ({reason}); earlier ones are kept")
 
 
@@ -214,17 +213,16 @@ def restore(directory: Path, template: Any, step: int | None = None, checked: bo
     is_cut = lambda leaf: getattr(leaf, "sharding", None) is not None  # noqa: E731
     expected = jax.tree.map(lambda leaf: leaf if is_cut(leaf) else np.zeros(leaf.shape, leaf.dtype), template)
     arguments = ocp.args.Composite(tree=ocp.args.StandardRestore(expected), note=ocp.args.JsonRestore())
-    # With named handlers Orbax describes a checkpoint before it reads it.
-    handlers = {"tree": ocp.StandardCheckpointHandler(), "note": ocp.JsonCheckpointHandler()}
-    with (
-        _quiet(),
-        ocp.CheckpointManager(directory.absolute(), item_handlers=handlers, options=_reading_alone()) as manager,
-    ):
+    handler = ocp.CompositeCheckpointHandler(tree=ocp.StandardCheckpointHandler(), note=ocp.JsonCheckpointHandler())
+    here = jax.process_index()
+    # Without waiting for the other processes.
+    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
         # Dtypes too, which Orbax would cast.
-        differs = difference(expected, manager.item_metadata(step)["tree"])
+        differs = difference(expected, reader.metadata(path.absolute()).item_metadata["tree"])
         if differs:
             raise UserError(f"checkpoint {path} is not one of this run's network and buffer: it {differs}; {_WAY_OUT}")
-        items = manager.restore(step, args=arguments)
+        items = reader.restore(path.absolute(), args=arguments)
     return Restored(step, items["tree"], items["note"])
 
 
@@ -382,32 +380,12 @@ def difference(expected: Any, other: Any, with_dtypes: bool = True) -> str | Non
 
 def _described(tree: Any, with_dtypes: bool) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     return {
-        jax.tree_util.keystr(
-            path, simple=True, separator="/"
-        ): f"{leaf.dtype if with_dtypes else ''} {tuple(leaf.shape)}"
-        for path, leaf in leaves
+        name: f"{leaf.dtype if with_dtypes else ''} {tuple(leaf.shape)}"
+        for name, (_, leaf) in zip(names, leaves, strict=True)
         if hasattr(leaf, "shape")
     }
-
-
-def _reading_alone() -> ocp.CheckpointManagerOptions:
-    """Options of a manager that reads without waiting for other processes."""
-    here = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
-    return ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=alone)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax warns of options that reading alone implies."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -70,7 +70,7 @@ class Recorder:
         self._board.close()
         self._open(step)
         self.record(step, event)
-        self._board.add_text("recovery", text, step)
+        self._board.add(step, summary.text("recovery", text))
         self._board.flush()
         self._bar.n = step
         self._bar.refresh()
@@ -80,7 +80,7 @@ class Recorder:
         """Records in metrics.jsonl and TensorBoard why the run ended for good at an iteration."""
         if self._writes:
             self.record(step, event)
-            self._board.add_text("divergence", text, step)
+            self._board.add(step, summary.text("divergence", text))
             self._board.flush()
 
     def _open(self, step: int) -> set[int]:
@@ -116,7 +116,7 @@ class Recorder:
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, int | float):
-                self._board.add_scalar(name, value, step)
+                self._board.add(step, summary.scalar(name, value))
         self._board.flush()
 
     def close(self) -> None:
@@ -139,13 +139,9 @@ class _Board:
         # TensorBoard hides what earlier processes wrote past this iteration.
         self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        """A point of a curve."""
-        self._write(Event(step=step, summary=summary.scalar(name, value)))
-
-    def add_text(self, name: str, content: str, step: int) -> None:
-        """A note."""
-        self._write(Event(step=step, summary=summary.text(name, content)))
+    def add(self, step: int, content: Any) -> None:
+        """A point of a curve, or a note."""
+        self._write(Event(step=step, summary=content))
 
     def flush(self) -> None:
         """Everything so far into the file."""
@@ -187,8 +183,7 @@ def cut(path: Path, last_step: int) -> set[int]:
     if not path.exists():
         return set()
     lines = [values for values in read(path) if "recovery" in values or 0 < values["step"] <= last_step]
-    with files.whole(path) as partial:
-        partial.write_text("".join(json.dumps(values) + "\n" for values in lines), encoding="utf-8")
+    files.write_text(path, "".join(json.dumps(values) + "\n" for values in lines))
     return {values["recovery"] for values in lines if isinstance(values.get("recovery"), int)}
 
 

@@ -6,11 +6,8 @@ buffer.npz   `chains` uint8 [n, classes or 1, H, W, C], at most 1,000 of them; a
 README.md    the model card
 """
 
-import hashlib
-import io
 import json
 import shutil
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +19,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import jem_jax
 from jem_jax import config as configuration
 from jem_jax.augment import to_float, to_uint8
-from jem_jax.common.errors import UserError, in_a_line
+from jem_jax.common import files
+from jem_jax.common.errors import UserError, first_line
 from jem_jax.runs.workdir import RUN_FILE, RunFacts
 
 FILE = "model.json"
@@ -66,7 +64,7 @@ def describe(path: Path) -> Description:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({in_a_line(error)}); {_ANOTHER_COPY}") from error
+        raise UserError(f"{file} cannot be read ({first_line(error)}); {_ANOTHER_COPY}") from error
     if not isinstance(values, dict) or values.get("kind") != _KIND:
         raise UserError(f"{file} is not of a jem_jax model (its kind is not {_KIND!r}); name a model folder or a run")
     if values.get("format") != _FORMAT:
@@ -88,7 +86,7 @@ def describe(path: Path) -> Description:
         written = values.get("jem_jax")
         raise UserError(f"{file} was written by jem_jax {written} and does not fit this version: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is damaged ({in_a_line(error)}); {_ANOTHER_COPY}") from error
+        raise UserError(f"{file} is damaged ({first_line(error)}); {_ANOTHER_COPY}") from error
 
 
 def read(path: Path) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -157,9 +155,9 @@ def write(
             "data_fingerprint": facts.fingerprint,
             "iteration": iteration,
             "about": dict(about),
-            "sha256": {file.name: _sha256(file.read_bytes()) for file in sorted(partial.iterdir())},
+            "sha256": {file.name: files.sha256(file) for file in sorted(partial.iterdir())},
         }
-        (partial / FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        files.write_json(partial / FILE, description)
         partial.rename(path)
     except OSError as error:
         raise UserError(f"--model_dir {path} cannot be written: {error.strerror}; name another") from error
@@ -197,33 +195,22 @@ def _kind(file: Path) -> Any:
         return None
 
 
-def _whole(path: Path, name: str, sha256: Mapping[str, str]) -> bytes:
-    """A file's bytes, if they are what was written."""
+def _whole(path: Path, name: str, sha256: Mapping[str, str]) -> Path:
+    """A file, which is what was written."""
     try:
-        content = (path / name).read_bytes()
+        is_whole = files.sha256(path / name) == sha256.get(name)
     except OSError as error:
         raise UserError(f"model folder {path} is damaged: {name}: {error.strerror}; {_ANOTHER_COPY}") from error
-    if _sha256(content) != sha256.get(name):
+    if not is_whole:
         raise UserError(f"model folder {path} is damaged: {name} is not what was written; {_ANOTHER_COPY}")
-    return content
+    return path / name
 
 
 def _arrays(path: Path, name: str, sha256: Mapping[str, str]) -> dict[str, np.ndarray]:
+    file = _whole(path, name, sha256)
     try:
-        with np.load(io.BytesIO(_whole(path, name, sha256)), allow_pickle=False) as stored:
+        with np.load(file, allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        MemoryError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise UserError(f"{path / name} is no .npz of plain arrays ({in_a_line(error)}); {_ANOTHER_COPY}") from error
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    except Exception as error:
+        # zipfile and NumPy raise errors of many kinds where a file is not theirs.
+        raise UserError(f"{file} is no .npz of plain arrays ({first_line(error)}); {_ANOTHER_COPY}") from error

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from jem_jax import config as configuration
 from jem_jax.common import files
 from jem_jax.common.errors import UserError, shown
@@ -45,6 +47,8 @@ _WRITTEN = (
 )
 """patterns of a run's files other than checkpoints and pictures"""
 _COMPARED = ("data", "model", "sampler", "objective", "optimizer", "schedule", "seed")
+_LOCATIONS = ("data.place", "data.data_dir", "data.manual_dir")
+"""settings that do not change any result"""
 
 
 @dataclass(frozen=True)
@@ -99,24 +103,14 @@ def read_facts(path: Path) -> RunFacts:
 
 def write_facts(path: Path, facts: RunFacts) -> None:
     """Writes run.json whole or not at all."""
-    text = json.dumps(
-        {
-            "config": configuration.as_dict(facts.config),
-            "image_shape": facts.image_shape,
-            "class_names": facts.class_names,
-            "cpu_devices": facts.cpu_devices,
-            "data": {"fingerprint": facts.fingerprint},
-        },
-        indent=1,
-    )
-    write_text(path / RUN_FILE, text + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, and makes its folder."""
-    with files.whole(path) as partial:
-        # A file name need not be Unicode.
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    values = {
+        "config": configuration.as_dict(facts.config),
+        "image_shape": facts.image_shape,
+        "class_names": facts.class_names,
+        "cpu_devices": facts.cpu_devices,
+        "data": {"fingerprint": facts.fingerprint},
+    }
+    files.write_json(path / RUN_FILE, values)
 
 
 @contextmanager
@@ -180,22 +174,9 @@ def prepare(path: Path, facts: RunFacts, overwrite: bool, trains: bool = True, w
             f"workdir {path} holds {foreign[0]!r} but no run ({RUN_FILE} is missing); name an empty one with --workdir"
         )
     there = read_facts(path)
-    differences = list(_differences(there, facts))
-    if differences:
-        raise UserError(
-            f"workdir {path} holds a run of other settings: {'; '.join(differences)}. "
-            "Name another with --workdir, or start anew with --overwrite"
-        )
-    changed = _changed_data(there, facts)
-    shapes_fit = (there.image_shape, there.num_classes) == (facts.image_shape, facts.num_classes)
-    if changed and (trains or not shapes_fit):
-        raise UserError(
-            f"workdir {path} holds a run on other data: {changed}. Name the data that it was started with, another "
-            "workdir with --workdir, or start anew with --overwrite"
-        )
-    if changed:
-        say(f"{path} was trained on other data: {changed}; what follows is of the data as they are now")
-    elif not there.fingerprint:
+    remedy = "Name another with --workdir, or start anew with --overwrite"
+    _check_same(f"workdir {path} holds a run", there, facts, remedy, trains=trains)
+    if not there.fingerprint:
         say(f"{path / RUN_FILE} does not say which data it is of; noted: {shown(facts.config.data.name)} as it is now")
         write_facts(path, dataclasses.replace(there, fingerprint=facts.fingerprint))
 
@@ -209,16 +190,24 @@ def check_reading(path: Path, there: RunFacts, here: RunFacts, but: tuple[str, .
     Raises:
       UserError: it does not, with all that differ.
     """
+    _check_same(f"{path} is", there, here, "Leave --config out, and they are its own", but)
+
+
+def _check_same(
+    what: str, there: RunFacts, here: RunFacts, remedy: str, but: tuple[str, ...] = (), trains: bool = False
+) -> None:
     differences = list(_differences(there, here, but))
     if differences:
-        raise UserError(
-            f"{path} is of other settings: {'; '.join(differences)}. Leave --config out, and they are its own"
-        )
+        raise UserError(f"{what} of other settings: {'; '.join(differences)}. {remedy}")
     changed = _changed_data(there, here)
-    if changed and (there.image_shape, there.num_classes) != (here.image_shape, here.num_classes):
-        raise UserError(f"{path} is of other data: {changed}. Name such data as its own with --config.data.name")
+    shapes_fit = (there.image_shape, there.num_classes) == (here.image_shape, here.num_classes)
+    if changed and (trains or not shapes_fit):
+        raise UserError(
+            f"{what} of other data: {changed}. Name such data as its own with --config.data.name, or another folder "
+            "with --workdir"
+        )
     if changed:
-        say(f"{path} was trained on other data: {changed}; what follows is of the data as they are now")
+        say(f"{what} of other data: {changed}; what follows is of the data as they are now")
 
 
 def _changed_data(there: RunFacts, here: RunFacts) -> str:
@@ -283,19 +272,13 @@ def _place(name: str) -> str:
 
 
 def _compared(config: Config) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    everything = configuration.as_dict(config)
-    for group in _COMPARED:
-        settings = everything[group]
-        if isinstance(settings, dict):
-            values |= {f"{group}.{name}": value for name, value in settings.items()}
-        else:
-            values[group] = settings
-    # The images' location does not change any result.
-    for name in ("data.place", "data.data_dir", "data.manual_dir"):
-        del values[name]
+    settings = flatten_dict(configuration.as_dict(config), sep=".")
     unlabelled, labelled = config.training.batch_sizes
-    return values | {
+    return {
+        name: value
+        for name, value in settings.items()
+        if name.partition(".")[0] in _COMPARED and name not in _LOCATIONS
+    } | {
         "training.batch_size": unlabelled,
         "training.labelled_batch_size": labelled,
         "training.statistics_images": config.training.statistics_images,

@@ -1,7 +1,7 @@
 """Training images on the devices: resident on each, or streamed in batches. Both give the same batches."""
 
+import functools
 import math
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
@@ -49,8 +49,10 @@ class Order:
             Stream(config.seed, i, len(rows), size)
             for i, (rows, size) in enumerate(zip(self._rows, self.batch_sizes, strict=True))
         ]
-        self._epochs: dict[int, tuple[int, np.ndarray]] = {}
-        self._lock = threading.Lock()
+        # The newest epochs of both streams. A thread may be one epoch ahead.
+        self.in_epoch = functools.lru_cache(maxsize=4)(
+            lambda stream, number, rows=self._rows, streams=self._streams: rows[stream][streams[stream].order(number)]
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -60,17 +62,13 @@ class Order:
         """
         return len(self._rows[0]) // max(self.batch_sizes)
 
-    def epoch(self, stream: int, step: int) -> tuple[int, np.ndarray]:
-        """The stream's epoch at an iteration, and the rows of that epoch in order, [steps · B] int32."""
-        number = step // self._streams[stream].steps_per_epoch
-        with self._lock:
-            if stream not in self._epochs or self._epochs[stream][0] != number:
-                self._epochs[stream] = (number, self._rows[stream][self._streams[stream].order(number)])
-            return self._epochs[stream]
+    def epoch(self, stream: int, step: int) -> int:
+        """The stream's epoch at an iteration; `in_epoch(stream, epoch)` are its rows in order, [steps · B] int32."""
+        return step // self._streams[stream].steps_per_epoch
 
     def batch(self, stream: int, step: int) -> np.ndarray:
         """The rows of an iteration's batch, [B] int32."""
-        _, rows = self.epoch(stream, step)
+        rows = self.in_epoch(stream, self.epoch(stream, step))
         size = self.batch_sizes[stream]
         start = step % self._streams[stream].steps_per_epoch * size
         return rows[start : start + size]
@@ -136,21 +134,18 @@ class Resident:
 
     def __init__(self, images: Array, labels: Array, order: Order, starts: Starts | None = None) -> None:
         self._images, self._labels, self._order, self._starts = images, labels, order, starts
-        self._placed: dict[int, tuple[int, Array]] = {}
+        self._placed = functools.lru_cache(maxsize=2)(
+            lambda stream, number: devices.replicate(order.in_epoch(stream, number))
+        )
 
     def at(self, step: int) -> ResidentData:
         """The arrays from which an iteration gathers its batches."""
         starts = None if self._starts is None else self._starts.at(step)
-        return ResidentData(self._images, self._labels, self._rows(0, step), self._rows(1, step), starts)
+        rows, labelled = (self._placed(stream, self._order.epoch(stream, step)) for stream in (0, 1))
+        return ResidentData(self._images, self._labels, rows, labelled, starts)
 
     def close(self) -> None:
         """Does nothing: no batches are prepared ahead."""
-
-    def _rows(self, stream: int, step: int) -> Array:
-        number, rows = self._order.epoch(stream, step)
-        if stream not in self._placed or self._placed[stream][0] != number:
-            self._placed[stream] = (number, devices.replicate(rows))
-        return self._placed[stream][1]
 
 
 class Streamed:

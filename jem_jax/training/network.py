@@ -20,7 +20,7 @@ import numpy as np
 
 from jem_jax import wide_resnet
 from jem_jax.common import paths
-from jem_jax.common.errors import UserError, in_a_line, shown
+from jem_jax.common.errors import UserError, first_line, shown
 from jem_jax.config import Model
 from jem_jax.distributed import devices
 from jem_jax.wide_resnet import WideResNet
@@ -324,7 +324,7 @@ def _from_factory(path: str, num_classes: int) -> nn.Module:
     except (Exception, SystemExit) as error:
         raise UserError(
             f"config.model.factory {shown(path)} must be package.module:function, called as function(num_classes=…): "
-            f"{in_a_line(error)}"
+            f"{first_line(error)}"
         ) from error
     if not isinstance(module, nn.Module):
         is_nnx = any(base.__module__.startswith("flax.nnx") for base in type(module).__mro__)

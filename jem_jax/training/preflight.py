@@ -60,13 +60,25 @@ def check_sizes(config: Config, dataset: Dataset) -> None:
     Raises:
       UserError: a size that does not fit, with the nearest that does.
     """
-    count = devices.count()
-    batches = {"config.training.batch_size": config.training.batch_size}
-    if config.training.labelled_batch_size:
-        batches["config.training.labelled_batch_size"] = config.training.labelled_batch_size
-    for name, batch in batches.items():
+    count, terms = devices.count(), quantities.weights(config)
+    slots, classes = quantities.buffer_size(config, dataset.num_classes)
+    size = config.sampler.buffer_size
+    own = "labelled_" * bool(config.training.labelled_batch_size)
+    names = ("config.training.batch_size", f"config.training.{own}batch_size")
+    draws = (terms.needs_negatives, terms.needs_conditional_negatives)
+    for name, batch, has_chains in zip(names, config.training.batch_sizes, draws, strict=True):
         if batch > len(dataset.train):
             raise UserError(f"{name} {batch} is larger than the {len(dataset.train)} training images")
+        if batch % count:
+            raise UserError(_indivisible(name, batch, count, f"the {count} devices"))
+        if has_chains and slots < batch:
+            raise UserError(
+                f"config.sampler.buffer_size {size} gives {slots} slots a class, fewer than {name} {batch}; it must "
+                f"be at least {batch * classes}"
+            )
+    if slots and size % (classes * count):
+        whom = f"the {count} devices" if classes == 1 else f"{classes} classes × {count} devices"
+        raise UserError(_indivisible("config.sampler.buffer_size", size, classes * count, whom))
     per_epoch = len(dataset.train) // max(config.training.batch_sizes)
     if config.training.epochs * per_epoch > _MOST_ITERATIONS:
         raise UserError(
@@ -85,24 +97,6 @@ def check_sizes(config: Config, dataset: Dataset) -> None:
             f"config.data.pad must be less than the images' side {min(dataset.image_shape[:2])} to reflect, "
             f"not {config.data.pad}"
         )
-    for name, batch in batches.items():
-        if batch % count:
-            raise UserError(_indivisible(name, batch, count, f"the {count} devices"))
-    terms = quantities.weights(config)
-    if not terms.needs_samples:
-        return
-    slots, classes = quantities.buffer_size(config, dataset.num_classes)
-    size = config.sampler.buffer_size
-    for name, chains in batches.items():
-        draws = terms.needs_negatives if name == "config.training.batch_size" else terms.needs_conditional_negatives
-        if draws and slots < chains:
-            raise UserError(
-                f"config.sampler.buffer_size {size} gives {slots} slots a class, fewer than {name} {chains}; it must "
-                f"be at least {chains * classes}"
-            )
-    if size % (classes * count):
-        whom = f"the {count} devices" if classes == 1 else f"{classes} classes × {count} devices"
-        raise UserError(_indivisible("config.sampler.buffer_size", size, classes * count, whom))
 
 
 def _indivisible(name: str, value: int, divisor: int, whom: str) -> str:

@@ -84,9 +84,7 @@ def read(directory: Path) -> History:
 
 def write(directory: Path, history: History) -> None:
     """Writes the history whole or not at all."""
-    text = json.dumps([dataclasses.asdict(entry) for entry in history], indent=1)
-    with files.whole(directory / FILE) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+    files.write_json(directory / FILE, [dataclasses.asdict(entry) for entry in history])
 
 
 def target(history: History, step: int, checkpoints: Sequence[int]) -> int:

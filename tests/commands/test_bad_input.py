@@ -15,6 +15,7 @@ import tiny
 from command import SHORT, TINY, Command, contents, finished_run, restored
 
 from jem_jax import datasets
+from jem_jax.common import files
 from jem_jax.common.errors import UserError
 from jem_jax.datasets import Dataset, Split
 from jem_jax.distributed import processes, rendezvous
@@ -136,6 +137,10 @@ WRONG_SIZES = {
     ),
     "buffer of a class": (
         ["sampler.buffer_size=120", "sampler.class_conditional=true"],
+        "gives 12 slots a class, fewer than config.training.batch_size 64; it must be at least 640",
+    ),
+    "buffer of a label": (
+        ["sampler.buffer_size=120", "objective.p_x=0", "objective.p_xy=1"],
         "gives 12 slots a class, fewer than config.training.batch_size 64; it must be at least 640",
     ),
     "more than there is": (
@@ -449,5 +454,5 @@ def test_a_damaged_report_is_written_again(run, text, capsys):
 
 
 def test_a_name_that_is_no_text_is_written_out(tmp_path):
-    workdir.write_text(tmp_path / "report.html", f"data: {os.fsdecode(bytes([233]))}\n")
+    files.write_text(tmp_path / "report.html", f"data: {os.fsdecode(bytes([233]))}\n")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "data: \\udce9\n"

@@ -99,11 +99,11 @@ def test_changed_content_is_refused_or_measured_again(folder, capsys, seed, name
     write_npz(folder / "d.npz", seed, names)
     capsys.readouterr()
     assert command(data, "--config.training.epochs=2") == 2
-    assert "holds a run on other data: " in capsys.readouterr().err
+    assert "holds a run of other data: " in capsys.readouterr().err
     assert command(data, "--mode=evaluate") == 0
     output, errors = capsys.readouterr()
     assert "as before" not in output
-    assert "was trained on other data" in errors
+    assert "holds a run of other data" in errors
     assert nll() != before
     assert "trained on other data" in (folder / "run" / "report" / "report.html").read_text()
     write_npz(folder / "d.npz")

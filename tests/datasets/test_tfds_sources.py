@@ -24,7 +24,7 @@ from jem_jax import datasets
 from jem_jax.common.errors import UserError
 from jem_jax.config import Data
 from jem_jax.datasets import download, prepared
-from jem_jax.datasets.archives import Layout
+from jem_jax.datasets.archives import CIFAR10
 from jem_jax.datasets.held_out import official_order
 from jem_jax.datasets.sources import SOURCES, Archive, Source
 from jem_jax.main import main
@@ -207,14 +207,14 @@ def test_archives_fetched_by_hand_are_found_by_their_names(tmp_path, folder):
     archive = Archive("http://127.0.0.1:9/some.tar.gz", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
     (tmp_path / folder).mkdir(exist_ok=True)
     (tmp_path / folder / "some.tar.gz").write_bytes(CONTENT)
-    source = Source("tiny", Layout.CIFAR10, (archive,))
+    source = Source("tiny", CIFAR10, (archive,))
     assert download.obtain(source, tmp_path / "unused", tmp_path) == [tmp_path / folder / "some.tar.gz"]
     assert not (tmp_path / "unused").exists()
 
 
 def test_archives_fetched_by_hand_are_checked_too(tmp_path):
     archive = Archive("http://127.0.0.1:9/some.tar.gz", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
-    source = Source("tiny", Layout.CIFAR10, (archive,))
+    source = Source("tiny", CIFAR10, (archive,))
     with pytest.raises(UserError, match=r"holds no some.tar.gz, which tiny needs; fetch it from http"):
         download.obtain(source, tmp_path / "unused", tmp_path)
     (tmp_path / "some.tar.gz").write_bytes(CONTENT[:-1] + b"?")
@@ -410,10 +410,10 @@ PREPARE = """
 import json, sys
 from pathlib import Path
 from jem_jax.datasets import prepared
-from jem_jax.datasets.archives import Layout
+from jem_jax.datasets.archives import MNIST
 from jem_jax.datasets.sources import Archive, Source
 archives = tuple(Archive(*archive) for archive in json.loads(sys.argv[1]))
-source = Source("mnist", Layout.MNIST, archives, num_validation=8)
+source = Source("mnist", MNIST, archives, num_validation=8)
 print(prepared.load(source, Path(sys.argv[2])).train.images.sum())
 """
 
