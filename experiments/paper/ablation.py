@@ -61,7 +61,7 @@ class Bench:
 
 
 BENCHES = {
-    "digits": Bench("digits", [], ["training.epochs=80", "optimizer.decay_epochs=(48, 68)"]),
+    "digits": Bench("digits_paper", [], ["training.epochs=80", "optimizer.decay_epochs=(48, 68)"]),
     "fashion_mnist": Bench(
         "fashion_mnist",
         [

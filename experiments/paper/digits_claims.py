@@ -36,7 +36,7 @@ def main() -> None:
             runs[name] = [
                 # Which images are labelled changes with the seed too.
                 run_command(
-                    "digits",
+                    "digits_paper",
                     Path(folder) / f"{number}_{seed}",
                     [*settings, *QUICK, f"seed={seed}", f"data.labels_seed={seed}"],
                 )

@@ -67,13 +67,13 @@ class Setting:
 
     what: str
     settings: dict[str, Any]
-    """over those of configs/digits.py"""
+    """over those of configs/digits_paper.py"""
     variants: tuple[str, ...]
 
 
 SETTINGS = {
     "few steps": Setting(
-        "configs/digits.py with a quarter of its chain steps (5 of 20), for its 720 iterations",
+        "configs/digits_paper.py with a quarter of its chain steps (5 of 20), for its 720 iterations",
         _FEW,
         tuple(name for name in VARIANTS if name not in _WARMED),
     ),
@@ -192,7 +192,7 @@ def _wild(flags: argparse.Namespace) -> Iterator[Planned]:
         if name in SETTINGS[setting].variants:
             for seed in _seeds(flags, 10):
                 settings = {**SETTINGS[setting].settings, **VARIANTS[name], "seed": seed}
-                yield f"{setting}: {name}/{seed}", "digits", settings, 3600
+                yield f"{setting}: {name}/{seed}", "digits_paper", settings, 3600
 
 
 def _healthy(flags: argparse.Namespace) -> Iterator[Planned]:
