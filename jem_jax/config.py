@@ -260,7 +260,7 @@ class Recovery:
     )
     chain_steps_factor: float = _setting(
         2.0,
-        "after a divergence the chains take so many times as many steps for 1000 iterations; several together 8 times",
+        "factor of the chain steps for 1000 iterations after a divergence; those of several multiply, up to 8",
         low=1,
         high=100,
     )

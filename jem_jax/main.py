@@ -127,10 +127,7 @@ def _names() -> str:
 
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Keeps libraries' logs off the screen: what a person must know of them, an error of ours says in one line.
-
-    Afterwards they say again what other code of this process had them say.
-    """
+    """Silences libraries' logs; what users must know is a `UserError`. The old levels come back at the end."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     levels = {logger: logger.level for logger in map(logging.getLogger, ("absl", "jax", "matplotlib"))}
     try:

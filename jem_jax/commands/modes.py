@@ -87,7 +87,7 @@ def _report_dir(mode: str, path: Path, given: Path | None) -> Path:
     """The folder for reports and samples.
 
     Raises:
-      UserError: into a model folder, or training is to.
+      UserError: the folder lies in a model folder, or training would write into one.
     """
     model = model_folder.containing(path)
     if mode == "train" and model is not None:
@@ -130,7 +130,7 @@ def _in_workdir(mode: str, config: Config, dataset: Dataset, path: Path, report_
                 workdir.prepare(path, facts, overwrite, mode == "train", processes.is_first())
             else:
                 workdir.prepare_reports(report_dir, processes.is_first())
-                # Which copy of the images a shared model is judged by is for its user to say.
+                # A model folder may be evaluated on another copy of its data.
                 but = ("data.name",) if model_folder.is_one(path) else ()
                 workdir.check_reading(path, trained.read_facts(path), facts, but)
         if mode == "train":

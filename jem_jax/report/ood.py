@@ -88,7 +88,7 @@ def _detections(scores: dict[str, dict[str, np.ndarray]], outside: str) -> dict[
 def _tables(result: Result, sets: dict[str, OutsideSet], passing: str) -> None:
     result.text(
         "AUROC is the probability that a test image scores higher than an image of the set: 0.5 is chance, 1 perfect, "
-        "and below 0.5 the score takes the set for more like the data than the data. "
+        "below 0.5 the score ranks images of the set above test images. "
         + "; ".join(f"{name.replace('_', ' ')}: {outside.description}" for name, outside in sets.items())
         + "."
         + passing

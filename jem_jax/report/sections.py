@@ -69,7 +69,7 @@ SECTIONS = (
         "ood",
         "Out-of-distribution detection",
         "Each score should be high for images like the training data and low for others. The paper's are log p~(x), "
-        "max p(y|x), and the approximate mass -|∇ log p~(x)|, which is small where the density has no peak; the "
+        "max p(y|x), and the approximate mass -|∇ log p~(x)|, which is near 0 at a mode of the density; the "
         "refinement scores compare an image with what a short chain makes of it. A plain classifier has all of them "
         "too, since they need only logits.",
         ood.detect,
@@ -149,7 +149,7 @@ def run(subject: Subject, say: Callable[[str], None]) -> Iterator[Outcome]:
 
 
 def versions(settings: Evaluation) -> dict[str, list[Any]]:
-    """What tells the contents of files that settings name apart, by setting; plain values."""
+    """A version of each file that a setting names, by setting; it changes with the file's contents."""
     setting, weights = "config.evaluation.inception_weights", settings.inception_weights
     return {
         "ood_sets": [datasets.version(name) for name in settings.ood_set_names],

@@ -194,5 +194,5 @@ def _faults(metrics: Mapping[str, Array], limits: Limits) -> Array:
         metrics["samples_spread"] >= MIN_SPREAD,
         metrics["samples_rms"] <= max_rms,
     ]
-    # Said this way round, NaN is a fault.
+    # A comparison with NaN is false, so that the negation counts NaN as a fault.
     return ~jnp.stack(healthy)

@@ -60,7 +60,7 @@ class _Training:
     """re-estimates batch statistics; None where the network keeps none, or evaluation uses the running ones"""
     compiled: dict[Program, Step] = field(default_factory=dict)
     statistics_of: int | None = None
-    """the iteration whose parameters the state's re-estimated statistics are of; None: not known here"""
+    """the iteration at which batch norm's statistics were last re-estimated; None: unknown"""
     step: int = field(init=False)
     state: TrainState = field(init=False)
     buffer: Array | None = field(init=False)

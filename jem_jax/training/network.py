@@ -57,7 +57,7 @@ class Network:
         names = [parameter.name for parameter in accepted]
         self.has_features = "features" in names
         self._flags = [name for name in names if name in _TRAINING]
-        # By place as far as possible: what nn.remat and nn.jit hold for static must be given so.
+        # Passed by position where possible: nn.remat and nn.jit take static arguments in no other way.
         by_place = [p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name in _TRAINING for p in accepted]
         self._by_place = names[: (*by_place, False).index(False)]
         fields = {field.name for field in dataclasses.fields(module)}
@@ -119,9 +119,8 @@ class Network:
     def train_logits(self, variables: Variables, batches: Sequence[Array], key: Array) -> tuple[list[Array], Variables]:
         """Logits of each batch in training mode, and the collections that training updates.
 
-        On an accelerator one forward pass takes all batches, unless the network keeps statistics of a batch: then each
-        has its own, in order, and the last counts most in the running ones. On a CPU each is cut as `examples_a_pass`
-        says.
+        On an accelerator one forward pass takes all batches. With batch norm each batch has its own pass, in order; the
+        last pass weighs most in the running statistics. On a CPU each batch is cut as `examples_a_pass` says.
         """
         state = {name: value for name, value in variables.items() if name != "params"}
         if not state and jax.default_backend() != "cpu":

@@ -32,7 +32,7 @@ PROOF = 50
 WHILE = 1000
 """iterations for which the factors of a recovery hold"""
 _MOST_TIMES = 8.0
-"""the chain steps, of several recoveries together: many times as many would make the run stand still"""
+"""limit of the factor of chain steps, several recoveries together; more would make iterations too slow"""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,10 @@ def estimator(network: Network, split: Split, count: int, seed: int) -> Callable
         return network.train_logits(variables, [to_float(images)], key)[1][COLLECTION]
 
     def share(variables: Variables, images: Array, weight: Array) -> Any:
-        """A pass's own share of the statistics, and the share that it keeps of old ones, as means over devices."""
+        """A pass's weighted statistics, and the weight that it leaves the old ones; both are means over devices.
+
+        A pass from zeros gives the first. The difference to a pass from ones is the second.
+        """
         zeros, ones = (_filled(variables[COLLECTION], value) for value in (0, 1))
         news = one_pass({**variables, COLLECTION: zeros}, images)
         old_shares = jax.tree.map(jnp.subtract, one_pass({**variables, COLLECTION: ones}, images), news)

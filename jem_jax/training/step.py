@@ -137,9 +137,12 @@ def _updated(
     parts: Parts, state: TrainState, gradients: Any, model_state: Variables, metrics: dict[str, Array],
     health: divergence.Health,
 ) -> tuple[TrainState, Array]:  # fmt: skip
-    """The state after the iteration, or the old one with only its count moved on; and which of the two it is."""
+    """The state after the iteration, and whether the iteration was undone.
+
+    Where it was, parameters, statistics and the optimiser's state are the old ones; the count of iterations moves on.
+    """
     updates, opt_state = parts.optimizer.update(gradients, state.opt_state, state.params)
-    # The learning rate is the last factor of either rule.
+    # Either rule multiplies by the learning rate last, so that a factor of the update is one of the rate.
     updates = jax.tree.map(lambda update: update * state.learning_rate_factor, updates)
     params = optax.apply_updates(state.params, updates)
     not_finite, runaway = health.not_finite > 0, health.runaway > 0

@@ -25,6 +25,8 @@ HELPERS = Path(__file__).parent
 SHORT = (
     "--config=digits",
     "--config.training.epochs=1",
+    # No schedule then depends on the number of epochs, which may grow.
+    "--config.schedule.learning_rate=steps",
     "--config.sampler.num_steps=1",
     "--config.sampler.buffer_size=64",
     "--config.evaluation.sample_steps=1",
