@@ -24,4 +24,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.batch_size = 64
     config.training.labelled_batch_size = 0
     config.training.epochs = 40
+    config.evaluation.sample_steps = 0
     return config

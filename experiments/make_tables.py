@@ -209,7 +209,7 @@ def digits_samples() -> str:
         (title, spread(value["mean_confidence"]), percent(value["rarest_class"]), percent(value["commonest_class"]))
         for title, value in (
             ("replay buffer", found["summary"]["replay_buffer"]),
-            ("fresh chains, 1,000 steps", found["summary"]["fresh_chains"]),
+            ("fresh chains, 500 steps", found["summary"]["fresh_chains"]),
         )
     ]
     return table(("", "confidence", "rarest class, %", "commonest class, %"), rows, found)

@@ -140,8 +140,23 @@ def mapped_over(
 
 def once(function: Callable[..., Any]) -> Callable[..., Any]:
     """`jax.jit` of what runs once: a CPU's compiler then optimises nothing, which takes a fifth of the time."""
-    options: Any = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(function, compiler_options=options)
+    return jax.jit(function, compiler_options=_on_cpu(xla_backend_optimization_level=0))
+
+
+def _on_cpu(**options: Any) -> dict[str, Any]:
+    """Compiler options for a CPU, but for those that this version of XLA does not know; none elsewhere."""
+    return {
+        name: options[name] for name in options if jax.default_backend() == "cpu" and _is_known(name, options[name])
+    }
+
+
+@functools.cache
+def _is_known(name: str, value: Any) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def compiled(step: Callable[..., Any], *args: Any) -> Callable[..., Any]:
@@ -153,7 +168,8 @@ def compiled(step: Callable[..., Any], *args: Any) -> Callable[..., Any]:
         return step
     assert isinstance(step, functools.partial)
     mapped: Any = step.func
-    program = mapped.lower(*step.args, *args).compile()
+    # LLVM's higher levels take a third longer, and make no step faster: its time goes into XLA's own kernels.
+    program = mapped.lower(*step.args, *args).compile(_on_cpu(xla_backend_optimization_level=1))
     if cpu_devices() < 2:
         return functools.partial(program, *step.args)
     return lambda *own: jax.block_until_ready(program(*step.args, *own))
@@ -265,7 +281,17 @@ def over_examples(function: Callable[[Any, Any], Any], *, together: bool = False
       program serves them too.
     """
     devices = _local()
-    mapped = jax.pmap(function, axis_name=AXIS, in_axes=(None, 0), devices=devices)
+    mapped: Any = jax.pmap(function, axis_name=AXIS, in_axes=(None, 0), devices=devices)
+    # A report's programs run for seconds: on a CPU a shorter compilation outweighs a few percent of their time.
+    options = _on_cpu(xla_backend_optimization_level=1, xla_cpu_use_fusion_emitters=False)
+    programs: dict[Any, Callable[..., Any]] = {}
+
+    def program(*args: Any) -> Callable[..., Any]:
+        leaves, structure = jax.tree.flatten(jax.tree.map(jax.typeof, args))
+        key = (structure, *leaves)
+        if options and key not in programs:
+            programs[key] = mapped.lower(*args).compile(options)
+        return programs.get(key, mapped)
 
     def run(shared: Any, examples: Any, batch_size: int, fill: int = 0) -> Any:
         total = len(jax.tree.leaves(examples)[0])
@@ -279,7 +305,7 @@ def over_examples(function: Callable[[Any, Any], Any], *, together: bool = False
         for start in range(0, total, size):
             rows = order[np.arange(start, start + size) % total]
             batch = jax.tree.map(lambda leaf, rows=rows: _cut(leaf[rows], len(devices)), examples)
-            result = jax.device_get(mapped(shared, batch))
+            result = jax.device_get(program(shared, batch)(shared, batch))
             results.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result))
         back = np.argsort(order)
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *results)
