@@ -137,11 +137,11 @@ WRONG_SIZES = {
     ),
     "buffer of a class": (
         ["sampler.buffer_size=120", "sampler.class_conditional=true"],
-        "gives 12 slots a class, fewer than config.training.batch_size 64; it must be at least 640",
+        "gives 12 slots a class, fewer than config.training.batch_size 32; it must be at least 320",
     ),
     "buffer of a label": (
         ["sampler.buffer_size=120", "objective.p_x=0", "objective.p_xy=1"],
-        "gives 12 slots a class, fewer than config.training.batch_size 64; it must be at least 640",
+        "gives 12 slots a class, fewer than config.training.batch_size 32; it must be at least 320",
     ),
     "more than there is": (
         ["training.batch_size=2000", "sampler.buffer_size=2000"],
@@ -318,11 +318,11 @@ def test_a_workdir_that_cannot_be_written(refused, tmp_path):
 
 def test_a_workdir_with_a_run_of_other_settings(refused, run):
     line = refused(
-        *TINY, f"--workdir={run}", "--config.sampler.num_steps=3", "--config.seed=4", "--config.training.batch_size=32"
+        *TINY, f"--workdir={run}", "--config.sampler.num_steps=3", "--config.seed=4", "--config.training.batch_size=16"
     )
     assert f"workdir {run} holds a run of other settings: sampler.num_steps is 2 there, 3 here; " in line
     assert "seed is 0 there, 4 here" in line
-    assert "training.batch_size is 64 there, 32 here" in line
+    assert "training.batch_size is 32 there, 16 here" in line
     assert line.endswith("Name another with --workdir, or start anew with --overwrite")
 
 

@@ -140,7 +140,7 @@ def test_a_file_that_is_no_python_file_is_an_error(write):
     ],
 )
 def test_overrides_are_read_as_what_the_setting_is(name, text, value):
-    config = config_files.read("digits", [(name, text)])
+    config = config_files.read("digits_paper", [(name, text)])
     for part in name.split("."):
         config = getattr(config, part)
     assert config == value

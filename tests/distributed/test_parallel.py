@@ -133,6 +133,12 @@ def test_fewer_examples_share_the_program_of_a_batch():
     assert traced == [(8 // jax.device_count(), 2)]
 
 
+def test_compiler_options_that_xla_does_not_know_are_left_out():
+    # XLA renames and removes them from one version to the next.
+    level = {"xla_backend_optimization_level": 1}
+    assert devices._on_cpu(**level, xla_no_such_option=True) == level
+
+
 @pytest.mark.parametrize(("total", "batch_size"), [(10, 4), (8, 4), (3, 4), (9, 1)])
 def test_examples_that_pass_together_are_different_ones_on_every_device(total, batch_size):
     """Each example's row says who was in its batch."""

@@ -162,7 +162,7 @@ def test_frozen_statistics_stay(whole):
 @pytest.mark.parametrize("setting", ["learning_rate=linear", "p_x_start=0.1", "num_steps=(0.5,1)"])
 def test_a_run_cannot_grow_under_a_schedule(tmp_path, monkeypatch, capsys, setting):
     short = [
-        "--config=digits",
+        "--config=digits_paper",
         f"--workdir={tmp_path}",
         f"--config.schedule.{setting}",
         "--config.optimizer.decay_epochs=()",
