@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 NAME, SLOTS, BATCH, STEPS = "slice", 65_536, 64, 36
 RUN = (
     *TINY, f"--config.sampler.buffer_size={SLOTS}", "--config.training.epochs=2", "--config.data.place=host",
+    f"--config.training.batch_size={BATCH}",
     "--config.evaluation.sections=classification",
 )  # fmt: skip
 WATCHED = """
