@@ -168,7 +168,7 @@ def compiled(step: Callable[..., Any], *args: Any) -> Callable[..., Any]:
         return step
     assert isinstance(step, functools.partial)
     mapped: Any = step.func
-    # LLVM's higher levels take a third longer, and make no step faster: its time goes into XLA's own kernels.
+    # LLVM's higher levels compile longer and gain a step little: its time goes into XLA's own kernels.
     program = mapped.lower(*step.args, *args).compile(_on_cpu(xla_backend_optimization_level=1))
     if cpu_devices() < 2:
         return functools.partial(program, *step.args)
