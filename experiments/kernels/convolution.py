@@ -14,7 +14,8 @@ How the shift along W is read (`reading`):
   filled: the same without a border: TMA gives zeros outside of the input. This saves a pass over memory.
 
 Leaky ReLU stands in the epilogue of the convolution before, not in a prologue: as a prologue every one of the three
-reads would pass through registers. `activate` says that the output is activated.
+reads would pass through registers. `activate` says that the output is activated. The input gradient is the same
+convolution with the kernel flipped and transposed.
 """
 
 import dataclasses
@@ -172,7 +173,7 @@ def built(
     if variant.persistent:
         blocks = min(blocks, processors // variant.cluster)
     return plgpu.kernel(
-        functools.partial(_body, sizes, variant, shape[1], with_residual, activate),
+        functools.partial(_body, sizes, variant, shape[1] // sizes.rows, with_residual, activate),
         out_type=jax.ShapeDtypeStruct((shape[0] * shape[1] * shape[2], channels_out), jnp.bfloat16),
         scratch_types=_scratch(sizes, variant),
         grid=(blocks,),
@@ -213,185 +214,167 @@ def _scratch(sizes: _Plan, variant: Variant) -> dict[str, Any]:
 
 
 def _body(
-    sizes: _Plan,
-    variant: Variant,
-    height: int,
-    with_residual: bool,
-    activate: bool,
-    source: Any,
-    taps_source: Any,
-    bias: Any,
-    *refs: Any,
-    **scratch: Any,
+    sizes: _Plan, variant: Variant, tiles_an_image: int, with_residual: bool, activate: bool, *refs: Any, **scratch: Any
 ) -> None:
-    residual, out = refs if with_residual else (None, *refs)
+    names = ("source", "weights", "bias", *(["residual"] if with_residual else []), "out")
+    block = _Block(sizes, variant, tiles_an_image, activate, {**dict(zip(names, refs, strict=True)), **scratch})
     warpgroup = lax.axis_index("warpgroup")
-
-    def every_tile(do: Any) -> None:
-        """do(number of the tile among this block's, number of the tile of pixels, first channel), tile after tile."""
-        pairs = (sizes.tiles[0] // variant.cluster, sizes.tiles[1])
-
-        @plgpu.nd_loop(pairs, collective_axes="blocks")
-        def _(info: plgpu.NDLoopInfo) -> None:
-            pixel_tile = info.index[0] * variant.cluster + lax.axis_index("cluster")
-            do(info.local_index, pixel_tile, info.index[1] * variant.channels)
 
     @pl.when(warpgroup == _COMPUTE)
     def _load() -> None:
         plgpu.set_max_registers(40, action="decrease")
-        every_tile(functools.partial(_load_tile, sizes, variant, height, source, taps_source, scratch))
-        _wait_for_the_last(sizes, variant, scratch)
+        block.every_tile(block.load)
+        block.wait_for_the_last()
 
     @pl.when(warpgroup < _COMPUTE)
     def _multiply() -> None:
         plgpu.set_max_registers(232, action="increase")
-        every_tile(functools.partial(_tile, sizes, variant, activate, warpgroup, bias, residual, out, scratch))
+        block.every_tile(functools.partial(block.compute, warpgroup))
         plgpu.wait_smem_to_gmem(0)
 
 
-def _wait_for_the_last(sizes: _Plan, variant: Variant, scratch: dict[str, Any]) -> None:
-    """Waits until the last stages are released: no block of a cluster may arrive at the barriers of one that ended."""
-    pairs = sizes.tiles[0] // variant.cluster * sizes.tiles[1]
-    count = (pairs - lax.axis_index("blocks") + lax.axis_size("blocks") - 1) // lax.axis_size("blocks") * sizes.steps
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """What a block does, tile after tile; `refs` are the arguments and the shared memory by name."""
 
-    @pl.loop(lax.max(0, count - variant.stages), count)
-    def _(step: Array) -> None:
-        plgpu.barrier_wait(scratch["released"].at[lax.rem(step, variant.stages)])
+    sizes: _Plan
+    variant: Variant
+    tiles_an_image: int
+    activate: bool
+    refs: dict[str, Any]
 
+    @property
+    def pairs(self) -> tuple[int, int]:
+        """Tiles of pixels, of a whole cluster, and tiles of channels."""
+        return self.sizes.tiles[0] // self.variant.cluster, self.sizes.tiles[1]
 
-def _load_tile(
-    sizes: _Plan,
-    variant: Variant,
-    height: int,
-    source: Any,
-    taps_source: Any,
-    scratch: dict[str, Any],
-    number: Array,
-    pixel_tile: Array,
-    channel: Array,
-) -> None:
-    blocks = sizes.steps // 3
-    tiles_an_image = height // sizes.rows
-    image = pixel_tile // tiles_an_image * sizes.images
-    # Row 0 of the padded input is the row above the image.
-    top = lax.rem(pixel_tile, tiles_an_image) * sizes.rows - (variant.reading == "filled")
-    pixels = scratch["pixels"]
-    target = pixels if variant.reading == "copies" else pixels[0]
+    def every_tile(self, do: Any) -> None:
+        """do(number of the tile among this block's, number of the tile of pixels, first channel) for each tile."""
 
-    @pl.loop(0, sizes.steps)
-    def _(step: Array) -> None:
-        slot = lax.rem(number * sizes.steps + step, variant.stages)
+        @plgpu.nd_loop(self.pairs, collective_axes="blocks")
+        def _(info: plgpu.NDLoopInfo) -> None:
+            pixel_tile = info.index[0] * self.variant.cluster + lax.axis_index("cluster")
+            do(info.local_index, pixel_tile, info.index[1] * self.variant.channels)
 
-        @pl.when(number * sizes.steps + step >= variant.stages)
-        def _() -> None:
-            plgpu.barrier_wait(scratch["released"].at[slot])
+    def stage(self, number: Array, step: Array) -> Array:
+        """The stage's slot in shared memory."""
+        return lax.rem(number * self.sizes.steps + step, self.variant.stages)
 
-        column, block = step // blocks, lax.rem(step, blocks)
-        filled = scratch["filled"].at[slot]
-        for one in range(sizes.images):
-            if variant.reading == "copies":
-                pixels_of_rows = pl.ds(top * sizes.width, (sizes.rows + 2) * sizes.width)
-                part = source.at[column, image + one, pixels_of_rows, block]
-            else:
-                rows = pl.ds(top, sizes.rows + 2)
-                left = column - (variant.reading == "filled")
-                part = source.at[image + one, rows, pl.ds(left, sizes.width), block]
-            plgpu.copy_gmem_to_smem(part, target.at[slot, one], filled)
-        wanted = pl.ds(channel, variant.channels)
-        if variant.cluster == 1:
-            plgpu.copy_gmem_to_smem(taps_source.at[step, :, wanted], scratch["taps"].at[slot], filled)
-        else:
-            for row in range(3):
-                part, to = taps_source.at[step, row, wanted], scratch["taps"].at[slot, row]
-                plgpu.copy_gmem_to_smem(part, to, filled, collective_axes="cluster")
+    def load(self, number: Array, pixel_tile: Array, channel: Array) -> None:
+        """Fills the stages of a tile, each as soon as it is released."""
 
+        @pl.loop(0, self.sizes.steps)
+        def _(step: Array) -> None:
+            slot = self.stage(number, step)
 
-def _tile(
-    sizes: _Plan,
-    variant: Variant,
-    activate: bool,
-    warpgroup: Array,
-    bias: Any,
-    residual: Any,
-    out: Any,
-    scratch: dict[str, Any],
-    number: Array,
-    pixel_tile: Array,
-    channel: Array,
-) -> None:
-    half = variant.pixels // _COMPUTE
-    rows = pl.ds(pixel_tile * variant.pixels + warpgroup * half, half)
-    chunks = variant.channels // sizes.chunk
-    buffers = scratch["buffers"].at[warpgroup]
-
-    def columns(chunk: int) -> Any:
-        return pl.ds(channel + chunk * sizes.chunk, sizes.chunk)
-
-    def fetch(chunk: int) -> None:
-        slot = chunk % variant.slots
-        arrived = scratch["arrived"].at[warpgroup * variant.slots + slot]
-        plgpu.copy_gmem_to_smem(residual.at[rows, columns(chunk)], buffers.at[slot], arrived)
-
-    # The buffers of the tile before must have been read before they are filled anew.
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-    if residual is not None:
-        for chunk in range(min(variant.slots, chunks)):
-            fetch(chunk)
-    multiply = functools.partial(_multiply_tile, sizes, variant, warpgroup, scratch, number)
-    total = pl.run_scoped(multiply, plgpu.ACC((half, variant.channels), jnp.float32))
-    for chunk in range(chunks):
-        slot = chunk % variant.slots
-        value = total[:, chunk * sizes.chunk : (chunk + 1) * sizes.chunk]
-        layout = plgpu.Layout.WGMMA.reduce(0)
-        offset = plgpu.load(bias.at[columns(chunk)], layout=layout, optimized=False)
-        value += lax.broadcast_in_dim(offset, value.shape, [1])
-        if residual is not None:
-            plgpu.barrier_wait(scratch["arrived"].at[warpgroup * variant.slots + slot])
-            value += buffers[slot].astype(jnp.float32)
-        elif chunk >= variant.slots:
-            plgpu.wait_smem_to_gmem(variant.slots - 1, wait_read_only=True)
-        if activate:
-            value = jnp.maximum(value, NEGATIVE_SLOPE * value)
-        buffers[slot] = value.astype(jnp.bfloat16)
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(buffers.at[slot], out.at[rows, columns(chunk)])
-        if residual is not None and chunk + variant.slots < chunks:
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            fetch(chunk + variant.slots)
-
-
-def _multiply_tile(
-    sizes: _Plan, variant: Variant, warpgroup: Array, scratch: dict[str, Any], number: Array, total: Any
-) -> Array:
-    first_image = warpgroup * sizes.parts if sizes.images > 1 else 0
-    first_row = 0 if sizes.images > 1 else warpgroup * (sizes.segment // sizes.width)
-
-    def operand(slot: Array, image: Array, row: int) -> Any:
-        """[segment, depth]: the pixels that a row's tap reads; a row is a whole number of tiles of 8 pixels."""
-        flat = scratch["pixels"] if variant.reading == "copies" else scratch["pixels"][1]
-        return flat.at[slot, image, pl.ds((first_row + row) * sizes.width, sizes.segment)]
-
-    @pl.loop(0, sizes.steps)
-    def _(step: Array) -> None:
-        slot = lax.rem(number * sizes.steps + step, variant.stages)
-        plgpu.barrier_wait(scratch["filled"].at[slot])
-        for row in range(3):
-            taps = scratch["taps"].at[slot, row].transpose((1, 0))
-            for part in range(sizes.parts):
-                target = total.at[part * sizes.segment : (part + 1) * sizes.segment] if sizes.parts > 1 else total
-                plgpu.wgmma(target, operand(slot, first_image + part, row), taps)
-        if variant.overlap:
-            plgpu.wgmma_wait(3 * sizes.parts)
-
-            @pl.when(step > 0)
+            @pl.when(number * self.sizes.steps + step >= self.variant.stages)
             def _() -> None:
-                before = lax.rem(number * sizes.steps + step - 1, variant.stages)
-                plgpu.barrier_arrive(scratch["released"].at[before])
-        else:
-            plgpu.wgmma_wait(0)
-            plgpu.barrier_arrive(scratch["released"].at[slot])
+                plgpu.barrier_wait(self.refs["released"].at[slot])
 
-    if variant.overlap:
-        plgpu.wgmma_wait(0)
-        plgpu.barrier_arrive(scratch["released"].at[lax.rem((number + 1) * sizes.steps - 1, variant.stages)])
-    return total[...]
+            self.load_pixels(slot, step, pixel_tile)
+            self.load_weights(slot, step, pl.ds(channel, self.variant.channels))
+
+    def load_pixels(self, slot: Array, step: Array, pixel_tile: Array) -> None:
+        sizes, reading, source, pixels = self.sizes, self.variant.reading, self.refs["source"], self.refs["pixels"]
+        image = pixel_tile // self.tiles_an_image * sizes.images
+        top = lax.rem(pixel_tile, self.tiles_an_image) * sizes.rows
+        column, block = step // (sizes.steps // 3), lax.rem(step, sizes.steps // 3)
+        # A border that the caller adds moves the origin by one.
+        shift = 1 if reading == "filled" else 0
+        for one in range(sizes.images):
+            if reading == "copies":
+                rows = pl.ds(top * sizes.width, (sizes.rows + 2) * sizes.width)
+                part, target = source.at[column, image + one, rows, block], pixels
+            else:
+                rows = pl.ds(top - shift, sizes.rows + 2)
+                part = source.at[image + one, rows, pl.ds(column - shift, sizes.width), block]
+                target = pixels[0]
+            plgpu.copy_gmem_to_smem(part, target.at[slot, one], self.refs["filled"].at[slot])
+
+    def load_weights(self, slot: Array, step: Array, channels: Any) -> None:
+        source, taps, filled = self.refs["weights"], self.refs["taps"], self.refs["filled"].at[slot]
+        if self.variant.cluster == 1:
+            plgpu.copy_gmem_to_smem(source.at[step, :, channels], taps.at[slot], filled)
+            return
+        # Each block of the cluster copies its share to both; three taps would not part evenly.
+        for row in range(3):
+            part = source.at[step, row, channels]
+            plgpu.copy_gmem_to_smem(part, taps.at[slot, row], filled, collective_axes="cluster")
+
+    def wait_for_the_last(self) -> None:
+        """Waits for the last stages: no block of a cluster may arrive at the barriers of one that has ended."""
+        index, blocks = lax.axis_index("blocks"), lax.axis_size("blocks")
+        count = (self.pairs[0] * self.pairs[1] - index + blocks - 1) // blocks * self.sizes.steps
+
+        @pl.loop(lax.max(0, count - self.variant.stages), count)
+        def _(step: Array) -> None:
+            plgpu.barrier_wait(self.refs["released"].at[lax.rem(step, self.variant.stages)])
+
+    def compute(self, warpgroup: Array, number: Array, pixel_tile: Array, channel: Array) -> None:
+        """A warpgroup's half of a tile, from the products to the output."""
+        sizes, variant, refs = self.sizes, self.variant, self.refs
+        half, chunks = variant.pixels // _COMPUTE, variant.channels // sizes.chunk
+        rows, buffers = pl.ds(pixel_tile * variant.pixels + warpgroup * half, half), refs["buffers"].at[warpgroup]
+        columns = [pl.ds(channel + chunk * sizes.chunk, sizes.chunk) for chunk in range(chunks)]
+        slots = [chunk % variant.slots for chunk in range(chunks)]
+        arrived = [refs["arrived"].at[warpgroup * variant.slots + slot] for slot in slots]
+
+        def fetch(chunk: int) -> None:
+            if "residual" in refs and chunk < chunks:
+                part = refs["residual"].at[rows, columns[chunk]]
+                plgpu.copy_gmem_to_smem(part, buffers.at[slots[chunk]], arrived[chunk])
+
+        # The copies out of the buffers must have ended before these are filled anew, here and below.
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        for chunk in range(variant.slots):
+            fetch(chunk)
+        multiply = functools.partial(self.multiply, warpgroup, number)
+        total = pl.run_scoped(multiply, plgpu.ACC((half, variant.channels), jnp.float32))
+        for chunk, slot in enumerate(slots):
+            value = total[:, chunk * sizes.chunk : (chunk + 1) * sizes.chunk]
+            by_column = plgpu.Layout.WGMMA.reduce(0)
+            bias = plgpu.load(refs["bias"].at[columns[chunk]], layout=by_column, optimized=False)
+            value += lax.broadcast_in_dim(bias, value.shape, [1])
+            if "residual" in refs:
+                plgpu.barrier_wait(arrived[chunk])
+                value += buffers[slot].astype(jnp.float32)
+            elif chunk >= variant.slots:
+                plgpu.wait_smem_to_gmem(variant.slots - 1, wait_read_only=True)
+            if self.activate:
+                value = jnp.maximum(value, NEGATIVE_SLOPE * value)
+            buffers[slot] = value.astype(jnp.bfloat16)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(buffers.at[slot], refs["out"].at[rows, columns[chunk]])
+            if "residual" in refs and chunk + variant.slots < chunks:
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                fetch(chunk + variant.slots)
+
+    def multiply(self, warpgroup: Array, number: Array, total: Any) -> Array:
+        """The products of all stages, [pixels of the warpgroup, channels] in float32."""
+        sizes, variant, refs = self.sizes, self.variant, self.refs
+        first_image = warpgroup * sizes.parts if sizes.images > 1 else 0
+        first_row = 0 if sizes.images > 1 else warpgroup * (sizes.segment // sizes.width)
+        flat = refs["pixels"] if variant.reading == "copies" else refs["pixels"][1]
+
+        @pl.loop(0, sizes.steps)
+        def _(step: Array) -> None:
+            slot = self.stage(number, step)
+            plgpu.barrier_wait(refs["filled"].at[slot])
+            for row in range(3):
+                taps = refs["taps"].at[slot, row].transpose((1, 0))
+                for part in range(sizes.parts):
+                    # A row further down is a whole number of tiles of 8 pixels further on.
+                    read = pl.ds((first_row + row) * sizes.width, sizes.segment)
+                    target = total.at[part * sizes.segment : (part + 1) * sizes.segment] if sizes.parts > 1 else total
+                    plgpu.wgmma(target, flat.at[slot, first_image + part, read], taps)
+            if variant.overlap:
+                plgpu.wgmma_wait(3 * sizes.parts)
+                pl.when(step > 0)(lambda: plgpu.barrier_arrive(refs["released"].at[self.stage(number, step - 1)]))
+            else:
+                plgpu.wgmma_wait(0)
+                plgpu.barrier_arrive(refs["released"].at[slot])
+
+        if variant.overlap:
+            plgpu.wgmma_wait(0)
+            plgpu.barrier_arrive(refs["released"].at[self.stage(number, sizes.steps - 1)])
+        return total[...]
