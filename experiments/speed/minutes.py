@@ -82,7 +82,7 @@ def _command(tree: Path, workdir: Path, cache: Path) -> dict[str, float]:
     began = time.time()
     process = subprocess.Popen(
         command, cwd=tree, stdout=log, stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": str(tree), "JAX_COMPILATION_CACHE_DIR": str(cache)},
+        env={**os.environ, "PYTHONPATH": str(tree), "XDG_CACHE_HOME": str(cache)},
     )  # fmt: skip
     first: dict[str, float] = {}
     while True:

@@ -163,8 +163,8 @@ def _use_compilation_cache() -> None:
     if is_usable or given:
         # JAX would warn of a folder of the environment's that cannot be written, at each program.
         jax.config.update("jax_compilation_cache_dir", str(folder) if is_usable else None)
-    if is_usable and not given:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if is_usable and "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def process_count() -> int:
