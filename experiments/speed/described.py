@@ -15,7 +15,7 @@ from jem_jax.distributed import devices
 from jem_jax.training import network, optimizer, quantities, schedule
 from jem_jax.training import step as train_step
 from jem_jax.training.quantities import buffer_size
-from jem_jax.training.run import parts_of
+from jem_jax.training.setup import parts_of
 from jem_jax.training.state import ResidentData, init_state
 
 CLASSES, IMAGES, IMAGE = 10, 45_000, (32, 32, 3)

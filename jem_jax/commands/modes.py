@@ -24,12 +24,12 @@ from jem_jax.runs.metrics import duration
 from jem_jax.runs.workdir import RunFacts
 from jem_jax.training import loop, preflight, quantities, trained
 
-__all__ = ["Cluster", "run", "settings_of"]
+__all__ = ["Cluster", "execute", "settings_of"]
 
 _SHARED_SECONDS = 60
 
 
-def run(
+def execute(
     mode: str,
     config: Config,
     path: Path,

@@ -26,8 +26,8 @@ from jem_jax.runs.metrics import Recorder
 from jem_jax.training import divergence, forecast, network, optimizer, preflight, recovery, schedule, statistics
 from jem_jax.training.network import Variables
 from jem_jax.training.recovery import History, Recovery
-from jem_jax.training.run import Run, prepare
 from jem_jax.training.schedule import Program
+from jem_jax.training.setup import Setup, prepare
 from jem_jax.training.state import TrainState
 from jem_jax.training.statistics import COLLECTION
 from jem_jax.training.step import Step
@@ -55,7 +55,7 @@ class _Training:
     config: Config
     dataset: Dataset
     directory: Path
-    run: Run
+    setup: Setup
     estimate_statistics: Callable[[Variables], Any] | None
     """re-estimates batch statistics; None where the network keeps none, or evaluation uses the running ones"""
     compiled: dict[Program, Step] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class _Training:
 
     @property
     def total_steps(self) -> int:
-        return self.run.total_steps
+        return self.setup.total_steps
 
     @property
     def seconds(self) -> float:
@@ -83,13 +83,13 @@ class _Training:
     @property
     def program(self) -> Program:
         """The next iteration's program: its phase's, with more chain steps after a recovery."""
-        program = schedule.phase_at(self.run.phases, self.step).program
+        program = schedule.phase_at(self.setup.phases, self.step).program
         return program._replace(num_steps=recovery.chain_steps(program.num_steps, self.history, self.step))
 
     @property
     def programs_to_come(self) -> list[Program]:
         """The next iteration's, and those of later phases."""
-        later = {phase.program: None for phase in self.run.phases if phase.first > self.step}
+        later = {phase.program: None for phase in self.setup.phases if phase.first > self.step}
         return list({self.program: None} | later)
 
     @property
@@ -102,18 +102,18 @@ class _Training:
 
     def compile(self, programs: Collection[Program]) -> None:
         """Compiles programs side by side."""
-        arguments = self.state, self.buffer, self.run.data.at(self.step)
+        arguments = self.state, self.buffer, self.setup.data.at(self.step)
         with ThreadPoolExecutor(max(1, len(programs))) as pool:
-            compile_one = lambda program: devices.compiled(self.run.step(program), *arguments)  # noqa: E731
+            compile_one = lambda program: devices.compiled(self.setup.step(program), *arguments)  # noqa: E731
             self.compiled |= dict(zip(programs, pool.map(compile_one, programs), strict=True))
 
     @property
     def freezes_at(self) -> int | None:
         """The iteration from which on batch norm is frozen."""
-        return next((phase.first for phase in self.run.phases if phase.program.frozen), None)
+        return next((phase.first for phase in self.setup.phases if phase.program.frozen), None)
 
     def due(self, step: int, epochs: int) -> bool:
-        return step % (epochs * self.run.steps_per_epoch) == 0 or step == self.total_steps
+        return step % (epochs * self.setup.steps_per_epoch) == 0 or step == self.total_steps
 
     def saves(self, step: int) -> bool:
         return self.due(step, self.config.training.checkpoint_every)
@@ -183,14 +183,14 @@ def _set_up(config: Config, dataset: Dataset, directory: Path, stack: contextlib
       stack: closes what was opened.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    run = prepare(config, dataset)
-    stack.callback(run.data.close)
+    setup = prepare(config, dataset)
+    stack.callback(setup.data.close)
     training = _Training(
         config=config,
         dataset=dataset,
         directory=directory,
-        run=run,
-        estimate_statistics=_statistics_estimator(run),
+        setup=setup,
+        estimate_statistics=_statistics_estimator(setup),
     )
     note = _restore(training)
     stack.callback(training.close)
@@ -214,7 +214,7 @@ def _restore(training: _Training) -> dict[str, float]:
     history = recovery.settled(history)
     processes.wait("settled")
     restored = _newest_checkpoint(config, dataset, directory, history)
-    state, buffer, note = (*training.run.begin(), dict(_AT_THE_START)) if restored is None else restored
+    state, buffer, note = (*training.setup.begin(), dict(_AT_THE_START)) if restored is None else restored
     if history and int(state.step) <= history[-1].back_to:
         key = recovery.key(jax.random.key(config.seed), len(history))
         state = state._replace(key=key, watch=divergence.initial_watch())
@@ -268,14 +268,14 @@ def _newest_checkpoint(
 def _check_programs(training: _Training) -> None:
     """Traces every program to come: what it returns must be what a checkpoint can hold."""
     expected, _ = template(training.config, training.dataset.image_shape, training.dataset.num_classes)
-    data = training.run.data.at(training.step)
+    data = training.setup.data.at(training.step)
     for program in training.programs_to_come:
-        preflight.check_step(training.run.step(program), training.state, training.buffer, data, expected)
+        preflight.check_step(training.setup.step(program), training.state, training.buffer, data, expected)
 
 
 def _announce(training: _Training, title: str) -> None:
     """Compiles all programs to come, and says what is about to run and how long it will take."""
-    step, run, data = training.step, training.run, training.run.data.at(training.step)
+    step, setup, data = training.step, training.setup, training.setup.data.at(training.step)
     if step and processes.is_first():
         print(f"{title}: going on from iteration {step} of {training.total_steps}", flush=True)
     few = preflight.few_images(training.config, training.state.model_state)
@@ -289,7 +289,7 @@ def _announce(training: _Training, title: str) -> None:
         program: forecast.seconds_per_iteration(step_fn, training.state, training.buffer, data)
         for program, step_fn in training.compiled.items()
     }
-    phases = [phase for phase in run.phases if phase.first > step]
+    phases = [phase for phase in setup.phases if phase.first > step]
     # The program of each stretch of iterations, and where it ends.
     programs = [training.program, *(phase.program for phase in phases)]
     edges = [step, *(phase.first for phase in phases), training.total_steps]
@@ -298,7 +298,7 @@ def _announce(training: _Training, title: str) -> None:
     )
     variables = training.state.evaluation_variables
     flops = forecast.flops_per_iteration(
-        training.config, run.network, variables, training.dataset.image_shape, programs[-1]
+        training.config, setup.network, variables, training.dataset.image_shape, programs[-1]
     )
     if processes.is_first():
         several = f"{len(seconds)} programs " if len(seconds) > 1 else ""
@@ -317,7 +317,7 @@ def _iterate(training: _Training) -> None:
         training.state = training.state._replace(learning_rate_factor=devices.replicate(np.float32(factor)))
     if training.step == training.freezes_at:
         _freeze(training)
-    data = training.run.data.at(training.step)
+    data = training.setup.data.at(training.step)
     training.state, training.buffer = training.step_fn(training.state, training.buffer, data)
     training.step += 1
 
@@ -325,9 +325,9 @@ def _iterate(training: _Training) -> None:
 def _log(training: _Training, recorder: Recorder) -> None:
     """Reads the device's sums, the only place where the loop waits for it between checkpoints."""
     window = jax.device_get(training.state.window)
-    epoch = round(training.step / training.run.steps_per_epoch, 4)
+    epoch = round(training.step / training.setup.steps_per_epoch, 4)
     means = {name: float(total) / int(window.steps) for name, total in window.sums.items()}
-    if not schedule.phase_at(training.run.phases, training.step - int(window.steps)).program.samples:
+    if not schedule.phase_at(training.setup.phases, training.step - int(window.steps)).program.samples:
         # Iterations without samples make the means of what is said of samples NaN.
         means = {name: mean for name, mean in means.items() if not math.isnan(mean)}
     recorder.progress(training.step, {"epoch": epoch, **means, **_scheduled(training)})
@@ -336,12 +336,12 @@ def _log(training: _Training, recorder: Recorder) -> None:
 def _scheduled(training: _Training) -> dict[str, float]:
     """The settings that the schedule gave the iteration just done, as far as they change."""
     settings, step, total = training.config.schedule, training.step - 1, training.total_steps
-    rate = optimizer.schedule(training.config.optimizer, training.run.steps_per_epoch, settings.learning_rate, total)
+    rate = optimizer.schedule(training.config.optimizer, training.setup.steps_per_epoch, settings.learning_rate, total)
     values = {"learning_rate": float(rate(step)) * training.learning_rate_factor}
     if settings.p_x_start or settings.p_x_ramp:
         values["p_x_factor"] = float(schedule.p_x_factor(settings, total, step))
     if settings.num_steps:
-        values["num_steps"] = schedule.phase_at(training.run.phases, step).program.num_steps
+        values["num_steps"] = schedule.phase_at(training.setup.phases, step).program.num_steps
     return values
 
 
@@ -359,7 +359,7 @@ def _reestimate(training: _Training) -> None:
     if training.estimate_statistics is None or training.statistics_of == training.step:
         return
     state = training.state
-    if schedule.phase_at(training.run.phases, training.step - 1).program.frozen:
+    if schedule.phase_at(training.setup.phases, training.step - 1).program.frozen:
         statistics = state.model_state[COLLECTION]
     else:
         statistics = training.estimate_statistics(state.evaluation_variables)
@@ -367,14 +367,14 @@ def _reestimate(training: _Training) -> None:
     training.statistics_of = training.step
 
 
-def _statistics_estimator(run: Run) -> Callable[[Variables], Any] | None:
-    count = run.config.training.statistics_images
+def _statistics_estimator(setup: Setup) -> Callable[[Variables], Any] | None:
+    count = setup.config.training.statistics_images
     shapes = jax.eval_shape(
-        run.network.init, jax.random.key(0), jax.ShapeDtypeStruct((2, *run.dataset.image_shape), jnp.float32)
+        setup.network.init, jax.random.key(0), jax.ShapeDtypeStruct((2, *setup.dataset.image_shape), jnp.float32)
     )
     if not count or not statistics.has_statistics(shapes):
         return None
-    return statistics.estimator(run.network, run.dataset.train, count, run.config.seed)
+    return statistics.estimator(setup.network, setup.dataset.train, count, setup.config.seed)
 
 
 def _recovered(training: _Training, recorder: Recorder) -> bool:
@@ -418,7 +418,7 @@ def _validate(training: _Training, recorder: Recorder) -> None:
     _reestimate(training)
     variables = training.state.evaluation_variables
     batch_size = training.config.evaluation.batch_size
-    logits, _ = network.describe(training.run.network, variables, to_float(split.images), batch_size)
+    logits, _ = network.describe(training.setup.network, variables, to_float(split.images), batch_size)
     # The first process's: where rounding differs, two that each trust their own would not save together.
     accuracy = float(processes.gather_strings(repr(classification.accuracy(logits, split.labels)))[0])
     nll = classification.negative_log_likelihood(logits, split.labels)

@@ -10,7 +10,7 @@ from jem_jax import config as configuration
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset, Split
 from jem_jax.distributed import devices
-from jem_jax.training import run as training_run
+from jem_jax.training import setup
 from jem_jax.training.device_data import DeviceData
 from jem_jax.training.network import Network
 from jem_jax.training.state import TrainState
@@ -123,13 +123,13 @@ def whole(buffer: jax.Array) -> np.ndarray:
 
 def program(config: Config) -> tuple[Step, DeviceData, Network]:
     """A run's step, the data that it takes, and its network."""
-    run = training_run.prepare(config, dataset())
+    run = setup.prepare(config, dataset())
     return run.step(), run.data, run.network
 
 
 def start(config: Config) -> Start:
     """All that a run's first iteration takes, on the devices."""
-    run = training_run.prepare(config, dataset())
+    run = setup.prepare(config, dataset())
     state, buffer = run.begin()
     shape = () if buffer is None else buffer.shape
     chains = None if buffer is None else np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32)

@@ -15,7 +15,7 @@ from jem_jax.runs import checkpoint, workdir
 from jem_jax.runs.metrics import TIME_FIELDS
 from jem_jax.training import divergence, loop, recovery, trained
 from jem_jax.training.recovery import Recovery
-from jem_jax.training.run import Run
+from jem_jax.training.setup import Setup
 
 LAST = 20
 SETTINGS = {
@@ -190,8 +190,8 @@ def test_a_divergence_later_goes_back_to_a_checkpoint_and_takes_more_chain_steps
     }  # fmt: skip
     looks = iter([None, None, divergence.Alarm("log_density", step=22)])
     monkeypatch.setattr(divergence, "alarm", lambda _: next(looks, None))
-    built, step = [], Run.step
-    monkeypatch.setattr(Run, "step", lambda run, program: built.append(program) or step(run, program))
+    built, step = [], Setup.step
+    monkeypatch.setattr(Setup, "step", lambda setup, program: built.append(program) or step(setup, program))
     _train(directory, wanted)
     assert list(dict.fromkeys(program.num_steps for program in built)) == [3, 6]
     last = recovery.read(directory)[-1]

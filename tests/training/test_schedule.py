@@ -14,8 +14,7 @@ from jem_jax.common.errors import UserError
 from jem_jax.distributed import devices
 from jem_jax.main import main
 from jem_jax.runs import checkpoint, metrics, workdir
-from jem_jax.training import loop, optimizer, preflight, schedule, statistics, trained
-from jem_jax.training import run as training_run
+from jem_jax.training import loop, optimizer, preflight, schedule, setup, statistics, trained
 from jem_jax.training.network import Network
 from jem_jax.training.schedule import Phase, Program
 
@@ -175,7 +174,7 @@ def test_a_run_cannot_grow_under_a_schedule(tmp_path, monkeypatch, capsys, setti
 
 
 def _batch_norm_variables():
-    run = training_run.prepare(tiny.config(**{"model.factory": "tiny:plain_batch_norm_mlp"}), tiny.dataset())
+    run = setup.prepare(tiny.config(**{"model.factory": "tiny:plain_batch_norm_mlp"}), tiny.dataset())
     state, _ = run.begin()
     moved = jax.tree.map(lambda leaf: leaf + 0.3, state.model_state)
     return run.network, {**moved, "params": state.params}
@@ -245,7 +244,7 @@ def test_evaluation_uses_the_averaged_parameters_own_statistics(tmp_path):
     config = tiny.config(**{"model.factory": EVERYTHING["model.factory"], "optimizer.ema_decay": 0.9})
     loop.train(config, tiny.dataset(), tmp_path, "tiny", tiny.Stop())
     state = _state(tmp_path)["state"]
-    run = training_run.prepare(config, tiny.dataset())
+    run = setup.prepare(config, tiny.dataset())
     estimate = statistics.estimator(run.network, tiny.dataset().train, 2000, config.seed)
     old = state["model_state"]["batch_stats"]
     of_ema = estimate(devices.replicate({"params": state["ema"], "batch_stats": old}))
@@ -257,7 +256,7 @@ def test_evaluation_uses_the_averaged_parameters_own_statistics(tmp_path):
 
 
 def test_a_network_without_statistics_is_left_alone(tmp_path):
-    run = training_run.prepare(tiny.config(**{"model.factory": "tiny:mlp"}), tiny.dataset())
+    run = setup.prepare(tiny.config(**{"model.factory": "tiny:mlp"}), tiny.dataset())
     state, _ = run.begin()
     assert state.evaluation_stats is None
     assert loop._statistics_estimator(run) is None
@@ -265,7 +264,7 @@ def test_a_network_without_statistics_is_left_alone(tmp_path):
 
 def test_the_momentum_of_running_statistics_is_a_setting():
     config = tiny.config(**{"model.norm": "batch", "model.norm_momentum": 0.25, "training.batch_size": 8})
-    network = training_run.prepare(config, tiny.dataset()).network
+    network = setup.prepare(config, tiny.dataset()).network
     x = jnp.asarray(to_float(tiny.dataset().train.images[:8]))
     variables = network.init(jax.random.key(0), x)
     _, state = network.train_logits(variables, [x], jax.random.key(0))

@@ -1,4 +1,4 @@
-"""A run made ready: everything that iterations need, from settings and a data set."""
+"""A run's setup: everything that iterations need, from settings and a data set."""
 
 import functools
 from collections.abc import Callable
@@ -25,8 +25,8 @@ Array = jax.Array
 
 
 @dataclass(frozen=True)
-class Run:
-    """The constant parts of a run. The caller holds the state and the buffer."""
+class Setup:
+    """What stays constant during a run. The caller holds the state and the buffer."""
 
     config: Config
     dataset: Dataset
@@ -135,7 +135,7 @@ def parts_of(
     )
 
 
-def prepare(config: Config, dataset: Dataset) -> Run:
+def prepare(config: Config, dataset: Dataset) -> Setup:
     """Network, optimiser, data and steps of a run; nothing is computed or compiled yet.
 
     Raises:
@@ -145,7 +145,7 @@ def prepare(config: Config, dataset: Dataset) -> Run:
     order = Order(config, dataset.train.labels)
     total = config.training.epochs * order.steps_per_epoch
     rate = config.schedule.learning_rate
-    return Run(
+    return Setup(
         config=config,
         dataset=dataset,
         network=network.build(config.model, dataset.num_classes),
