@@ -34,7 +34,7 @@ WILD = {**SETTINGS, "optimizer.learning_rate": 90.0, "recovery.learning_rate_fac
 def proof():
     """Checkpoints of these short runs count as good after three iterations."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recovery, "PROOF", 3)
+        patch.setattr(recovery, "MIN_AGE", 3)
         yield
 
 
@@ -256,7 +256,7 @@ def test_checkpoints_of_interruptions_take_no_regular_ones_place():
 
 
 def test_factors_hold_for_a_while_and_multiply(monkeypatch):
-    monkeypatch.setattr(recovery, "WHILE", 10)
+    monkeypatch.setattr(recovery, "DURATION", 10)
     history = (_entry(10, learning_rate_factor=0.5), _entry(15, learning_rate_factor=0.5, chain_steps_factor=1.5))
     assert [recovery.learning_rate_factor(history, step) for step in (9, 10, 15, 20, 25)] == [1, 0.5, 0.25, 0.5, 1]
     assert [recovery.chain_steps(10, history, step) for step in (14, 15, 24, 25)] == [10, 15, 15, 10]

@@ -33,7 +33,7 @@ SETTINGS = {**tiny.FULL, "training.epochs": EPOCHS, "recovery.patience": 5}
 def proof():
     """Checkpoints of these short runs count as good after five iterations."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recovery, "PROOF", 5)
+        patch.setattr(recovery, "MIN_AGE", 5)
         yield
 
 
