@@ -1,8 +1,8 @@
 """Recovery from a divergence: the checkpoint to go back to, the changes from there, and the history.
 
-A run goes back to the newest checkpoint that is at least `MIN_AGE` iterations older than the alarm. If it diverges again
-before it has a newer one, it goes one checkpoint further back. From there it takes new random numbers and, for `DURATION`
-iterations, a smaller learning rate and more chain steps.
+A run goes back to the newest checkpoint that is at least `MIN_AGE` iterations older than the alarm. If it diverges
+again before it has a newer one, it goes one checkpoint further back. From there it takes new random numbers. For
+`DURATION` iterations it also takes a smaller learning rate and more chain steps.
 
 The history is a small file beside the checkpoints. All that a recovery changes is a function of it and of the
 iteration. Whoever opens the run next therefore finishes a recovery that was cut off, with the same result.

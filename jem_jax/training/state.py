@@ -91,7 +91,7 @@ class StreamedBatch(NamedTuple):
 TrainingData = ResidentData | StreamedBatch
 
 
-class Parts(NamedTuple):
+class StepSpec(NamedTuple):
     """Functions and settings of a step, constants of its compiled program."""
 
     network: Network
