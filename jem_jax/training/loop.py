@@ -147,27 +147,27 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
         if training.step >= training.total_steps:
             return Trained(training.step, training.seconds_before)
         _check_programs(training)
-        _announce(training, title)
+        _compile_and_announce(training, title)
         events = recovery.events(training.history)
         recorder = Recorder(directory, title, training.step, training.total_steps, events, writes=processes.is_first())
         stack.callback(recorder.close)
         while training.step < training.total_steps:
             _iterate(training)
             done, every = training.step, config.training
-            validates, draws = training.due(done, every.validate_every), training.due(done, every.sample_every)
+            validates, pictures = training.due(done, every.validate_every), training.due(done, every.sample_every)
             if training.logs(done):
                 _log(training, recorder)
             # Check for divergence before saving anything.
-            looks = training.logs(done) or validates or draws or training.saves(done)
-            if looks and _recovered(training, recorder):
+            looks = training.logs(done) or validates or pictures or training.saves(done)
+            if looks and _recover_if_diverged(training, recorder):
                 continue
             if validates:
                 _validate(training, recorder)
-            if draws:
-                _draw_buffer(training)
+            if pictures:
+                _save_buffer_picture(training)
             if training.saves(done):
                 _save(training)
-            if interrupts.requested(done, every.log_every) and not _recovered(training, recorder):
+            if interrupts.requested(done, every.log_every) and not _recover_if_diverged(training, recorder):
                 _save(training)
                 training.checkpoints.finish()
                 raise Interrupted(done, training.total_steps)
@@ -192,13 +192,13 @@ def _set_up(config: Config, dataset: Dataset, directory: Path, stack: contextlib
         setup=setup,
         estimate_statistics=_statistics_estimator(setup),
     )
-    note = _restore(training)
+    note = _begin_or_resume(training)
     stack.callback(training.close)
     training.seconds_before, training.started = note["seconds"], time.monotonic()
     return training
 
 
-def _restore(training: _Training) -> dict[str, float]:
+def _begin_or_resume(training: _Training) -> dict[str, float]:
     """Brings a training to its newest checkpoint, or the start, after finishing a recovery that was cut off.
 
     Returns:
@@ -273,7 +273,7 @@ def _check_programs(training: _Training) -> None:
         preflight.check_step(training.setup.step(program), training.state, training.buffer, data, expected)
 
 
-def _announce(training: _Training, title: str) -> None:
+def _compile_and_announce(training: _Training, title: str) -> None:
     """Compiles all programs to come, and says what is about to run and how long it will take."""
     step, setup, data = training.step, training.setup, training.setup.data.at(training.step)
     if step and processes.is_first():
@@ -327,7 +327,7 @@ def _log(training: _Training, recorder: Recorder) -> None:
     window = jax.device_get(training.state.window)
     epoch = round(training.step / training.setup.steps_per_epoch, 4)
     means = {name: float(total) / int(window.steps) for name, total in window.sums.items()}
-    if not schedule.phase_at(training.setup.phases, training.step - int(window.steps)).program.samples:
+    if not schedule.phase_at(training.setup.phases, training.step - int(window.steps)).program.needs_samples:
         # Iterations without samples make the means of what is said of samples NaN.
         means = {name: mean for name, mean in means.items() if not math.isnan(mean)}
     recorder.progress(training.step, {"epoch": epoch, **means, **_scheduled(training)})
@@ -377,7 +377,7 @@ def _statistics_estimator(setup: Setup) -> Callable[[Variables], Any] | None:
     return statistics.estimator(setup.network, setup.dataset.train, count, setup.config.seed)
 
 
-def _recovered(training: _Training, recorder: Recorder) -> bool:
+def _recover_if_diverged(training: _Training, recorder: Recorder) -> bool:
     """Whether the run had diverged, and was put back to where it had not.
 
     All processes read the same alarm, and the first one looks for a checkpoint for all of them.
@@ -407,7 +407,7 @@ def _recovered(training: _Training, recorder: Recorder) -> bool:
     with processes.fail_together():
         if processes.is_first():
             recovery.write(training.directory, (*training.history, last))
-    _restore(training)
+    _begin_or_resume(training)
     recorder.rewind(training.step, recovery.events(training.history)[-1], recovery.in_words(last))
     return True
 
@@ -430,7 +430,7 @@ def _validate(training: _Training, recorder: Recorder) -> None:
         training.best.replace(training.step, best, {"validation_accuracy": accuracy})
 
 
-def _draw_buffer(training: _Training) -> None:
+def _save_buffer_picture(training: _Training) -> None:
     """A picture of chains spread evenly over this process's part of the buffer."""
     if training.buffer is None or not processes.is_first():
         return

@@ -53,7 +53,7 @@ def conditional(
 
 def own_keys(spec: StepSpec, key: Array, labelled: bool) -> Array:
     """Keys of this device's examples in the batch of a stream."""
-    size = spec.batch_sizes[labelled] // devices.count()
+    size = spec.local_batch(labelled)
     return prng.for_examples(key, size, devices.index() * size)
 
 
@@ -63,7 +63,7 @@ def _chains(
 ) -> Negatives:  # fmt: skip
     """K SGLD steps from slots of the buffer or from fresh chains; no gradient passes through them."""
     draw_keys, fresh_keys, chain_keys = (own_keys(spec, k, labelled) for k in jax.random.split(key, 3))
-    fresh = _fresh(fresh_keys, buffer.shape[2:], data.starts, classes)
+    fresh = _fresh_starts(fresh_keys, buffer.shape[2:], data.starts, classes)
     start = replay_buffer.draw(draw_keys, buffer, fresh, reinit_prob=spec.sampler.reinit_prob, labels=classes)
     own_statistics = spec.sampler.batch_statistics and not spec.program.frozen
     # Dropout, where there is any, goes with the batch's statistics: one mask for the whole chain.
@@ -87,14 +87,14 @@ def _chains(
     return Negatives(jax.lax.stop_gradient(x), start.slots, classes)
 
 
-def _fresh(example_keys: Array, shape: tuple[int, ...], starts: Array | None, classes: Array | None) -> Array:
+def _fresh_starts(example_keys: Array, shape: tuple[int, ...], starts: Array | None, classes: Array | None) -> Array:
     """Starts of fresh chains [b, *shape]: U(-1, 1), or one of the epoch's starts, of the chain's class if any."""
     if starts is None:
         return replay_buffer.uniform(example_keys, example_keys.shape[0], shape)
 
-    def one(key: Array, label: Array | int) -> Array:
+    def pick_start(key: Array, label: Array | int) -> Array:
         row_key, class_key = jax.random.split(key)
         row = jax.random.randint(row_key, (), 0, starts.shape[0])
         return starts[row, jax.random.randint(class_key, (), 0, starts.shape[1]) if classes is None else label]
 
-    return jax.vmap(one, (0, None if classes is None else 0))(example_keys, 0 if classes is None else classes)
+    return jax.vmap(pick_start, (0, None if classes is None else 0))(example_keys, 0 if classes is None else classes)

@@ -112,7 +112,7 @@ def step_spec(
 ) -> StepSpec:
     """The constants of a program's step."""
     terms = quantities.weights(config)
-    if not program.samples:
+    if not program.needs_samples:
         terms = objective.Weights(p_x=0.0, p_y_given_x=terms.p_y_given_x)
     return StepSpec(
         network=network,

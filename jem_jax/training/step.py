@@ -88,8 +88,8 @@ def _batch(spec: StepSpec, data: TrainingData, step: Array, labelled: bool) -> t
     if isinstance(data, StreamedBatch):
         return (data.labelled_images, data.labelled_labels) if labelled else (data.images, data.labels)
     order = data.labelled_order if labelled else data.order
-    batch_size = spec.batch_sizes[labelled]
-    local = batch_size // devices.count()
+    local = spec.local_batch(labelled)
+    batch_size = local * devices.count()
     start = step % (order.shape[0] // batch_size) * batch_size + devices.index() * local
     rows = jax.lax.dynamic_slice(order, (start,), (local,))
     return data.images[rows].reshape(local, *spec.image_shape), data.labels[rows]
@@ -99,7 +99,7 @@ def _augmented(spec: StepSpec, key: Array, images: Array, labelled: bool) -> Arr
     """uint8 images as floats in [-1, 1], augmented; plain ones of p(x) get the input noise alone."""
     settings, plain = spec.data, not (labelled or spec.data.augment_p_x)
 
-    def one(key: Array, image: Array) -> Array:
+    def augment_image(key: Array, image: Array) -> Array:
         return augment(
             key,
             image,
@@ -109,7 +109,7 @@ def _augmented(spec: StepSpec, key: Array, images: Array, labelled: bool) -> Arr
             noise_std=settings.input_noise,
         )
 
-    return jax.vmap(one)(own_keys(spec, key, labelled), to_float(images))
+    return jax.vmap(augment_image)(own_keys(spec, key, labelled), to_float(images))
 
 
 def _loss(
@@ -122,7 +122,7 @@ def _loss(
     named = dict(zip(batches, logits, strict=True))
     named.setdefault("data", named["labelled"])
     factor = spec.p_x_factor(state.step)
-    value, metrics = objective.joint_loss(objective.Logits(**named), y, spec.terms, generative=factor)
+    value, metrics = objective.joint_loss(objective.Logits(**named), y, spec.terms, p_x_factor=factor)
     return value, (metrics, model_state)
 
 

@@ -68,10 +68,10 @@ def whole(tmp_path_factory):
 def test_phases_are_the_shares_of_a_run():
     config = tiny.config(**EVERYTHING)
     assert schedule.phases(config, 100) == (
-        Phase(0, Program(samples=False, num_steps=0, sam=False, frozen=False)),
-        Phase(20, Program(samples=True, num_steps=3, sam=False, frozen=False)),
-        Phase(50, Program(samples=True, num_steps=3, sam=True, frozen=False)),
-        Phase(80, Program(samples=True, num_steps=3, sam=True, frozen=True)),
+        Phase(0, Program(needs_samples=False, num_steps=0, sam=False, frozen=False)),
+        Phase(20, Program(needs_samples=True, num_steps=3, sam=False, frozen=False)),
+        Phase(50, Program(needs_samples=True, num_steps=3, sam=True, frozen=False)),
+        Phase(80, Program(needs_samples=True, num_steps=3, sam=True, frozen=True)),
     )
 
 
