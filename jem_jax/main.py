@@ -1,4 +1,4 @@
-"""The command: flags -> one call; errors -> one line.
+"""The command: flags -> one call; errors -> one line. Settings, `--config.group.name`, are in `jem_jax.config`.
 
 python -m jem_jax.main --config=configs/digits.py
 """

@@ -1,4 +1,4 @@
-"""A whole run: start the devices, hold the workdir, train, evaluate, report."""
+"""Each --mode as a whole: start the devices, hold the workdir, train, evaluate or sample, report."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""Training: everything that an iteration needs, and the loop."""
+"""The training loop: iterations, logging, validation, checkpoints, and going back after a divergence."""
 
 import contextlib
 import json

@@ -1,4 +1,7 @@
-"""The negatives of an iteration: SGLD chains from the replay buffer (paper, equation 2 and algorithm 1)."""
+"""The negatives of an iteration: chains from the replay buffer (paper, equation 2 and algorithm 1).
+
+The sampler itself is `jem_jax.sgld`. Another one goes beside that file and is called in `_chains`.
+"""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Quantities that follow from the settings."""
+"""Quantities that follow from several settings: the objective's weights, sizes of buffer and chains, limits."""
 
 import dataclasses
 from typing import Any
