@@ -1,5 +1,6 @@
 """A data set, networks and settings so small that a test is mostly compiling; for tests and the programs they start."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +11,8 @@ from jem_jax import config as configuration
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset, Split
 from jem_jax.distributed import devices
-from jem_jax.training import setup
+from jem_jax.runs import checkpoint, workdir
+from jem_jax.training import loop, setup, trained
 from jem_jax.training.device_data import DeviceData
 from jem_jax.training.network import Network
 from jem_jax.training.state import TrainState
@@ -152,6 +154,20 @@ class Stop:
         if step in self.steps and self.kill:
             raise Killed
         return step in self.steps
+
+
+def train(directory: Path, stop: Stop | None = None, **settings: Any) -> loop.Trained:
+    """Trains a run in a directory, or goes on with it."""
+    return loop.train(config(**settings), dataset(), directory, "tiny", stop or Stop())
+
+
+def restored(
+    directory: Path, name: str = workdir.CHECKPOINTS, step: int | None = None, **settings: Any
+) -> checkpoint.Restored:
+    """A checkpoint of such a run, by default its last."""
+    state, buffer = trained.template(config(**settings), (SIDE, SIDE, 1), CLASSES)
+    tree = trained.tree(checkpoint.template_of(state), None if name == workdir.BEST else buffer)
+    return checkpoint.restore(directory / name, tree, step)
 
 
 def leaves(tree: Any) -> dict[str, np.ndarray]:

@@ -25,13 +25,28 @@ RATES = {
         {"learning_rate": 1.0, "warmup_steps": 20, "decay_epochs": (1.0,), "decay_factor": 0.5},
         {9: 9 / 20, 10: 10 / 20 * 0.5, 20: 0.5},
     ),
+    "linear": ({}, {0: 0.1, 50: 0.05, 99: 0.001}),
+    "linear after warm-up": ({"warmup_steps": 10}, {5: 0.1 * 0.95 * 0.5}),
+    "cosine": ({}, {0: 0.1, 50: 0.05, 99: 0.1 * (1 + np.cos(np.pi * 0.99)) / 2}),
+    "one_cycle": (
+        {},
+        {
+            0: 0.004,
+            50: 0.1 * (1 + np.cos(np.pi * 2 / 7)) / 2,
+            99: 4e-7 + 0.1 * (1 + np.cos(np.pi * 69 / 70)) / 2,
+        },
+    ),
 }
+"""{case, by the schedule's name where it is none of steps: (settings, {iteration of 100: rate})}"""
 
 
-@pytest.mark.parametrize(("settings", "rates"), RATES.values(), ids=RATES)
-def test_learning_rates(settings, rates):
-    schedule = optimizer.schedule(Optimizer(**settings), STEPS_PER_EPOCH)
-    np.testing.assert_allclose([schedule(jnp.int32(step)) for step in rates], list(rates.values()), rtol=1e-6)
+@pytest.mark.parametrize("case", RATES)
+def test_learning_rates(case):
+    settings, rates = RATES[case]
+    shape = next((name for name in ("linear", "cosine", "one_cycle") if case.startswith(name)), "steps")
+    schedule = optimizer.schedule(Optimizer(**{"learning_rate": 0.1, **settings}), STEPS_PER_EPOCH, shape, 100)
+    found = [schedule(jnp.int32(step)) for step in rates]
+    np.testing.assert_allclose(found, list(rates.values()), rtol=1e-6, atol=1e-7)
 
 
 def test_an_unknown_rule_is_refused():
