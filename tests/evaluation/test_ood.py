@@ -1,7 +1,5 @@
 """Detection of outside images: the measures against scikit-learn, the scores against closed forms, the sets."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +13,6 @@ from jem_jax.common.errors import UserError
 from jem_jax.config import Data
 from jem_jax.datasets import Split, ood_sets
 from jem_jax.evaluation import ood
-from jem_jax.report import inputs
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -112,16 +109,6 @@ def test_refinement_clips_as_it_is_told(linear):
     assert np.abs(images + 0.1 * np.sign(gradient)).max() > 1.01
     expected = -np.sqrt(((moved - images) ** 2).reshape(len(images), -1).sum(axis=1))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-
-
-def test_scores_do_not_depend_on_how_images_are_put_into_batches(linear):
-    weights, images, logits_fn = linear
-    net = types.SimpleNamespace(logits=logits_fn)
-    score = lambda keys, logits_fn, _, x: ood.scores(keys, logits_fn, x, num_steps=3)  # noqa: E731
-    configs = (tiny.config(**{"evaluation.batch_size": size}) for size in (4, 12))
-    one, other = (inputs.over_examples(some, net, score, 1)(weights, jax.random.key(1), images) for some in configs)
-    for name in ood.SCORES:
-        np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
