@@ -80,12 +80,6 @@ def test_input_gradients_of_every_order_are_convolutions_of_the_forward_form(str
     assert set(forms) == {"[0, 1, i, o]"}
 
 
-def test_stride_two_pads_one_pixel_before_where_same_pads_none():
-    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
-    corner = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1.0)  # picks the pixel above and left of the centre
-    np.testing.assert_array_equal(convolution.conv(x, corner, 2)[0, ..., 0], [[0, 0], [0, 5]])
-
-
 def test_vmap_over_kernels_equals_one_by_one():
     with jax.enable_x64(True):
         x, kernels = _random(2, 6, 6, 2), _random(3, 3, 3, 2, 2, seed=1)
