@@ -125,55 +125,26 @@ def test_the_later_override_wins():
     assert config_files.read("digits", [("seed", "1"), ("seed", "2")]).seed == 2
 
 
-@pytest.mark.parametrize("text", ["nan", "NaN", "inf", "-inf", "1e400"])
-def test_an_override_that_is_not_finite_is_said(text):
-    message = _error("digits", [("optimizer.learning_rate", text)])
-    assert "config.optimizer.learning_rate must be above 0" in message
-    assert f"not {float(text)}" in message
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("sampler.num_steps", "abc"),
-        ("sampler.num_steps", "2.5"),
-        ("sampler.num_steps", ""),
-        ("sampler.num_steps", "none"),
-        ("optimizer.decay_epochs", "(3,"),
-        ("sampler.clip_x", "maybe"),
-        ("sampler.clip_x", "2"),
-        ("training.epochs", "2.5"),
-        ("training.epochs", "5/2"),
-        ("optimizer.decay_epochs", "8/0"),
-        ("optimizer.decay_epochs", "8**255"),
-        ("evaluation.attack_linf", "8/'a'"),
-        ("optimizer.learning_rate", "1,5"),
-        ("model", "3"),
-        ("training.epochs", "__import__('os').abort()"),
-    ],
-)
-def test_an_override_of_a_wrong_type_names_its_key(name, text):
-    assert f"config.{name} must be" in _error("digits", [(name, text)])
-
-
-@pytest.mark.parametrize(
-    ("name", "example"),
-    [
-        ("optimizer.decay_epochs", "(20, 30)"),
-        ("schedule.num_steps", "(0.1, 1, 0.3, 5)"),
+GROUPS = "is not a setting; the groups are: data, "
+WRONG_OVERRIDES = [
+    *[("optimizer.learning_rate", text, f"must be above 0 and at most 100, not {float(text)}")
+      for text in ("nan", "NaN", "inf", "-inf", "1e400")],
+    *[(name, text, "must be") for name, text in (
+        ("sampler.num_steps", "abc"), ("sampler.num_steps", "2.5"), ("sampler.num_steps", ""),
+        ("sampler.num_steps", "none"), ("optimizer.decay_epochs", "(3,"), ("sampler.clip_x", "maybe"),
+        ("sampler.clip_x", "2"), ("training.epochs", "2.5"), ("training.epochs", "5/2"),
+        ("optimizer.decay_epochs", "8/0"), ("optimizer.decay_epochs", "8**255"), ("evaluation.attack_linf", "8/'a'"),
+        ("optimizer.learning_rate", "1,5"), ("model", "3"), ("training.epochs", "__import__('os').abort()"),
+    )],
+    *[(name, "a", f"must be a tuple of numbers such as {example}, not 'a'") for name, example in (
+        ("optimizer.decay_epochs", "(20, 30)"), ("schedule.num_steps", "(0.1, 1, 0.3, 5)"),
         ("evaluation.attack_linf", "(0.004, 0.008)"),
-    ],
-)
-def test_the_example_fits_the_setting(name, example):
-    assert f"config.{name} must be a tuple of numbers such as {example}, not 'a'" in _error("digits", [(name, "a")])
+    )],
+    ("modle.depth", "3", GROUPS), ("model.depth.x", "3", GROUPS), ("a.b.c", "3", GROUPS),
+    ("model.dept", "3", "is not a setting; did you mean config.model.depth?"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["modle.depth", "model.depth.x", "a.b.c"])
-def test_an_unknown_group_is_said_with_those_there_are(name):
-    message = _error("digits", [(name, "3")])
-    assert f"config.{name} is not a setting; the groups are: data, " in message
-    assert "training" in message
-
-
-def test_an_unknown_key_is_said_with_the_nearest():
-    assert "did you mean config.model.depth?" in _error("digits", [("model.dept", "3")])
+@pytest.mark.parametrize(("name", "text", "said"), WRONG_OVERRIDES)
+def test_a_wrong_override_names_its_key(name, text, said):
+    assert f"config.{name} {said}" in _error("digits", [(name, text)])
