@@ -6,6 +6,7 @@ import compilation
 import jax
 import numpy as np
 import pytest
+import scripts
 import tiny
 
 from jem_jax import objective
@@ -54,38 +55,18 @@ def _as_users_compile(start: tiny.Start) -> str:
     return lowered.compile(compilation.hlo_of_users()).as_text()
 
 
-def _computations(hlo: str) -> dict[str, list[str]]:
-    """The instructions of every computation of an optimised HLO module."""
-    computations: dict[str, list[str]] = {}
-    current: list[str] | None = None
-    for line in hlo.splitlines():
-        if line.endswith("{") and line[:1] in ("%", "E"):
-            name = line.removeprefix("ENTRY ").split()[0].lstrip("%")
-            current = computations[name] = []
-        elif line.startswith("}"):
-            current = None
-        elif current is not None:
-            current.append(line)
-    return computations
-
-
-def _reached(computations: dict[str, list[str]], name: str) -> set[str]:
+def _reached(computations: dict[str, str], name: str) -> set[str]:
     """A computation and all that it calls."""
     seen, to_see = set(), [name]
     while to_see:
         one = to_see.pop()
         if one not in seen:
             seen.add(one)
-            names = re.findall(r"%([\w.\-]+)", "\n".join(computations[one]))
-            to_see += [found for found in names if found in computations]
+            to_see += [found for found in re.findall(r"%([\w.\-]+)", computations[one]) if found in computations]
     return seen
 
 
 SGD = {"model.factory": "tiny:mlp", "optimizer.name": "sgd", "optimizer.learning_rate": 1.0}
-
-
-def _communication(lines: list[str]) -> list[str]:
-    return [found.group(1) for line in lines if (found := _COMMUNICATION.search(line))]
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +80,14 @@ def test_a_gradient_is_one_all_reduce_the_chain_none_and_the_buffer_is_not_copie
     start = request.getfixturevalue(run)
     hlo = _as_users_compile(start)
     assert f"num_partitions={DEVICES}" in hlo
-    computations = _computations(hlo)
-    assert [found for lines in computations.values() for found in _communication(lines)] == meetings * ["all-reduce"]
+    computations = scripts.load("described").computations(hlo)
+    assert _COMMUNICATION.findall("".join(computations.values())) == meetings * ["all-reduce"]
     assert "callback" not in hlo
     bodies = re.findall(r"\swhile\(.*body=%([\w.\-]+)", hlo)
-    loops = [[line for name in _reached(computations, body) for line in computations[name]] for body in bodies]
-    chains = [loop for loop in loops if re.search(r"\s(convolution|dot)\(", "\n".join(loop))]
+    loops = ["".join(computations[name] for name in _reached(computations, body)) for body in bodies]
+    chains = [loop for loop in loops if re.search(r"\s(convolution|dot)\(", loop)]
     assert len(chains) == 1
-    assert not any(_communication(loop) for loop in loops)
+    assert not any(_COMMUNICATION.search(loop) for loop in loops)
     of_the_buffer = re.escape(f"f32[1,{','.join(map(str, start.buffer.shape[1:]))}]")
     made = re.findall(rf" = {of_the_buffer}\S* ([\w-]+)\(", hlo)
     assert set(made) == {"parameter", "bitcast"}
@@ -256,7 +237,7 @@ PASSES = {
 
 
 @pytest.mark.parametrize("case", PASSES)
-def test_statistics_are_the_mean_over_devices_of_passes_of_which_images_of_the_data_are_the_last(case):
+def test_running_statistics_are_those_of_the_passes_images_of_the_data_last(case):
     """The last pass counts most in the running statistics."""
     settings, number, order = PASSES[case]
     config = tiny.config(**{**CLASSIFIER, "objective.p_x": 1.0, "sampler.step_size": 1e4, **settings})
