@@ -5,8 +5,8 @@ Under the data folder:
     downloads/jem_jax/NAME/   the archives
     jem_jax/NAME/VERSION/     TFDS's files (array_record), which plain TFDS reads too
 
-Both are checked when they are read. What is damaged or missing is made again: 60,000 images of 32×32 are read in two
-seconds of a CPU, so there is no third copy.
+Both are checked when they are read. What is damaged or missing is made again. Reading is quick, so there is no third
+copy.
 """
 
 import os

@@ -68,7 +68,7 @@ def test_the_gradient_of_a_gradient_equals_xlas(stride):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_input_gradients_of_every_order_are_convolutions_of_the_forward_form(stride):
-    # In another form they run 10 times slower within a scan, as in an attack through the chain.
+    # In another form they are slow within a scan, as in an attack through the chain.
     kernel = _random(3, 3, 2, 3, seed=1)
 
     def product(x, vector):
