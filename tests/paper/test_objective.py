@@ -77,14 +77,6 @@ def test_the_contrast_has_the_gradient_of_the_negative_log_likelihood():
         np.testing.assert_allclose(gradient, jax.grad(exact)(jnp.asarray(theta)), rtol=1e-13)
 
 
-def test_the_direct_factorisation_is_the_joint_one_less_its_own_normaliser():
-    # With the same images on both sides, log p~(x, y) = log p~(x) + log p(y | x) makes the two losses agree.
-    labelled, _, _, conditional = jnp.asarray(_arrays(), jnp.float32)
-    direct = _loss(Weights(p_x=0, p_y_given_x=0, p_xy=1))((labelled, None, None, conditional))
-    joint = _loss(Weights())((labelled, labelled, conditional, None))
-    np.testing.assert_allclose(direct, joint - objective.cross_entropy(conditional, LABELS), rtol=1e-5)
-
-
 def test_a_plain_classifier_is_cross_entropy_alone():
     labelled = jnp.asarray(_arrays()[0], jnp.float32)
     loss, terms = objective.joint_loss(Logits(labelled), jnp.asarray(LABELS), Weights(p_x=0))

@@ -143,9 +143,6 @@ def test_a_new_buffer_holds_uniform_chains_of_every_class():
     assert stats.kstest(buffer.ravel(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
     assert len(np.unique(buffer[..., 0, 0])) == 300
     assert replay_buffer.init(KEY, 5, (4, 2)).shape == (5, 1, 4, 2)
-
-
-def test_a_new_buffer_is_float32_in_a_float64_program_too():
     with jax.enable_x64(True):
         assert replay_buffer.init(KEY, 4, (2,)).dtype == jnp.float32
 

@@ -97,15 +97,6 @@ def test_the_stride_sits_on_the_second_convolution_of_the_later_stages():
     }
 
 
-def test_the_logits_are_linear_in_the_features():
-    network, variables = WideResNet(5, 10, 1), _variables()
-    logits, features = jax.jit(lambda v, x: (network.apply(v, x), network.apply(v, x, features=True)))(
-        variables, _images(2, 8, 8, 3)
-    )
-    layer = variables["params"]["classes"]
-    np.testing.assert_allclose(logits, features @ layer["kernel"] + layer["bias"], rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("depth", [4, 9, 11, 27, 30])
 def test_a_depth_that_no_number_of_blocks_gives_is_an_error(depth):
     with pytest.raises(ValueError, match=rf"depth must be 6n \+ 4 .*not {depth}"):

@@ -286,11 +286,6 @@ def test_a_spoiled_folder_is_refused_in_a_line(folder, capsys, spoil, named):
         jem_jax.load(folder)
 
 
-def test_settings_of_training_that_are_no_more_are_dropped(folder):
-    describe(folder, lambda d: d["config"]["optimizer"].update(cosine=True))
-    assert jem_jax.load(folder).config == jem_jax.load(finished_run()).config
-
-
 # Starting from other weights
 
 

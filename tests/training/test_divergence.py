@@ -47,13 +47,9 @@ def test_the_other_factorisations_gap_counts_too():
     assert found.reason == "gap"
 
 
-def test_healthy_iterations_raise_no_alarm():
-    assert _alarm([HEALTHY] * (3 * LIMITS.patience)) is None
-
-
-def test_images_of_black_and_white_alone_are_no_saturation():
-    inked = HEALTHY | {"samples_rms": 3.5, "data_rms": 3.5}
-    assert _alarm([inked] * (3 * LIMITS.patience)) is None
+@pytest.mark.parametrize("seen", [{}, {"samples_rms": 3.5, "data_rms": 3.5}], ids=["healthy", "black and white alone"])
+def test_no_alarm_is_raised(seen):
+    assert _alarm([HEALTHY | seen] * (3 * LIMITS.patience)) is None
 
 
 @pytest.mark.parametrize("name", ["log_px_samples", "samples_spread", "samples_rms"])
