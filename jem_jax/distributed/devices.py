@@ -9,6 +9,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,10 +145,11 @@ def once(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _on_cpu(**options: Any) -> dict[str, Any]:
-    """Compiler options for a CPU, but for those that this version of XLA does not know; none elsewhere."""
-    return {
-        name: options[name] for name in options if jax.default_backend() == "cpu" and _is_known(name, options[name])
-    }
+    """Compiler options for a CPU, but for those that XLA_FLAGS sets or this XLA does not know; none elsewhere."""
+    if jax.default_backend() != "cpu":
+        return {}
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {name: value for name, value in options.items() if name not in flags and _is_known(name, value)}
 
 
 @functools.cache
@@ -159,20 +161,35 @@ def _is_known(name: str, value: Any) -> bool:
     return True
 
 
-def compiled(step: Callable[..., Any], *args: Any) -> Callable[..., Any]:
-    """A step of `per_device` compiled for arguments of these shapes; it takes no others.
+@dataclass(frozen=True)
+class Traced:
+    """A step of `per_device` traced for arguments of some shapes."""
 
-    With several processes it is the step itself, compiled at its first call: ahead, pmap takes global arrays only.
+    returns: Any
+    """the shapes of what it returns"""
+    compile: Callable[[], Callable[..., Any]]
+    """-> the step, for arguments of these shapes alone"""
+
+
+def traced(step: Callable[..., Any], *args: Any) -> Traced:
+    """Traces a step of `per_device`, once for its check and its compilation.
+
+    With several processes it is compiled at its first call: ahead, pmap takes global arrays only.
     """
     if jax.process_count() > 1:
-        return step
+        return Traced(jax.eval_shape(step, *args), lambda: step)
     assert isinstance(step, functools.partial)
     mapped: Any = step.func
-    # LLVM's higher levels compile longer and gain a step little: its time goes into XLA's own kernels.
-    program = mapped.lower(*step.args, *args).compile(_on_cpu(xla_backend_optimization_level=1))
-    if cpu_devices() < 2:
-        return functools.partial(program, *step.args)
-    return lambda *own: jax.block_until_ready(program(*step.args, *own))
+    lowered = mapped.lower(*step.args, *args)
+
+    def compiled() -> Callable[..., Any]:
+        # LLVM's higher levels compile longer and gain a step little: its time goes into XLA's own kernels.
+        program = lowered.compile(_on_cpu(xla_backend_optimization_level=1))
+        if cpu_devices() < 2:
+            return functools.partial(program, *step.args)
+        return lambda *own: jax.block_until_ready(program(*step.args, *own))
+
+    return Traced(lowered.out_info, compiled)
 
 
 def replicate(tree: Any) -> Any:

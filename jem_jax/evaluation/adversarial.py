@@ -90,6 +90,7 @@ def pgd(
     norm: str | Array,
     num_steps: int | Array,
     restarts: int = 1,
+    until_all_fall: bool = False,
 ) -> tuple[Array, Array]:
     """Projected gradient descent from random starts (Madry et al. 2018).
 
@@ -109,6 +110,8 @@ def pgd(
         an index into `NORMS` [B].
       num_steps: at least 0; an array [] where one compiled program is to serve several.
       restarts: random starts, at least 1; the strongest point of all is returned.
+      until_all_fall: end as soon as every image has a point that is a mistake. Which images fall stays the same; the
+        points may be weaker than those of the whole attack.
 
     Returns:
       The strongest points [B, ...], within ε of x and in [-1, 1], and their margins [B]; a positive margin is a
@@ -125,8 +128,7 @@ def pgd(
     radius = _over_pixels(jnp.broadcast_to(2 * jnp.asarray(epsilon, x.dtype), len(x)), x)
 
     def restart(best: tuple[Array, Array], keys: Array) -> tuple[tuple[Array, Array], None]:
-        points, margins = _one_start(keys, classifier, x, labels, radius, is_l2, num_steps)
-        return _stronger(best, points, margins), None
+        return _one_start(keys, best, classifier, x, labels, radius, is_l2, num_steps, until_all_fall), None
 
     example_keys = prng.of_batch(key, len(x))
     # Far from the numbers that `_one_start` folds in.
@@ -136,8 +138,10 @@ def pgd(
 
 
 def _one_start(
-    keys: Array, classifier: Classifier, x: Array, labels: Array, radius: Array, is_l2: Array, num_steps: int | Array
-) -> tuple[Array, Array]:
+    keys: Array, best: tuple[Array, Array], classifier: Classifier, x: Array, labels: Array, radius: Array,
+    is_l2: Array, num_steps: int | Array, until_all_fall: bool,
+) -> tuple[Array, Array]:  # fmt: skip
+    """The strongest points, and their margins, of an earlier best and a start's."""
     start_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2**31 - 1))(keys)
     start = jnp.clip(x + _random_in_ball(start_keys, x, radius, is_l2), -1, 1)
 
@@ -145,16 +149,20 @@ def _one_start(
         logits = classifier(jax.vmap(jax.random.fold_in, (0, None))(keys, index), moved)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum(), margin(logits, labels)
 
-    def visit(index: Array, carry: tuple[tuple[Array, Array], Array]) -> tuple[tuple[Array, Array], Array]:
-        best, moved = carry
+    def goes_on(carry: tuple[Array, tuple[Array, Array], Array]) -> Array:
+        index, (_, margins), _ = carry
+        return (index < num_steps + 2) & ~(until_all_fall & jnp.all(margins > 0))
+
+    def visit(carry: tuple[Array, tuple[Array, Array], Array]) -> tuple[Array, tuple[Array, Array], Array]:
+        index, best, moved = carry
         gradient, margins = jax.grad(loss, has_aux=True)(moved, index)
         best = _stronger(best, moved, margins)
         ascent = jnp.where(is_l2, _unit(gradient), jnp.sign(gradient))
         ahead = x + _inside(moved + _STEP * radius * ascent - x, radius, is_l2)
-        return best, jnp.where(index == 0, start, jnp.clip(ahead, -1, 1))
+        return index + 1, best, jnp.where(index == 0, start, jnp.clip(ahead, -1, 1))
 
     # The image itself is visited first, then the start: the network stands once in the compiled program.
-    return jax.lax.fori_loop(0, num_steps + 2, visit, ((x, jnp.full(len(x), -jnp.inf)), x))[0]
+    return jax.lax.while_loop(goes_on, visit, (jnp.int32(0), best, x))[1]
 
 
 def _stronger(best: tuple[Array, Array], points: Array, margins: Array) -> tuple[Array, Array]:

@@ -1,5 +1,6 @@
 """The sections about adversarial inputs: PGD, PGD through SGLD refinement, and distal adversarials (section 5.4)."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from jem_jax.report.result import Result, percent
 from jem_jax.runs import image_grid
 from jem_jax.training import quantities
 
+Array = jax.Array
 _NORMS = {"linf": "L∞", "l2": "L2"}
 _ATTACK_STREAM, _DISTAL_STREAM = 102, 103
 REFINEMENTS = (0, 1, 10)
@@ -64,7 +66,7 @@ def _plain(subject: Subject) -> Callable[[str, str, Sequence[float]], dict[str, 
     images, how = to_float(subset.images), {"num_steps": settings.attack_steps, "restarts": settings.attack_restarts}
     attack = subject.over_examples(
         lambda keys, logits_fn, _, x, labels, epsilon, norm: adversarial.pgd(
-            keys, lambda _, x: logits_fn(x), x, labels, epsilon, norm=norm, **how
+            keys, lambda _, x: logits_fn(x), x, labels, epsilon, norm=norm, until_all_fall=True, **how
         )[1]
     )
     key = jax.random.split(subject.key(_ATTACK_STREAM))[0]
@@ -74,13 +76,17 @@ def _plain(subject: Subject) -> Callable[[str, str, Sequence[float]], dict[str, 
         standing = np.isfinite(logits).all(axis=-1) & (logits.argmax(axis=-1) == subset.labels)
         values = {"0": float(standing.mean())}
         norms = np.full(len(images), adversarial.NORMS.index(norm))
+        runner_up, best = np.partition(logits, -2)[:, -2:].T
+        lead = best - runner_up
         # An image that fell to a smaller ε falls to a larger one: the point that felled it is within reach.
         for epsilon in sorted(epsilons):
             rows = np.flatnonzero(standing)
+            # A batch ends when all of it has fallen, so images that stand equally firmly go together.
+            rows = rows[np.argsort(lead[rows])]
             if len(rows):
                 sizes = np.full(len(rows), epsilon, np.float32)
                 margins = attack(name, key, images[rows], subset.labels[rows], sizes, norms[rows], fill=len(images))
-                standing[rows] = margins < 0
+                standing[rows], lead[rows] = margins < 0, -margins
             values[f"{epsilon:g}"] = float(standing.mean())
         return {f"{epsilon:g}": values[f"{epsilon:g}"] for epsilon in (0, *epsilons)}
 
@@ -97,14 +103,14 @@ def _accuracy_table(result: Result, norm: str, epsilons: Sequence[float], count:
 
 
 def _refined(subject: Subject, result: Result) -> None:
-    """The JEM behind its own refinement, by two programs: one for each way through the chain."""
-    settings = subject.settings
-    official, through = (_behind_refinement(subject, backpropagate) for backpropagate in (False, True))
+    """The JEM behind its own refinement."""
+    settings, accuracy = subject.settings, _behind_refinement(subject)
     rows, by_steps = [], {}
     for steps in REFINEMENTS:
-        clean = official(steps, 0.0)
-        for backpropagate, attack in ((False, official), (True, through)) if steps else ((False, official),):
-            values = {"0": clean} | {f"{epsilon:g}": attack(steps, epsilon) for epsilon in settings.refined_linf}
+        clean = accuracy(steps, 0.0)
+        for backpropagate in (False, True) if steps else (False,):
+            attacked = {f"{epsilon:g}": accuracy(steps, epsilon, backpropagate) for epsilon in settings.refined_linf}
+            values = {"0": clean} | attacked
             mode = "backpropagated" if backpropagate else "straight_through"
             by_steps[f"jem_{steps}_{mode}"] = values
             said = "" if not steps else ", attack through the chain" if backpropagate else ", official attack"
@@ -121,8 +127,8 @@ def _refined(subject: Subject, result: Result) -> None:
     result.table(head, rows, f"accuracy of the JEM through refinement; {count} test images")
 
 
-def _behind_refinement(subject: Subject, backpropagate: bool) -> Callable[[int, float], float]:
-    """(n, ε) -> accuracy of the JEM behind n steps of refinement under PGD.
+def _behind_refinement(subject: Subject) -> Callable[..., float]:
+    """(n, ε, backpropagate=False) -> accuracy of the JEM behind n steps of refinement under PGD.
 
     The attacked points are judged under noise that the attack did not see.
     """
@@ -130,33 +136,41 @@ def _behind_refinement(subject: Subject, backpropagate: bool) -> Callable[[int, 
     subset = subject.some_test(settings.refined_images)
     images = to_float(subset.images)
 
-    def is_right(
-        keys: jax.Array, logits_fn: energy.LogitsFunction, chain_logits_fn: energy.LogitsFunction, x: jax.Array,
-        labels: jax.Array, epsilon: jax.Array, *, until: jax.Array, attack_steps: jax.Array,
-    ) -> jax.Array:  # fmt: skip
-        def classifier(keys: jax.Array, x: jax.Array, backpropagate: bool = backpropagate) -> jax.Array:
+    def attacked(
+        backpropagate: bool, keys: Array, logits_fn: energy.LogitsFunction, chain_logits_fn: energy.LogitsFunction,
+        x: Array, labels: Array, epsilon: Array, *, until: Array, attack_steps: Array,
+    ) -> tuple[Array, Array]:  # fmt: skip
+        """The attacked points, and their margins under fresh noise."""
+
+        def classifier(keys: Array, x: Array) -> Array:
             return adversarial.refined(
                 keys, logits_fn, x, chain_logits_fn=chain_logits_fn, num_steps=REFINEMENTS[-1], until=until,
                 copies=COPIES, backpropagate=backpropagate, **chain,
             )  # fmt: skip
 
-        points, _ = adversarial.pgd(
+        points, margins = adversarial.pgd(
             keys, classifier, x, labels, epsilon, norm="linf", num_steps=attack_steps, restarts=settings.attack_restarts
         )
-        check_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _CHECK)
-        return adversarial.margin(classifier(check_keys, points, backpropagate=False), labels) < 0
+        if not backpropagate:
+            check_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _CHECK)
+            margins = adversarial.margin(classifier(check_keys, points), labels)
+        return points, margins
 
-    run = subject.over_examples(is_right, COPIES)
+    # The attack through the chain leaves its judgement to the other program, which is shorter to compile than both.
+    official, through = (
+        subject.over_examples(functools.partial(attacked, backpropagate), COPIES) for backpropagate in (False, True)
+    )
     key = jax.random.split(subject.key(_ATTACK_STREAM))[0]
 
-    def accuracy(num_steps: int, epsilon: float) -> float:
-        return float(
-            run(
-                "jem", key, images, subset.labels, np.full(len(images), epsilon, np.float32), until=np.int32(num_steps),
+    def accuracy(num_steps: int, epsilon: float, backpropagate: bool = False) -> float:
+        points = images
+        for attack, size in ((through, epsilon), (official, 0.0)) if backpropagate else ((official, epsilon),):
+            points, margins = attack(
+                "jem", key, points, subset.labels, np.full(len(images), size, np.float32), until=np.int32(num_steps),
                 # At ε 0 there is nowhere to go.
-                attack_steps=np.int32(settings.attack_steps if epsilon else 0),
-            ).mean()
-        )  # fmt: skip
+                attack_steps=np.int32(settings.attack_steps if size else 0),
+            )  # fmt: skip
+        return float((margins < 0).mean())
 
     return accuracy
 

@@ -101,11 +101,12 @@ class _Training:
         return self.compiled[program]
 
     def compile(self, programs: Collection[Program]) -> None:
-        """Compiles programs side by side."""
+        """Compiles programs side by side; before that, each is checked to return what a checkpoint can hold."""
         arguments = self.state, self.buffer, self.setup.data.at(self.step)
+        expected, _ = template(self.config, self.dataset.image_shape, self.dataset.num_classes)
+        traced = [preflight.trace(self.setup.step(program), *arguments, expected) for program in programs]
         with ThreadPoolExecutor(max(1, len(programs))) as pool:
-            compile_one = lambda program: devices.compiled(self.setup.step(program), *arguments)  # noqa: E731
-            self.compiled |= dict(zip(programs, pool.map(compile_one, programs), strict=True))
+            self.compiled |= zip(programs, pool.map(lambda one: one.compile(), traced), strict=True)
 
     @property
     def freezes_at(self) -> int | None:
@@ -146,7 +147,6 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
         training = _set_up(config, dataset, directory, stack)
         if training.step >= training.total_steps:
             return Trained(training.step, training.seconds_before)
-        _check_programs(training)
         _compile_and_announce(training, title)
         events = recovery.events(training.history)
         recorder = Recorder(directory, title, training.step, training.total_steps, events, writes=processes.is_first())
@@ -263,14 +263,6 @@ def _newest_checkpoint(
     buffer = None if buffer is None else devices.spread(buffer)
     restored = checkpoint.restore(folder, tree(checkpoint.template_of(state), buffer), step, checked=True)
     return checkpoint.from_tree(state, restored.tree["state"]), restored.tree.get("buffer"), restored.note
-
-
-def _check_programs(training: _Training) -> None:
-    """Traces every program to come: what it returns must be what a checkpoint can hold."""
-    expected, _ = template(training.config, training.dataset.image_shape, training.dataset.num_classes)
-    data = training.setup.data.at(training.step)
-    for program in training.programs_to_come:
-        preflight.check_step(training.setup.step(program), training.state, training.buffer, data, expected)
 
 
 def _compile_and_announce(training: _Training, title: str) -> None:

@@ -225,8 +225,10 @@ def check_network(net: Network, image_shape: tuple[int, ...], num_classes: int) 
         )
 
 
-def check_step(step: Step, state: TrainState, buffer: Array | None, data: TrainingData, template: TrainState) -> None:
-    """Traces an iteration and compares what it returns with what a checkpoint can hold.
+def trace(
+    step: Step, state: TrainState, buffer: Array | None, data: TrainingData, template: TrainState
+) -> devices.Traced:
+    """Traces an iteration, to be compiled, and compares what it returns with what a checkpoint can hold.
 
     Args:
       template: the shapes of a run's state.
@@ -235,12 +237,14 @@ def check_step(step: Step, state: TrainState, buffer: Array | None, data: Traini
       UserError: the iteration cannot be traced, or its state or buffer has another structure, shape or dtype.
     """
     with _refused("cannot be trained"):
-        after, rows = jax.eval_shape(step, state, buffer, data)
+        traced = devices.traced(step, state, buffer, data)
+    after, rows = traced.returns
     differs = checkpoint.difference(checkpoint.template_of(template), checkpoint.template_of(after))
     if not differs and buffer is not None:
         differs = checkpoint.difference({"buffer": buffer}, {"buffer": rows})
     if differs:
         raise UserError(f"config.model cannot be trained: after an iteration the state {differs}")
+    return traced
 
 
 def few_images(config: Config, model_state: Variables) -> str | None:

@@ -133,10 +133,13 @@ def test_fewer_examples_share_the_program_of_a_batch():
     assert traced == [(8 // jax.device_count(), 2)]
 
 
-def test_compiler_options_that_xla_does_not_know_are_left_out():
+def test_compiler_options_that_xla_does_not_know_or_its_user_sets_are_left_out(monkeypatch):
     # XLA renames and removes them from one version to the next.
     level = {"xla_backend_optimization_level": 1}
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     assert devices._on_cpu(**level, xla_no_such_option=True) == level
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
+    assert devices._on_cpu(**level) == {}
 
 
 @pytest.mark.parametrize(("total", "batch_size"), [(10, 4), (8, 4), (3, 4), (9, 1)])

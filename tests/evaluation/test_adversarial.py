@@ -114,6 +114,26 @@ def test_more_steps_or_restarts_are_never_weaker(curved):
     assert restarted.mean() > few.mean()
 
 
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_an_attack_may_end_when_all_images_have_fallen(curved, restarts):
+    weights, images, labels = curved
+    attack = functools.partial(
+        adversarial.pgd, jax.random.key(0), lambda _, x: _mlp(weights, x), norm="linf", num_steps=20, restarts=restarts
+    )
+    whole, short = (attack(jnp.asarray(images), labels, 0.1, until_all_fall=ends) for ends in (False, True))
+    # One image that stands keeps all of the batch under attack.
+    assert not (whole[1] > 0).all()
+    np.testing.assert_array_equal(short[0], whole[0])
+    rows = np.flatnonzero(whole[1] > 0)
+    points, margins = attack(jnp.asarray(images[rows]), labels[rows], 0.3, until_all_fall=True)
+    strongest = attack(jnp.asarray(images[rows]), labels[rows], 0.3)[1]
+    assert (margins > 0).all()
+    assert (margins < strongest).all()
+    # Every fourth label was wrong from the start, where nothing is left to do.
+    points, _ = attack(jnp.asarray(images[::4]), labels[::4], 0.3, until_all_fall=True)
+    np.testing.assert_array_equal(points, images[::4])
+
+
 def test_nan_is_a_mistake(curved):
     weights, images, labels = curved
     broken = {**weights, "second": weights["second"] * np.nan}

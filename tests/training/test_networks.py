@@ -98,7 +98,7 @@ def _trained(factory, steps=1, **settings):
     start = tiny.start(tiny.config(**{"model.factory": f"{__name__}:{factory.__name__}", **settings}))
     preflight.check_network(start.network, SHAPE, tiny.CLASSES)
     state, buffer = start.state, start.buffer
-    preflight.check_step(start.step, state, buffer, start.data.at(0), state)
+    preflight.trace(start.step, state, buffer, start.data.at(0), state)
     for step in range(steps):
         state, buffer = start.step(state, buffer, start.data.at(step))
     assert checkpoint.difference(checkpoint.template_of(start.state), checkpoint.template_of(state)) is None
@@ -283,4 +283,4 @@ def test_what_a_checkpoint_cannot_hold_is_refused():
     start = tiny.start(tiny.config(**{"model.factory": "tiny:mlp"}))
     other = start.state._replace(learning_rate_factor=jnp.float16(1))
     with pytest.raises(UserError, match="after an iteration the state holds learning_rate_factor as float32"):
-        preflight.check_step(start.step, start.state, start.buffer, start.data.at(0), other)
+        preflight.trace(start.step, start.state, start.buffer, start.data.at(0), other)

@@ -39,9 +39,9 @@ def whole(tmp_path_factory):
     """A run of everything, without an interruption; and after how many iterations each program was compiled."""
     directory = tmp_path_factory.mktemp("schedule")
     compiled, iterations = [], []
-    compile_one, iterate = devices.compiled, loop._iterate
+    trace, iterate = devices.traced, loop._iterate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "compiled", lambda *args: compiled.append(len(iterations)) or compile_one(*args))
+        patch.setattr(devices, "traced", lambda *args: compiled.append(len(iterations)) or trace(*args))
         patch.setattr(loop, "_iterate", lambda training: iterations.append(1) or iterate(training))
         tiny.train(directory, **EVERYTHING)
     assert len(iterations) == 10
