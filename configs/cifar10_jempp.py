@@ -5,8 +5,9 @@
 The released code's inner loop is not needed: its M 10 × N 5 steps of 0.2 are these 10 steps of 1.0, since the first
 convolution is linear. M 20: --config.sampler.num_steps=20
 
-Cost: 105,450 iterations, 2,300 PFLOP. At the 790 TFLOP/s at which an H200 multiplies bf16 matrices that would be 49
-minutes: a floor, not a measurement. 67 hours are published for the original.
+Cost: 105,450 iterations, 2,300 PFLOP. At the 819 TFLOP/s at which an H200 multiplies bf16 matrices
+(experiments/results/benchmark_gpu.json) that would be 47 minutes: a floor, not a measurement. 67 hours are published
+for the original.
 Expect: 93.73 % test accuracy, IS 8.29, FID 37.1; with M 20 94.1 %, 8.11 and 38.0 (Yang and Ji, ICCV 2021).
 """
 

@@ -6,8 +6,8 @@ The released code learns from all 50,000 images and picks its checkpoint on the 
 that, an epoch is 351 iterations instead of 390, and the report describes the last checkpoint. K 10 or 20:
 --config.sampler.num_steps=10
 
-Cost: 70,200 iterations, 1,800 PFLOP with both of ASAM's gradients. At the 790 TFLOP/s at which an H200 multiplies bf16
-matrices that would be 38 minutes: a floor, not a measurement.
+Cost: 70,200 iterations, 1,800 PFLOP with both of ASAM's gradients. At the 819 TFLOP/s at which an H200 multiplies bf16
+matrices (experiments/results/benchmark_gpu.json) that would be 37 minutes: a floor, not a measurement.
 Expect: 95.5 % test accuracy, IS 8.77, FID 9.41 (Yang et al., CVPR 2023; FID over the 90 % of the buffer's images of
 largest max p(y|x), IS over the 10 %). The classifier beside it is trained with ASAM and batch norm too.
 """

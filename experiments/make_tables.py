@@ -20,6 +20,7 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "pages" / "results.md", ROOT / "doc
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Numbers = Mapping[str, Any]
+SHIPPED = "../models/fashion_mnist/model"
 MODELS = {"jem": "JEM", "baseline": "classifier"}
 SCORES = {
     "approximate_mass": "-\\|∇ log p~(x)\\|",
@@ -33,11 +34,12 @@ LEVERS_OFF_BY_DEFAULT = (
     "batches of twice the size", "unrolled", "NHWC", "NCHW",
 )  # fmt: skip
 
-# One WRN-28-10 iteration of batch 64 and K 20; published peaks and link speeds, bytes/s in one direction.
-ITERATION_FLOPS, PARAMETERS = 37.3e12, 36_471_338
+PARAMETERS = 36_471_338
+"""of a WRN-28-10 with 10 classes"""
+# Published link speeds, bytes/s in one direction.
 LINKS = (
-    ("H200, NVLink within 8", 790e12, 450e9, (8,), "NVIDIA H200 data sheet: 900 GB/s both ways together"),
-    ("H200, InfiniBand NDR", 790e12, 50e9, (64, 512), "NVIDIA ConnectX-7 data sheet: 400 Gb/s a port, one a GPU"),
+    ("H200, NVLink within 8", 450e9, (8,), "NVIDIA H200 data sheet: 900 GB/s both ways together"),
+    ("H200, InfiniBand NDR", 50e9, (64, 512), "NVIDIA ConnectX-7 data sheet: 400 Gb/s a port, one a GPU"),
 )
 
 
@@ -117,15 +119,20 @@ def overview() -> str:
         ("cifar10_fast", "cifar10_fast", "one H200", ""),
         ("cifar10_ten_minutes", "queue/ten_minutes_late_p_x", "one H200, p(x) from 40 % on", "cifar10"),
     ):
-        found = read(stored)
-        run = found["runs"][0] if "runs" in found else found.get("report") or found
-        rows.append((_named(name, stored), *_run_cells(run, machine), _model(model)))
-    about = json.loads((ROOT / "experiments/models/fashion_mnist/model.json").read_text(encoding="utf-8"))["about"]
-    name = _named("fashion_mnist_fast", "../models/fashion_mnist/model")
-    run = {"jem": about["results"], "run": about["training"]}
-    rows.append((name, *_run_cells(run, "2 CPU cores"), _model("fashion_mnist")))
+        rows.append((_named(name, stored), *_run_cells(stored_run(stored)[1], machine), _model(model)))
+    name = _named("fashion_mnist_fast", SHIPPED)
+    rows.append((name, *_run_cells(stored_run(SHIPPED)[1], "2 CPU cores"), _model("fashion_mnist")))
     heads = ("config, raw result", "training", "test accuracy, %", "ECE, %", "AUROC, log p~", "PGD L2 0.5, %", "model")
     return table(heads, rows)
+
+
+def stored_run(stored: str) -> tuple[str, Numbers]:
+    """The command of a stored run, and its `jem` and `run`."""
+    found = read(stored)
+    if "about" in found:
+        command = "python -m jem_jax.main --config=configs/fashion_mnist_fast.py"
+        return command, {"jem": found["about"]["results"], "run": found["about"]["training"]}
+    return found["command"], found["runs"][0] if "runs" in found else found.get("report") or found
 
 
 def _named(config: str, stored: str) -> str:
@@ -308,7 +315,21 @@ def ablation_changes(name: str) -> str:
     return table(("part", "better", "worse"), rows)
 
 
-# --- results.md: one run of Fashion-MNIST and of CIFAR-10 ---
+# --- results.md: single runs ---
+
+
+def single_runs(titles: Mapping[str, str]) -> str:
+    """A row each of runs that were measured as classifiers alone, {stored: title}."""
+    rows, sources = [], []
+    for stored, title in titles.items():
+        command, run = stored_run(stored)
+        jem, facts = run["jem"], run["run"]
+        ece = f"{100 * jem['ece']:.1f}" if "ece" in jem else "–"
+        rows.append((title, f"{100 * jem['accuracy']:.1f}", f"{jem['nll']:.3f}", ece, f"{jem['iteration']:,}",
+                     f"{facts['seconds']['training']:.0f}"))  # fmt: skip
+        sources.append(source({"command": command, "device": facts["devices"]}))
+    heads = ("", "accuracy, %", "NLL, nats", "ECE, %", "iterations", "training, s")
+    return "\n\n".join((table(heads, rows), *sources))
 
 
 def one_run(name: str) -> tuple[Numbers, Numbers, list[str]]:
@@ -607,14 +628,17 @@ def tpu_chips() -> str:
 
 def several_chips() -> str:
     """A model of data parallelism, from arithmetic and link speeds."""
+    measured = read("benchmark_gpu")["summary"]
+    case = next(case for case in measured["cases"] if case["case"].startswith("WRN-28-10"))
+    compute = case["flops"] / measured["products_flops"]["bfloat16"]
     rows = []
-    for name, flops, link, chips, origin in LINKS:
-        compute = ITERATION_FLOPS / flops
+    for name, link, chips, origin in LINKS:
         for count in chips:
             exchange = 2 * (count - 1) / count * 4 * PARAMETERS / link
             rows.append((name, count, f"{1e3 * compute:.0f}", f"{1e3 * exchange:.2f}",
                          f"{compute / (compute + exchange):.1%}", origin))  # fmt: skip
-    return table(("chips", "number", "compute, ms", "all-reduce, ms", "efficiency", "link speed from"), rows)
+    heads = ("chips", "number", "compute, ms", "all-reduce, ms", "efficiency", "link speed from")
+    return table(heads, rows, read("benchmark_gpu"))
 
 
 def waiting() -> str:
@@ -656,6 +680,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits-samples": digits_samples,
     "digits-distal": digits_distal,
     "digits-claims": digits_claims,
+    "digits-successors": partial(single_runs, {"digits_jempp": "JEM++", "digits_sada": "SADA-JEM"}),
+    "cifar10-ten-minutes": partial(single_runs, {"queue/ten_minutes_late_p_x": "JEM, p(x) from 40 % on",
+                                                 "queue/classifier": "cross-entropy alone"}),
+    "fashion-mnist-fast": partial(single_runs, {SHIPPED: "JEM"}),
     "divergence-few-steps": partial(divergence, "few steps"),
     "divergence-harsh": partial(divergence, "harsh"),
     "divergence-healthy": healthy,

@@ -10,7 +10,7 @@ import difflib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -190,6 +190,15 @@ class Schedule:
         return next(iter(changed), "freeze_norm" if self.freeze_norm < 1 else None)
 
 
+class BatchSizes(NamedTuple):
+    """Images of an iteration, all devices together."""
+
+    p_x: int
+    """of the p(x) stream, over all images"""
+    labelled: int
+    """of the labelled stream"""
+
+
 @dataclass(frozen=True)
 class Training:
     """Batches, length, devices, checkpoints and logs."""
@@ -230,9 +239,9 @@ class Training:
     )
 
     @property
-    def batch_sizes(self) -> tuple[int, int]:
-        """Images of an iteration in the p(x) stream and in the labelled one."""
-        return self.batch_size, self.labelled_batch_size or self.batch_size
+    def batch_sizes(self) -> BatchSizes:
+        """Images of an iteration in each stream."""
+        return BatchSizes(self.batch_size, self.labelled_batch_size or self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -380,10 +389,10 @@ def validate(settings: Mapping[str, Any]) -> Config:
 
 def _check_shared_batch(config: Config) -> None:
     """A shared batch is one batch: the two branches must not differ in anything."""
-    unshared, labelled = config.training.batch_sizes
+    p_x, labelled = config.training.batch_sizes
     for wrong, reason in (
         (config.data.labels_per_class, "config.data.labels_per_class leaves some out"),
-        (unshared != labelled, f"config.training.labelled_batch_size is {labelled} and batch_size {unshared}"),
+        (p_x != labelled, f"config.training.labelled_batch_size is {labelled} and batch_size {p_x}"),
         (not config.data.augment_p_x, "config.data.augment_p_x is false"),
     ):
         if wrong:

@@ -1,12 +1,13 @@
 """The one convolution of this package, whose input gradient is fast inside a scan on every backend.
 
 XLA's CPU backend rewrites convolutions to their fast form in a program's entry computation only. The input gradient
-that autodiff makes inside `lax.scan`, where an SGLD chain needs it, misses that rewrite and runs 13 to 36 times slower
-than the same convolution outside. On CPU the input gradient is therefore written as the forward convolution that it
-is. That costs forward-mode differentiation (`jax.jvp`), which other backends keep.
+that autodiff makes inside `lax.scan`, where an SGLD chain needs it, misses that rewrite: a whole training iteration
+then takes 5 to 7 times as long (`python -m experiments.speed.levers --preset=cpu`). On CPU the input gradient is
+therefore written as the forward convolution that it is. That costs forward-mode differentiation (`jax.jvp`), which
+other backends keep.
 
 A convolution of very few pixels, such as the last feature map of 8×8 digits, is slow on a CPU in either form. It is
-written as the product with its matrix there: at 2×2×64 that takes a fifteenth of the time.
+written as the product with its matrix there.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 Array = jax.Array
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _FEW_PIXELS = 4
-"""Up to so many pixels of the output the matrix is the faster form; at 16 the convolution is, by three times"""
+"""Up to so many pixels of the output the matrix is the faster form on a CPU; at 16 the convolution is"""
 _plain = ContextVar("_plain", default=False)
 
 

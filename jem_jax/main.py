@@ -1,4 +1,4 @@
-"""The command: flags -> one call; errors -> one line.
+"""The command: flags -> one call; errors -> one line. Settings, `--config.group.name`, are in `jem_jax.config`.
 
 python -m jem_jax.main --config=configs/digits.py
 """
@@ -64,10 +64,10 @@ def _start(flags: argparse.Namespace, config: "Config | None", overrides: Sequen
     if config is None:
         config = modes.settings_of(path, overrides)
     if flags.mode == "export_model":
-        return export_model.run(config, path, paths.local("--model_dir", flags.model_dir), flags.data_set)
+        return export_model.execute(config, path, paths.local("--model_dir", flags.model_dir), flags.data_set)
     cluster = processes.Cluster(flags.coordinator_address, flags.num_processes, flags.process_id, flags.distributed)
     report_dir = None if flags.report_dir is None else paths.local("--report_dir", flags.report_dir)
-    return modes.run(flags.mode, config, path, flags.overwrite, cluster, flags.require_devices, report_dir)
+    return modes.execute(flags.mode, config, path, flags.overwrite, cluster, flags.require_devices, report_dir)
 
 
 def _check(parser: command_line.Parser, flags: argparse.Namespace) -> None:

@@ -67,7 +67,7 @@ def contrast(data: Array, negatives: Array) -> Array:
 
 
 def joint_loss(
-    logits: Logits, labels: Array, weights: Weights, generative: float | Array = 1.0
+    logits: Logits, labels: Array, weights: Weights, p_x_factor: float | Array = 1.0
 ) -> tuple[Array, dict[str, Array]]:
     """The weighted loss, and the terms it is made of.
 
@@ -75,7 +75,7 @@ def joint_loss(
       logits: of the batches; the negatives must be constants (no gradient through the chain).
       labels: [B] integers, of `logits.labelled` and, class by class, of `logits.conditional_negatives`.
       weights: what each term counts.
-      generative: [] what the weights of the terms that need negatives are multiplied by; it may be traced.
+      p_x_factor: [] factor of the weights of all terms that need negatives; it may be traced.
 
     Returns:
       The loss [] and a dict of scalars: `loss`, `cross_entropy`, `accuracy`; `log_px_max`, the
@@ -91,9 +91,9 @@ def joint_loss(
         if logits.data is None or logits.negatives is None:
             raise ValueError("these weights need logits of data and of negatives")
         data, negatives = energy.log_density(logits.data), energy.log_density(logits.negatives)
-        loss += generative * weights.p_x * contrast(data, negatives)
+        loss += p_x_factor * weights.p_x * contrast(data, negatives)
         if weights.energy_l2:
-            loss += generative * weights.energy_l2 * (jnp.mean(data**2) + jnp.mean(negatives**2))
+            loss += p_x_factor * weights.energy_l2 * (jnp.mean(data**2) + jnp.mean(negatives**2))
         terms |= {"log_px_data": jnp.mean(data), "log_px_samples": jnp.mean(negatives)}
     if weights.needs_conditional_negatives:
         if logits.conditional_negatives is None:
@@ -102,7 +102,7 @@ def joint_loss(
             energy.joint_log_density(logits.labelled, labels),
             energy.joint_log_density(logits.conditional_negatives, labels),
         )
-        loss += generative * weights.p_xy * terms["contrast_xy"]
+        loss += p_x_factor * weights.p_xy * terms["contrast_xy"]
     present = [energy.log_density(values) for values in logits if values is not None]
     terms["log_px_max"] = jnp.max(jnp.stack([jnp.max(jnp.abs(values)) for values in present]))
     return loss, {"loss": loss, **terms}

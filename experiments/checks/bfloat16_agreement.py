@@ -25,7 +25,7 @@ from jem_jax.config import Config
 from jem_jax.datasets import Dataset
 from jem_jax.distributed import devices, processes
 from jem_jax.training import divergence, quantities
-from jem_jax.training.run import prepare
+from jem_jax.training.setup import prepare
 
 DTYPES = ("float32", "bfloat16")
 

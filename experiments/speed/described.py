@@ -15,7 +15,7 @@ from jem_jax.distributed import devices
 from jem_jax.training import network, optimizer, quantities, schedule
 from jem_jax.training import step as train_step
 from jem_jax.training.quantities import buffer_size
-from jem_jax.training.run import parts_of
+from jem_jax.training.setup import step_spec
 from jem_jax.training.state import ResidentData, init_state
 
 CLASSES, IMAGES, IMAGE = 10, 45_000, (32, 32, 3)
@@ -38,13 +38,13 @@ def compiled(config: Config, chips: Sequence[jax.Device], backend: str) -> jax.s
     net, rule = network.build(config.model, CLASSES), optimizer.build(config.optimizer, steps)
     total = steps * config.training.epochs
     program = schedule.phases(config, total)[-1].program
-    parts = parts_of(config, net, rule, IMAGE, CLASSES, program, total)
+    spec = step_spec(config, net, rule, IMAGE, CLASSES, program, total)
     with (
         mock.patch.object(jax, "default_backend", return_value=backend),
         mock.patch.object(devices, "count", return_value=len(chips)),
         mock.patch.object(devices, "per_device", per_device),
     ):
-        lowered: Any = train_step.per_device(parts)(*_arguments(config, net, rule, len(chips), steps))
+        lowered: Any = train_step.per_device(spec)(*_arguments(config, net, rule, len(chips), steps))
     return lowered.compile()
 
 

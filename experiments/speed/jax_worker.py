@@ -18,7 +18,7 @@ from jem_jax.config import Config
 from jem_jax.datasets import Dataset, Split
 from jem_jax.distributed import devices, processes
 from jem_jax.training import forecast, network, quantities
-from jem_jax.training.run import prepare as prepare_run
+from jem_jax.training.setup import prepare as prepare_run
 
 _state: dict[str, Any] = {}
 

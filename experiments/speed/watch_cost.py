@@ -21,7 +21,7 @@ from jem_jax import config as configuration
 from jem_jax import datasets
 from jem_jax.distributed import devices, processes
 from jem_jax.training import divergence, quantities
-from jem_jax.training.run import prepare
+from jem_jax.training.setup import prepare
 
 ROUNDS, ITERATIONS = 5, 50
 UNWATCHED = {

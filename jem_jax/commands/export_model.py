@@ -64,7 +64,7 @@ class Rounding(NamedTuple):
     """as stored"""
 
 
-def run(config: Config, path: Path, model_dir: Path, data_set: str | None) -> int:
+def execute(config: Config, path: Path, model_dir: Path, data_set: str | None) -> int:
     """Makes a model folder of a run's last checkpoint, and returns the exit status.
 
     Args:

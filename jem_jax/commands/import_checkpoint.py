@@ -23,7 +23,7 @@ from jem_jax.distributed import processes
 from jem_jax.runs import checkpoint, workdir
 from jem_jax.torch_import import Imported
 from jem_jax.training import network, quantities, trained
-from jem_jax.training.run import prepare
+from jem_jax.training.setup import prepare
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -70,9 +70,9 @@ def _settings(imported: Imported) -> list[tuple[str, str]]:
 def _write_workdir(imported: Imported, config: Config, dataset: Dataset, path: Path) -> None:
     """Writes a workdir whose only checkpoint, of iteration 0, is an imported model."""
     _check(imported, dataset)
-    run = prepare(config, dataset)
-    run.data.close()
-    state, buffer = run.begin()
+    setup = prepare(config, dataset)
+    setup.data.close()
+    state, buffer = setup.begin()
     state = trained.with_variables(state, imported.variables)
     if buffer is not None and imported.buffer is not None:
         buffer = jnp.asarray(imported.buffer)

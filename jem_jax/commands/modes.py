@@ -1,4 +1,4 @@
-"""A whole run: start the devices, hold the workdir, train, evaluate, report."""
+"""Each --mode as a whole: start the devices, hold the workdir, train, evaluate or sample, report."""
 
 import contextlib
 import hashlib
@@ -24,12 +24,12 @@ from jem_jax.runs.metrics import duration
 from jem_jax.runs.workdir import RunFacts
 from jem_jax.training import loop, preflight, quantities, trained
 
-__all__ = ["Cluster", "run", "settings_of"]
+__all__ = ["Cluster", "execute", "settings_of"]
 
 _SHARED_SECONDS = 60
 
 
-def run(
+def execute(
     mode: str,
     config: Config,
     path: Path,
@@ -166,15 +166,15 @@ def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
         _say(f"outside set {name} cannot be had: {why}; unless it is there at the end, the report leaves it out")
     try:
         with Interrupts() as interrupts:
-            trained = loop.train(facts.config, dataset, path, "JEM", interrupts)
-            seconds = {"training": trained.seconds}
+            finished = loop.train(facts.config, dataset, path, "JEM", interrupts)
+            seconds = {"training": finished.seconds}
             if facts.config.training.baseline and quantities.weights(facts.config).needs_samples:
                 plain = quantities.classifier_config(facts.config)
                 seconds["baseline"] = loop.train(
                     plain, dataset, path / workdir.BASELINE, "classifier", interrupts
                 ).seconds
             if interrupts.signal is not None:  # it came when the last iteration was done
-                raise Interrupted(trained.steps, trained.steps)
+                raise Interrupted(finished.steps, finished.steps)
     except Interrupted as stop:
         _say(f"{stop}; saved in {path}. The same command goes on from there")
         return 128 + (interrupts.signal or signal.SIGTERM)
@@ -186,8 +186,8 @@ def _train(facts: RunFacts, dataset: Dataset, path: Path) -> int:
     if not processes.is_first():
         return 0
     old = report.read(path)
-    if old is not None and report.is_current(old, facts, trained.steps, "baseline" in seconds):
-        _say(f"{path} holds a finished run of {trained.steps} iterations; its report:")
+    if old is not None and report.is_current(old, facts, finished.steps, "baseline" in seconds):
+        _say(f"{path} holds a finished run of {finished.steps} iterations; its report:")
         return _show(old)
     return _write_report(facts, dataset, path, seconds, path)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jem_jax.common.errors import UserError
 from jem_jax.datasets.dataset import Split
-from jem_jax.datasets.held_out import Parts
+from jem_jax.datasets.held_out import Splits
 
 _DIGITS = tuple("0123456789")
 _CLOTHES = (
@@ -24,11 +24,11 @@ class Layout(NamedTuple):
     """The contents of a source's archives."""
 
     description: str
-    read: Callable[..., Parts]
+    read: Callable[..., Splits]
     """paths of the archives, in their order -> the official train and test images"""
 
 
-def read(layout: Layout, paths: Sequence[Path]) -> Parts:
+def read(layout: Layout, paths: Sequence[Path]) -> Splits:
     """The official train and test images of a data set.
 
     Args:
@@ -44,32 +44,32 @@ def read(layout: Layout, paths: Sequence[Path]) -> Parts:
         raise UserError(f"{names}: not in the layout expected ({layout.description}): {error}") from error
 
 
-def _cifar10(path: Path) -> Parts:
+def _cifar10(path: Path) -> Splits:
     files = _tar(path)
     train = b"".join(files[f"data_batch_{number}.bin"] for number in range(1, 6))
-    return Parts(
+    return Splits(
         class_names=_lines(files["batches.meta.txt"]),
         train=_records(train, label_bytes=1),
         test=_records(files["test_batch.bin"], label_bytes=1),
     )
 
 
-def _cifar100(path: Path) -> Parts:
+def _cifar100(path: Path) -> Splits:
     files = _tar(path)
-    return Parts(
+    return Splits(
         class_names=_lines(files["fine_label_names.txt"]),
         train=_records(files["train.bin"], label_bytes=2),
         test=_records(files["test.bin"], label_bytes=2),
     )
 
 
-def _svhn(train: Path, test: Path) -> Parts:
-    return Parts(_DIGITS, _mat(train), _mat(test))
+def _svhn(train: Path, test: Path) -> Splits:
+    return Splits(_DIGITS, _mat(train), _mat(test))
 
 
-def _idx_files(class_names: tuple[str, ...], *paths: Path) -> Parts:
+def _idx_files(class_names: tuple[str, ...], *paths: Path) -> Splits:
     train_images, train_labels, test_images, test_labels = map(_idx, paths)
-    return Parts(
+    return Splits(
         class_names,
         Split(train_images[..., None], train_labels.astype(np.int32)),
         Split(test_images[..., None], test_labels.astype(np.int32)),

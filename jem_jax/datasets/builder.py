@@ -15,13 +15,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jem_jax.datasets.dataset import Split
-from jem_jax.datasets.held_out import Parts
+from jem_jax.datasets.held_out import Splits
 from jem_jax.datasets.sources import BUILDER_NAME, Source
 
 _DESCRIPTION = "The official train and test images, in the order of the official archives."
 
 
-def prepare(source: Source, data_dir: Path, parts: Parts) -> None:
+def prepare(source: Source, data_dir: Path, parts: Splits) -> None:
     """Writes a source's train and test images to `source.folder(data_dir)` as array_record, whole or not at all."""
     settings = tfds.core.BuilderConfig(name=source.name, version=source.version, description=_DESCRIPTION)
     builder = _Builder(source=source, parts=parts, config=settings, data_dir=str(data_dir), file_format="array_record")
@@ -29,7 +29,7 @@ def prepare(source: Source, data_dir: Path, parts: Parts) -> None:
         builder.download_and_prepare(download_config=download_config())
 
 
-def read(source: Source, data_dir: Path) -> Parts:
+def read(source: Source, data_dir: Path) -> Splits:
     """The images that `prepare` wrote.
 
     Raises:
@@ -40,7 +40,7 @@ def read(source: Source, data_dir: Path) -> Parts:
     if builder.info.metadata != source.fingerprint:
         raise ValueError("prepared from other archives")
     names = tuple(builder.info.features["label"].names)
-    return Parts(names, *(_decoded(builder.as_data_source(split=part)) for part in ("train", "test")))
+    return Splits(names, *(_decoded(builder.as_data_source(split=part)) for part in ("train", "test")))
 
 
 def download_config() -> tfds.download.DownloadConfig:
@@ -65,7 +65,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     name = BUILDER_NAME
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, source: Source, parts: Parts, **settings: Any) -> None:
+    def __init__(self, *, source: Source, parts: Splits, **settings: Any) -> None:
         self._source, self._parts = source, parts
         super().__init__(**settings)
 

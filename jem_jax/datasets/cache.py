@@ -9,12 +9,12 @@ import numpy as np
 
 from jem_jax.common import files
 from jem_jax.datasets.dataset import Split
-from jem_jax.datasets.held_out import Parts
+from jem_jax.datasets.held_out import Splits
 
 _PARTS = ("train", "validation", "test")
 
 
-def read(file: Path, made_from: Mapping[str, Any]) -> Parts | None:
+def read(file: Path, made_from: Mapping[str, Any]) -> Splits | None:
     """The images written before; None if they are missing, damaged, or made from another source.
 
     Args:
@@ -30,7 +30,7 @@ def read(file: Path, made_from: Mapping[str, Any]) -> Parts | None:
                 for part in _PARTS
                 if f"{part}_images" in arrays
             }
-            return Parts(tuple(arrays["class_names"].tolist()), **splits)
+            return Splits(tuple(arrays["class_names"].tolist()), **splits)
     except MemoryError:
         raise
     except Exception:
@@ -38,7 +38,7 @@ def read(file: Path, made_from: Mapping[str, Any]) -> Parts | None:
         return None
 
 
-def write(file: Path, made_from: Mapping[str, Any], parts: Parts) -> None:
+def write(file: Path, made_from: Mapping[str, Any], parts: Splits) -> None:
     """Keeps decoded images for `read`."""
     arrays: dict[str, Any] = {"made_from": np.array(json.dumps(made_from)), "class_names": np.array(parts.class_names)}
     for part in _PARTS:

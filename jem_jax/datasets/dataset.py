@@ -56,9 +56,8 @@ class Dataset:
     def fingerprint(self) -> str:
         """SHA-256 of class names, images and labels, split by split in their order; the name does not count.
 
-        It is computed at every start, from arrays, wherever these were read from: CIFAR-10 takes 0.09 s on a core with
-        SHA instructions and 0.33 s on one without, 1.1 s where two more programs want that core. A hash that is kept by
-        a file's time would be wrong where a tool copies the time along with other content.
+        It is computed at every start, from arrays, wherever these were read from. A hash that is kept by a file's time
+        would be wrong where a tool copies the time along with other content.
         """
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for split in (self.train, self.validation, self.test):

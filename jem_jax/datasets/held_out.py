@@ -10,8 +10,8 @@ from jem_jax.datasets.dataset import Dataset, Split
 
 
 @dataclass(frozen=True)
-class Parts:
-    """A data set as it came; a part that is None is still to be held out of the training images."""
+class Splits:
+    """A data set as it came; a split that is None is still to be held out of the training images."""
 
     class_names: tuple[str, ...]
     train: Split
@@ -52,7 +52,7 @@ def even_order(labels: np.ndarray) -> np.ndarray:
     return np.argsort(position, kind="stable")
 
 
-def with_tenths(name: str, parts: Parts) -> Dataset:
+def with_tenths(name: str, parts: Splits) -> Dataset:
     """The data set, with a tenth of its training images for each of validation and test that it has no part for.
 
     A validation part alone is the one to test on, and others are held out to validate on.
@@ -61,7 +61,7 @@ def with_tenths(name: str, parts: Parts) -> Dataset:
       UserError: there are too few images to hold any out.
     """
     if parts.test is None:
-        parts = Parts(parts.class_names, parts.train, test=parts.validation)
+        parts = Splits(parts.class_names, parts.train, test=parts.validation)
     missing = sum(part is None for part in (parts.validation, parts.test))
     tenth = max(1, round(len(parts.train) / 10))
     if len(parts.train) < missing * tenth + len(parts.class_names):

@@ -17,7 +17,7 @@ from jem_jax.common import files
 from jem_jax.common.errors import UserError, first_line, shown
 from jem_jax.datasets import checks, resize
 from jem_jax.datasets.dataset import Dataset, Split
-from jem_jax.datasets.held_out import Parts, with_tenths
+from jem_jax.datasets.held_out import Splits, with_tenths
 from jem_jax.datasets.notices import say
 
 # Formats of pixels alone; others run programs (EPS: Ghostscript) or hold more than pixels.
@@ -77,7 +77,7 @@ def load(path: Path, image_size: int) -> Dataset:
     shape = (height, width, channels)
     # Twice, since they are cut into parts, which are copies.
     checks.fits_memory(f"{path}: {len(every)} images of {_times((width, height))}", (2, len(every), *shape))
-    return with_tenths(str(path), Parts(names, **{part: _split(members, shape) for part, members in parts.items()}))
+    return with_tenths(str(path), Splits(names, **{part: _split(members, shape) for part, members in parts.items()}))
 
 
 def _parts(path: Path) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 from jem_jax.common.errors import UserError, first_line, shown
 from jem_jax.datasets import checks
 from jem_jax.datasets.dataset import Dataset, Split
-from jem_jax.datasets.held_out import Parts, with_tenths
+from jem_jax.datasets.held_out import Splits, with_tenths
 from jem_jax.datasets.notices import say
 
 _KEYS = (
@@ -61,7 +61,7 @@ def load(path: Path) -> Dataset:
         checks.labels(f"{path}: {_PARTS[part]}labels", split.labels, len(names))
         checks.alike(str(path), splits["train"].images, split.images)
     checks.every_class(str(path), labels, names)
-    return with_tenths(str(path), Parts(names, **splits))
+    return with_tenths(str(path), Splits(names, **splits))
 
 
 def _check_keys(path: Path, keys: Set[str]) -> None:

@@ -5,8 +5,8 @@ Under the data folder:
     downloads/jem_jax/NAME/   the archives
     jem_jax/NAME/VERSION/     TFDS's files (array_record), which plain TFDS reads too
 
-Both are checked when they are read. What is damaged or missing is made again: 60,000 images of 32×32 are read in two
-seconds of a CPU, so there is no third copy.
+Both are checked when they are read. What is damaged or missing is made again. Reading is quick, so there is no third
+copy.
 """
 
 import os
@@ -17,7 +17,7 @@ from jem_jax.common import paths
 from jem_jax.common.errors import first_line
 from jem_jax.datasets import archives, download, locking
 from jem_jax.datasets.dataset import Dataset
-from jem_jax.datasets.held_out import Parts, cut, official_order
+from jem_jax.datasets.held_out import Splits, cut, official_order
 from jem_jax.datasets.notices import say
 from jem_jax.datasets.sources import Source
 
@@ -56,7 +56,7 @@ def load(source: Source, data_dir: Path, manual_dir: Path | None = None) -> Data
     return Dataset(source.name, parts.class_names, train=train, validation=validation, test=parts.test)
 
 
-def _prepare(source: Source, data_dir: Path, manual_dir: Path | None) -> Parts:
+def _prepare(source: Source, data_dir: Path, manual_dir: Path | None) -> Splits:
     from jem_jax.datasets import builder
 
     official = archives.read(source.layout, download.obtain(source, source.downloads(data_dir), manual_dir))
@@ -67,7 +67,7 @@ def _prepare(source: Source, data_dir: Path, manual_dir: Path | None) -> Parts:
     return builder.read(source, data_dir)
 
 
-def _read(source: Source, data_dir: Path) -> Parts | None:
+def _read(source: Source, data_dir: Path) -> Splits | None:
     # TFDS takes a second to import.
     from jem_jax.datasets import builder
 

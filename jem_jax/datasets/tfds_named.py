@@ -16,13 +16,13 @@ import numpy as np
 from jem_jax.common.errors import UserError, first_line
 from jem_jax.datasets import cache, checks, locking, resize
 from jem_jax.datasets.dataset import Dataset, Split
-from jem_jax.datasets.held_out import Parts, with_tenths
+from jem_jax.datasets.held_out import Splits, with_tenths
 from jem_jax.datasets.notices import say
 from jem_jax.datasets.sources import BUILDER_NAME, SOURCES
 
 PREFIX = "tfds:"
 _PARTS = ("train", "test", "validation")
-"""TFDS's usual names of splits, in the order of `Parts`"""
+"""TFDS's usual names of splits, in the order of `Splits`"""
 
 
 def load(name: str, data_dir: Path, image_size: int) -> Dataset:
@@ -85,7 +85,7 @@ def _check_features(name: str, builder: Any) -> None:
         raise UserError(f"config.data.name {PREFIX}{name} has no split train; it has {', '.join(builder.info.splits)}")
 
 
-def _parts(name: str, builder: Any, data_dir: Path, image_size: int) -> Parts:
+def _parts(name: str, builder: Any, data_dir: Path, image_size: int) -> Splits:
     """The decoded images. TFDS prepares the set first if need be, and the images are decoded once."""
     file = data_dir / BUILDER_NAME / "tfds" / builder.info.full_name / f"decoded_{image_size}.npz"
     info = Path(builder.data_dir) / "dataset_info.json"
@@ -135,7 +135,7 @@ def _prepare(name: str, builder: Any) -> None:
         ) from error
 
 
-def _decode(name: str, builder: Any, image_size: int) -> Parts:
+def _decode(name: str, builder: Any, image_size: int) -> Splits:
     where = f"config.data.name {PREFIX}{name}"
     names = tuple(builder.info.features["label"].names)
     present = [part for part in _PARTS if part in builder.info.splits]
@@ -143,7 +143,7 @@ def _decode(name: str, builder: Any, image_size: int) -> Parts:
     checks.every_class(where, splits["train"].labels, names)
     for split in splits.values():
         checks.alike(where, splits["train"].images, split.images)
-    return Parts(names, **splits)
+    return Splits(names, **splits)
 
 
 def _split(where: str, builder: Any, part: str, image_size: int) -> Split:

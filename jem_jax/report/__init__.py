@@ -1,4 +1,4 @@
-"""The report of a finished run: report.html for people, report.json for programs, and a short table."""
+"""The report of a finished run: report.html for people, report.json for programs. `evaluation` computes its metrics."""
 
 import dataclasses
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""The sections about the classifier: what it gets right, and whether it knows how sure it may be."""
+"""Shows classification and calibration, whose metrics `evaluation` computes in files of these names."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The section about out-of-distribution detection: every score, on every set, of both models (section 5.3)."""
+"""Shows out-of-distribution detection, which `evaluation.ood` computes: every score, every set, both models."""
 
 from typing import Any
 

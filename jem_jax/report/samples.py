@@ -1,4 +1,4 @@
-"""The sections about what the model draws: samples, their quality, and hidden pixels filled in."""
+"""Shows samples, their quality and inpainting, which `evaluation` computes."""
 
 from collections.abc import Mapping
 from pathlib import Path

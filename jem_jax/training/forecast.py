@@ -52,7 +52,7 @@ def flops_per_iteration(
     terms = quantities.weights(config)
     unlabelled, labelled = config.training.batch_sizes
     images = labelled
-    if program.samples:
+    if program.needs_samples:
         # The data and the negatives of p(x), and the negatives of p(x, y).
         images += (2 - config.objective.share_batch) * unlabelled * terms.needs_negatives
         images += labelled * terms.needs_conditional_negatives

@@ -1,4 +1,4 @@
-"""Training: everything that an iteration needs, and the loop."""
+"""The training loop: iterations, logging, validation, checkpoints, and going back after a divergence."""
 
 import contextlib
 import json
@@ -26,8 +26,8 @@ from jem_jax.runs.metrics import Recorder
 from jem_jax.training import divergence, forecast, network, optimizer, preflight, recovery, schedule, statistics
 from jem_jax.training.network import Variables
 from jem_jax.training.recovery import History, Recovery
-from jem_jax.training.run import Run, prepare
 from jem_jax.training.schedule import Program
+from jem_jax.training.setup import Setup, prepare
 from jem_jax.training.state import TrainState
 from jem_jax.training.statistics import COLLECTION
 from jem_jax.training.step import Step
@@ -55,7 +55,7 @@ class _Training:
     config: Config
     dataset: Dataset
     directory: Path
-    run: Run
+    setup: Setup
     estimate_statistics: Callable[[Variables], Any] | None
     """re-estimates batch statistics; None where the network keeps none, or evaluation uses the running ones"""
     compiled: dict[Program, Step] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class _Training:
 
     @property
     def total_steps(self) -> int:
-        return self.run.total_steps
+        return self.setup.total_steps
 
     @property
     def seconds(self) -> float:
@@ -83,13 +83,13 @@ class _Training:
     @property
     def program(self) -> Program:
         """The next iteration's program: its phase's, with more chain steps after a recovery."""
-        program = schedule.phase_at(self.run.phases, self.step).program
+        program = schedule.phase_at(self.setup.phases, self.step).program
         return program._replace(num_steps=recovery.chain_steps(program.num_steps, self.history, self.step))
 
     @property
     def programs_to_come(self) -> list[Program]:
         """The next iteration's, and those of later phases."""
-        later = {phase.program: None for phase in self.run.phases if phase.first > self.step}
+        later = {phase.program: None for phase in self.setup.phases if phase.first > self.step}
         return list({self.program: None} | later)
 
     @property
@@ -102,19 +102,19 @@ class _Training:
 
     def compile(self, programs: Collection[Program]) -> None:
         """Compiles programs side by side; before that, each is checked to return what a checkpoint can hold."""
-        arguments = self.state, self.buffer, self.run.data.at(self.step)
+        arguments = self.state, self.buffer, self.setup.data.at(self.step)
         expected, _ = template(self.config, self.dataset.image_shape, self.dataset.num_classes)
-        traced = [preflight.trace(self.run.step(program), *arguments, expected) for program in programs]
+        traced = [preflight.trace(self.setup.step(program), *arguments, expected) for program in programs]
         with ThreadPoolExecutor(max(1, len(programs))) as pool:
             self.compiled |= zip(programs, pool.map(lambda one: one.compile(), traced), strict=True)
 
     @property
     def freezes_at(self) -> int | None:
         """The iteration from which on batch norm is frozen."""
-        return next((phase.first for phase in self.run.phases if phase.program.frozen), None)
+        return next((phase.first for phase in self.setup.phases if phase.program.frozen), None)
 
     def due(self, step: int, epochs: int) -> bool:
-        return step % (epochs * self.run.steps_per_epoch) == 0 or step == self.total_steps
+        return step % (epochs * self.setup.steps_per_epoch) == 0 or step == self.total_steps
 
     def saves(self, step: int) -> bool:
         return self.due(step, self.config.training.checkpoint_every)
@@ -147,27 +147,27 @@ def train(config: Config, dataset: Dataset, directory: Path, title: str, interru
         training = _set_up(config, dataset, directory, stack)
         if training.step >= training.total_steps:
             return Trained(training.step, training.seconds_before)
-        _announce(training, title)
+        _compile_and_announce(training, title)
         events = recovery.events(training.history)
         recorder = Recorder(directory, title, training.step, training.total_steps, events, writes=processes.is_first())
         stack.callback(recorder.close)
         while training.step < training.total_steps:
             _iterate(training)
             done, every = training.step, config.training
-            validates, draws = training.due(done, every.validate_every), training.due(done, every.sample_every)
+            validates, pictures = training.due(done, every.validate_every), training.due(done, every.sample_every)
             if training.logs(done):
                 _log(training, recorder)
             # Check for divergence before saving anything.
-            looks = training.logs(done) or validates or draws or training.saves(done)
-            if looks and _recovered(training, recorder):
+            looks = training.logs(done) or validates or pictures or training.saves(done)
+            if looks and _recover_if_diverged(training, recorder):
                 continue
             if validates:
                 _validate(training, recorder)
-            if draws:
-                _draw_buffer(training)
+            if pictures:
+                _save_buffer_picture(training)
             if training.saves(done):
                 _save(training)
-            if interrupts.requested(done, every.log_every) and not _recovered(training, recorder):
+            if interrupts.requested(done, every.log_every) and not _recover_if_diverged(training, recorder):
                 _save(training)
                 training.checkpoints.finish()
                 raise Interrupted(done, training.total_steps)
@@ -183,22 +183,22 @@ def _set_up(config: Config, dataset: Dataset, directory: Path, stack: contextlib
       stack: closes what was opened.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    run = prepare(config, dataset)
-    stack.callback(run.data.close)
+    setup = prepare(config, dataset)
+    stack.callback(setup.data.close)
     training = _Training(
         config=config,
         dataset=dataset,
         directory=directory,
-        run=run,
-        estimate_statistics=_statistics_estimator(run),
+        setup=setup,
+        estimate_statistics=_statistics_estimator(setup),
     )
-    note = _restore(training)
+    note = _begin_or_resume(training)
     stack.callback(training.close)
     training.seconds_before, training.started = note["seconds"], time.monotonic()
     return training
 
 
-def _restore(training: _Training) -> dict[str, float]:
+def _begin_or_resume(training: _Training) -> dict[str, float]:
     """Brings a training to its newest checkpoint, or the start, after finishing a recovery that was cut off.
 
     Returns:
@@ -214,7 +214,7 @@ def _restore(training: _Training) -> dict[str, float]:
     history = recovery.settled(history)
     processes.wait("settled")
     restored = _newest_checkpoint(config, dataset, directory, history)
-    state, buffer, note = (*training.run.begin(), dict(_AT_THE_START)) if restored is None else restored
+    state, buffer, note = (*training.setup.begin(), dict(_AT_THE_START)) if restored is None else restored
     if history and int(state.step) <= history[-1].back_to:
         key = recovery.key(jax.random.key(config.seed), len(history))
         state = state._replace(key=key, watch=divergence.initial_watch())
@@ -265,9 +265,9 @@ def _newest_checkpoint(
     return checkpoint.from_tree(state, restored.tree["state"]), restored.tree.get("buffer"), restored.note
 
 
-def _announce(training: _Training, title: str) -> None:
+def _compile_and_announce(training: _Training, title: str) -> None:
     """Compiles all programs to come, and says what is about to run and how long it will take."""
-    step, run, data = training.step, training.run, training.run.data.at(training.step)
+    step, setup, data = training.step, training.setup, training.setup.data.at(training.step)
     if step and processes.is_first():
         print(f"{title}: going on from iteration {step} of {training.total_steps}", flush=True)
     few = preflight.few_images(training.config, training.state.model_state)
@@ -281,7 +281,7 @@ def _announce(training: _Training, title: str) -> None:
         program: forecast.seconds_per_iteration(step_fn, training.state, training.buffer, data)
         for program, step_fn in training.compiled.items()
     }
-    phases = [phase for phase in run.phases if phase.first > step]
+    phases = [phase for phase in setup.phases if phase.first > step]
     # The program of each stretch of iterations, and where it ends.
     programs = [training.program, *(phase.program for phase in phases)]
     edges = [step, *(phase.first for phase in phases), training.total_steps]
@@ -290,7 +290,7 @@ def _announce(training: _Training, title: str) -> None:
     )
     variables = training.state.evaluation_variables
     flops = forecast.flops_per_iteration(
-        training.config, run.network, variables, training.dataset.image_shape, programs[-1]
+        training.config, setup.network, variables, training.dataset.image_shape, programs[-1]
     )
     if processes.is_first():
         several = f"{len(seconds)} programs " if len(seconds) > 1 else ""
@@ -309,7 +309,7 @@ def _iterate(training: _Training) -> None:
         training.state = training.state._replace(learning_rate_factor=devices.replicate(np.float32(factor)))
     if training.step == training.freezes_at:
         _freeze(training)
-    data = training.run.data.at(training.step)
+    data = training.setup.data.at(training.step)
     training.state, training.buffer = training.step_fn(training.state, training.buffer, data)
     training.step += 1
 
@@ -317,9 +317,9 @@ def _iterate(training: _Training) -> None:
 def _log(training: _Training, recorder: Recorder) -> None:
     """Reads the device's sums, the only place where the loop waits for it between checkpoints."""
     window = jax.device_get(training.state.window)
-    epoch = round(training.step / training.run.steps_per_epoch, 4)
+    epoch = round(training.step / training.setup.steps_per_epoch, 4)
     means = {name: float(total) / int(window.steps) for name, total in window.sums.items()}
-    if not schedule.phase_at(training.run.phases, training.step - int(window.steps)).program.samples:
+    if not schedule.phase_at(training.setup.phases, training.step - int(window.steps)).program.needs_samples:
         # Iterations without samples make the means of what is said of samples NaN.
         means = {name: mean for name, mean in means.items() if not math.isnan(mean)}
     recorder.progress(training.step, {"epoch": epoch, **means, **_scheduled(training)})
@@ -328,12 +328,12 @@ def _log(training: _Training, recorder: Recorder) -> None:
 def _scheduled(training: _Training) -> dict[str, float]:
     """The settings that the schedule gave the iteration just done, as far as they change."""
     settings, step, total = training.config.schedule, training.step - 1, training.total_steps
-    rate = optimizer.schedule(training.config.optimizer, training.run.steps_per_epoch, settings.learning_rate, total)
+    rate = optimizer.schedule(training.config.optimizer, training.setup.steps_per_epoch, settings.learning_rate, total)
     values = {"learning_rate": float(rate(step)) * training.learning_rate_factor}
     if settings.p_x_start or settings.p_x_ramp:
         values["p_x_factor"] = float(schedule.p_x_factor(settings, total, step))
     if settings.num_steps:
-        values["num_steps"] = schedule.phase_at(training.run.phases, step).program.num_steps
+        values["num_steps"] = schedule.phase_at(training.setup.phases, step).program.num_steps
     return values
 
 
@@ -351,7 +351,7 @@ def _reestimate(training: _Training) -> None:
     if training.estimate_statistics is None or training.statistics_of == training.step:
         return
     state = training.state
-    if schedule.phase_at(training.run.phases, training.step - 1).program.frozen:
+    if schedule.phase_at(training.setup.phases, training.step - 1).program.frozen:
         statistics = state.model_state[COLLECTION]
     else:
         statistics = training.estimate_statistics(state.evaluation_variables)
@@ -359,17 +359,17 @@ def _reestimate(training: _Training) -> None:
     training.statistics_of = training.step
 
 
-def _statistics_estimator(run: Run) -> Callable[[Variables], Any] | None:
-    count = run.config.training.statistics_images
+def _statistics_estimator(setup: Setup) -> Callable[[Variables], Any] | None:
+    count = setup.config.training.statistics_images
     shapes = jax.eval_shape(
-        run.network.init, jax.random.key(0), jax.ShapeDtypeStruct((2, *run.dataset.image_shape), jnp.float32)
+        setup.network.init, jax.random.key(0), jax.ShapeDtypeStruct((2, *setup.dataset.image_shape), jnp.float32)
     )
     if not count or not statistics.has_statistics(shapes):
         return None
-    return statistics.estimator(run.network, run.dataset.train, count, run.config.seed)
+    return statistics.estimator(setup.network, setup.dataset.train, count, setup.config.seed)
 
 
-def _recovered(training: _Training, recorder: Recorder) -> bool:
+def _recover_if_diverged(training: _Training, recorder: Recorder) -> bool:
     """Whether the run had diverged, and was put back to where it had not.
 
     All processes read the same alarm, and the first one looks for a checkpoint for all of them.
@@ -399,7 +399,7 @@ def _recovered(training: _Training, recorder: Recorder) -> bool:
     with processes.fail_together():
         if processes.is_first():
             recovery.write(training.directory, (*training.history, last))
-    _restore(training)
+    _begin_or_resume(training)
     recorder.rewind(training.step, recovery.events(training.history)[-1], recovery.in_words(last))
     return True
 
@@ -410,7 +410,7 @@ def _validate(training: _Training, recorder: Recorder) -> None:
     _reestimate(training)
     variables = training.state.evaluation_variables
     batch_size = training.config.evaluation.batch_size
-    logits, _ = network.describe(training.run.network, variables, to_float(split.images), batch_size)
+    logits, _ = network.describe(training.setup.network, variables, to_float(split.images), batch_size)
     # The first process's: where rounding differs, two that each trust their own would not save together.
     accuracy = float(processes.gather_strings(repr(classification.accuracy(logits, split.labels)))[0])
     nll = classification.negative_log_likelihood(logits, split.labels)
@@ -422,7 +422,7 @@ def _validate(training: _Training, recorder: Recorder) -> None:
         training.best.replace(training.step, best, {"validation_accuracy": accuracy})
 
 
-def _draw_buffer(training: _Training) -> None:
+def _save_buffer_picture(training: _Training) -> None:
     """A picture of chains spread evenly over this process's part of the buffer."""
     if training.buffer is None or not processes.is_first():
         return

@@ -51,15 +51,20 @@ def build(
     settings: Optimizer, steps_per_epoch: int, shape: str = "steps", total_steps: int = 1
 ) -> optax.GradientTransformation:
     """Adam, or SGD with momentum. The gradient is clipped first; weight decay is then added, as PyTorch's optimisers
-    do."""
-    rule = (
-        optax.scale_by_adam(settings.beta1, settings.beta2)
-        if settings.name == "adam"
-        else optax.trace(settings.momentum)
-    )
+    do.
+
+    Raises:
+      ValueError: there is no rule of that name.
+    """
+    rules = {
+        "adam": optax.scale_by_adam(settings.beta1, settings.beta2),
+        "sgd": optax.trace(settings.momentum),
+    }
+    if settings.name not in rules:
+        raise ValueError(f"optimizer.name must be one of {', '.join(rules)}, not {settings.name!r}")
     decay = optax.add_decayed_weights(settings.weight_decay) if settings.weight_decay else optax.identity()
     return optax.chain(
         optax.chain(optax.clip_by_global_norm(settings.clip_norm), decay) if settings.clip_norm else decay,
-        rule,
+        rules[settings.name],
         optax.scale_by_learning_rate(schedule(settings, steps_per_epoch, shape, total_steps)),
     )

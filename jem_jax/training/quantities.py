@@ -1,4 +1,4 @@
-"""Quantities that follow from the settings."""
+"""Quantities that follow from several settings: the objective's weights, sizes of buffer and chains, limits."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,9 @@ from jem_jax.training import divergence
 def weights(config: Config) -> objective.Weights:
     """The objective's weights from the settings."""
     settings = config.objective
-    return objective.Weights(settings.p_x, settings.p_y_given_x, settings.p_xy, settings.energy_l2)
+    return objective.Weights(
+        p_x=settings.p_x, p_y_given_x=settings.p_y_given_x, p_xy=settings.p_xy, energy_l2=settings.energy_l2
+    )
 
 
 def chains(config: Config) -> int:

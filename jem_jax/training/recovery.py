@@ -1,8 +1,8 @@
 """Recovery from a divergence: the checkpoint to go back to, the changes from there, and the history.
 
-A run goes back to the newest checkpoint that is at least `PROOF` iterations older than the alarm. If it diverges again
-before it has a newer one, it goes one checkpoint further back. From there it takes new random numbers and, for `WHILE`
-iterations, a smaller learning rate and more chain steps.
+A run goes back to the newest checkpoint that is at least `MIN_AGE` iterations older than the alarm. If it diverges
+again before it has a newer one, it goes one checkpoint further back. From there it takes new random numbers. For
+`DURATION` iterations it also takes a smaller learning rate and more chain steps.
 
 The history is a small file beside the checkpoints. All that a recovery changes is a function of it and of the
 iteration. Whoever opens the run next therefore finishes a recovery that was cut off, with the same result.
@@ -27,11 +27,11 @@ from jem_jax.training import divergence
 Array = jax.Array
 
 FILE = workdir.RECOVERIES
-PROOF = 50
+MIN_AGE = 50
 """iterations after which a checkpoint counts as good: a fault that it already had would have raised an alarm"""
-WHILE = 1000
+DURATION = 1000
 """iterations for which the factors of a recovery hold"""
-_MOST_TIMES = 8.0
+_MAX_CHAIN_FACTOR = 8.0
 """limit of the factor of chain steps, several recoveries together; more would make iterations too slow"""
 
 
@@ -57,7 +57,7 @@ class Recovery:
 
     def holds(self, step: int) -> bool:
         """Whether its factors hold in an iteration, counted from 0."""
-        return self.back_to <= step < self.back_to + WHILE
+        return self.back_to <= step < self.back_to + DURATION
 
 
 History = tuple[Recovery, ...]
@@ -124,7 +124,7 @@ def _trusted(history: History, step: int, checkpoints: Sequence[int]) -> list[in
 
 
 def _good(step: int, checkpoints: Sequence[int]) -> list[int]:
-    return [done for done in checkpoints if done <= step - PROOF]
+    return [done for done in checkpoints if done <= step - MIN_AGE]
 
 
 def learning_rate_factor(history: History, step: int) -> float:
@@ -135,7 +135,7 @@ def learning_rate_factor(history: History, step: int) -> float:
 def chain_steps(num_steps: int, history: History, step: int) -> int:
     """How many SGLD steps the chains of an iteration take."""
     factors = [entry.chain_steps_factor for entry in history if entry.holds(step)]
-    return round(num_steps * min(math.prod(factors), max(_MOST_TIMES, *factors, 1.0)))
+    return round(num_steps * min(math.prod(factors), max(_MAX_CHAIN_FACTOR, *factors, 1.0)))
 
 
 def key(run_key: Array, number: int) -> Array:
@@ -184,7 +184,7 @@ def in_words(entry: Recovery) -> str:
     start = f"the checkpoint of iteration {entry.back_to}" if entry.back_to else "the start"
     return (
         f"diverged at iteration {entry.step} ({divergence.REASONS[entry.reason]}); back to {start} with new random "
-        f"numbers and, for {WHILE} iterations, {entry.learning_rate_factor:g} times the learning rate and "
+        f"numbers and, for {DURATION} iterations, {entry.learning_rate_factor:g} times the learning rate and "
         f"{entry.chain_steps_factor:g} times the chain steps"
     )
 

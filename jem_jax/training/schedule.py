@@ -7,6 +7,7 @@ from jax import Array
 
 from jem_jax.common.errors import UserError
 from jem_jax.config import Config, Schedule
+from jem_jax.training.quantities import weights
 
 MOST_PROGRAMS = 4
 """of a run without recoveries; all are compiled before the first iteration"""
@@ -15,7 +16,7 @@ MOST_PROGRAMS = 4
 class Program(NamedTuple):
     """Constants of a compiled step."""
 
-    samples: bool
+    needs_samples: bool
     """whether p(x) is learned; without it the step is a classifier's"""
     num_steps: int
     """SGLD steps K; 0 without samples"""
@@ -57,15 +58,14 @@ def phases(config: Config, total_steps: int) -> tuple[Phase, ...]:
 
 
 def _program(config: Config, share: float) -> Program:
-    schedule, objective = config.schedule, config.objective
-    has_negatives = bool(objective.p_x or objective.p_xy or objective.energy_l2)
-    samples = has_negatives and share >= schedule.p_x_start
+    schedule = config.schedule
+    needs_samples = weights(config).needs_samples and share >= schedule.p_x_start
     num_steps = config.sampler.num_steps
     for since, steps in schedule.chain_steps:
         num_steps = steps if share >= since else num_steps
     return Program(
-        samples=samples,
-        num_steps=num_steps if samples else 0,
+        needs_samples=needs_samples,
+        num_steps=num_steps if needs_samples else 0,
         sam=bool(config.optimizer.sam_rho) and share >= schedule.sam_start,
         frozen=share >= schedule.freeze_norm,
     )

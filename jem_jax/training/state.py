@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from jem_jax import objective, prng
-from jem_jax.config import Config, Data, Sampler
+from jem_jax.config import BatchSizes, Config, Data, Sampler
+from jem_jax.distributed import devices
 from jem_jax.training import divergence, quantities
 from jem_jax.training.network import Network, Variables
 from jem_jax.training.schedule import Program
@@ -91,7 +92,7 @@ class StreamedBatch(NamedTuple):
 TrainingData = ResidentData | StreamedBatch
 
 
-class Parts(NamedTuple):
+class StepSpec(NamedTuple):
     """Functions and settings of a step, constants of its compiled program."""
 
     network: Network
@@ -102,8 +103,7 @@ class Parts(NamedTuple):
     p_x_factor: Callable[[Array], Array]
     """iteration -> factor of the weight of p(x)"""
     share_batch: bool
-    batch_sizes: tuple[int, int]
-    """of the p(x) stream and the labelled one, all devices together"""
+    batch_sizes: BatchSizes
     data: Data
     sampler: Sampler
     sam: tuple[float, bool]
@@ -116,6 +116,11 @@ class Parts(NamedTuple):
     log_every: int
     num_classes: int
     image_shape: tuple[int, ...]
+
+    def local_batch(self, labelled: bool) -> int:
+        """Images of one stream's batch on each device."""
+        size = self.batch_sizes.labelled if labelled else self.batch_sizes.p_x
+        return size // devices.count()
 
 
 class Keys(NamedTuple):

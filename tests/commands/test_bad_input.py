@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from command import SHORT, TINY, Command, contents, finished_run, restored
+from command import SHORT, TINY, Command, contents, finished_run, free_port, restored
 
 from jem_jax import datasets
 from jem_jax.common import files
@@ -90,18 +90,7 @@ def test_a_wrong_flag(refused, arguments, said):
     assert said in refused(*(TINY if arguments else ()), *arguments)
 
 
-# Config files and settings
-
-
-def test_an_unknown_config_file(refused):
-    line = refused("--config=nope.py")
-    assert "config file nope.py does not exist; these come with the package" in line
-    assert "digits" in line
-
-
-def test_a_config_file_with_a_python_error(refused, tmp_path):
-    (tmp_path / "mine.py").write_text("from jem_jax.config import default\n\ndef get_config(:\n    pass\n")
-    assert "config file mine.py, line 3: SyntaxError" in refused("--config=mine.py")
+# Settings
 
 
 @pytest.mark.parametrize(
@@ -199,29 +188,23 @@ def test_images_that_do_not_halve_twice(refused, monkeypatch, side):
 # Devices and processes
 
 
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
 def test_a_coordinator_that_does_not_answer(refused, monkeypatch, host):
     monkeypatch.setattr(processes, "_START_SECONDS", 1)
-    address = f"{host}:{_free_port()}"
+    address = f"{host}:{free_port()}"
     line = refused(*TINY, *_cluster(address, 2, 1))
     assert f"no process of this run answers at --coordinator_address={address}" in line
 
 
 def test_processes_that_do_not_come(refused, monkeypatch):
     monkeypatch.setattr(processes, "_START_SECONDS", 1)
-    line = refused(*TINY, *_cluster(f"127.0.0.1:{_free_port()}", 3, 0))
+    line = refused(*TINY, *_cluster(f"127.0.0.1:{free_port()}", 3, 0))
     assert "of 3 processes these did not come in time: 1, 2; all must be started with" in line
 
 
 def _meet(*calls):
     """What each of several processes, as threads, gets from a rendezvous of (count, number)."""
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     said = {}
 
     def process(place, count, number):
@@ -264,7 +247,7 @@ def test_a_port_that_is_taken():
 
 
 def test_callers_that_are_no_process_of_the_run_do_not_count():
-    port = _free_port()
+    port = free_port()
     met = []
 
     def process(number):
@@ -284,7 +267,7 @@ def test_callers_that_are_no_process_of_the_run_do_not_count():
 
 def test_a_caller_that_says_nothing_holds_up_nobody(monkeypatch):
     monkeypatch.setattr(rendezvous, "_HELLO_SECONDS", 0.2)
-    port = _free_port()
+    port = free_port()
     first = threading.Thread(target=rendezvous.meet, args=(f"127.0.0.1:{port}", 2, 0, 5))
     first.start()
     with rendezvous._call("127.0.0.1", port, time.monotonic() + 5):
@@ -362,25 +345,10 @@ def test_nothing_to_evaluate_or_sample_from(refused, tmp_path, mode):
 # Damaged and foreign files in a workdir
 
 
-def _largest(run: Path) -> Path:
-    return max((run / "checkpoints" / "18").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
-
-
-def _flip_a_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def _truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
 @pytest.mark.parametrize("mode", ["train", "evaluate", "sample"])
-@pytest.mark.parametrize("damage", [_flip_a_byte, _truncate, Path.unlink])
-def test_a_damaged_checkpoint(refused, run, damage, mode):
-    file = _largest(run)
-    damage(file)
+def test_a_damaged_checkpoint(refused, run, mode):
+    file = max((run / "checkpoints" / "18").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    file.write_bytes(file.read_bytes()[:-1])
     line = refused(*TINY, f"--workdir={run}", f"--mode={mode}")
     assert f"checkpoint {run}/checkpoints/18 is damaged" in line
     assert str(file.relative_to(run / "checkpoints" / "18")) in line

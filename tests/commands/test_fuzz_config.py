@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-import types
 
 import fuzzing
 import jax
@@ -20,7 +19,7 @@ from jem_jax.config import Config, Data, Evaluation, Model
 from jem_jax.datasets import checks
 from jem_jax.report import sections
 from jem_jax.runs import workdir
-from jem_jax.training import loop, network, preflight
+from jem_jax.training import network, preflight
 
 FIELDS = {
     f"{group.name}.{field.name}" if dataclasses.is_dataclass(group.type) else group.name: field
@@ -248,8 +247,7 @@ def test_what_is_taken_runs_or_is_refused_in_one_line(part, data):
 def trained(tmp_path_factory):
     """A run of one iteration, to be measured."""
     run = tmp_path_factory.mktemp("trained")
-    config = tiny.config(**{"model.factory": "tiny:mlp", "training.epochs": 1})
-    loop.train(config, tiny.dataset(), run, "tiny", types.SimpleNamespace(requested=lambda *_: False))
+    tiny.train(run, **{"model.factory": "tiny:mlp", "training.epochs": 1})
     return run
 
 

@@ -113,10 +113,3 @@ def test_a_workdir_that_is_not_empty_is_left_alone(config_file, tmp_path, capsys
     assert command(CHECKPOINT, f"--config={config_file}", f"--workdir={tmp_path / 'run'}") == 2
     assert "is not empty (mine.txt)" in capsys.readouterr().err
     assert (tmp_path / "run" / "mine.txt").read_text() == "mine"
-
-
-def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(config_file, tmp_path, capsys):
-    assert command(config_file, f"--config={config_file}", f"--workdir={tmp_path / 'run'}") == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert str(config_file) in lines[0]

@@ -21,10 +21,6 @@ def test_an_epoch_passes_by_every_example_at_most_once_without_the_last_partial_
     assert 0 <= order.min() <= order.max() < 43
 
 
-def test_an_epoch_of_whole_batches_is_a_permutation():
-    assert np.array_equal(np.sort(Stream(0, 0, 48, 8).order(2)), np.arange(48))
-
-
 def test_the_examples_that_an_epoch_drops_are_not_always_the_same():
     stream = Stream(0, 0, 43, 8)
     dropped = {frozenset(range(43)) - frozenset(stream.order(epoch).tolist()) for epoch in range(5)}
@@ -97,11 +93,6 @@ def test_digits_are_1797_images_in_three_disjoint_splits():
     assert len(originals) == 1797
     assert set.union(*found) == originals
     assert sum(len(part) for part in found) == 1797
-
-
-def test_digits_use_the_whole_range_of_uint8():
-    images = digits.load().train.images
-    assert (images.min(), images.max(), images.dtype) == (0, 255, np.uint8)
 
 
 def test_digits_are_split_the_same_way_whatever_the_random_state():

@@ -152,39 +152,24 @@ def test_examples_that_pass_together_are_different_ones_on_every_device(total, b
     assert (np.diagonal(found) == 1).all()
 
 
-_SLOW_CALL = """
+_SLOW = """
 import jax, jax.numpy as jnp
 from jem_jax.distributed import devices, processes
 processes.start(processes.Cluster(), cpu_devices=2, require_devices=2)
-run = jax.jit(lambda x: jax.lax.fori_loop(0, 2000, lambda _, x: jnp.tanh(x @ x), x))
+loop = lambda x: jax.lax.fori_loop(0, 2000, lambda _, x: jnp.tanh(x @ x), x)
+one = jax.jit(loop)
+several = devices.per_device(lambda x: devices.mean(loop(x)), in_axes=(None,), out_axes=None)
 x = jnp.ones((200, 200))
-jax.block_until_ready(run(x))
-print(run(x + 1).is_ready())
+for run in (one, several):
+    jax.block_until_ready(run(x))
+    print(run(x + 1).is_ready())
 """
 
 
 def test_a_cpu_has_one_program_at_a_time():
     # Queued programs of several devices can block each other for good.
-    done = subprocess.run([sys.executable, "-c", _SLOW_CALL], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True"]
-
-
-_SLOW_STEP = """
-import jax, jax.numpy as jnp
-from jem_jax.distributed import devices, processes
-processes.start(processes.Cluster(), cpu_devices=2, require_devices=2)
-def step(x):
-    return devices.mean(jax.lax.fori_loop(0, 2000, lambda _, x: jnp.tanh(x @ x), x))
-run = devices.per_device(step, in_axes=(None,), out_axes=None)
-x = jnp.ones((200, 200))
-jax.block_until_ready(run(x))
-print(run(x + 1).is_ready())
-"""
-
-
-def test_several_cpu_devices_have_one_program_at_a_time():
-    done = subprocess.run([sys.executable, "-c", _SLOW_STEP], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True"]
+    done = subprocess.run([sys.executable, "-c", _SLOW], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
 
 
 @pytest.mark.parametrize(

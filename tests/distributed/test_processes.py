@@ -3,7 +3,6 @@
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import tiny
-from command import HELPERS, SHORTEST, TINY, Command, contents, finished_run, metrics, restored, steps_logged
+from command import HELPERS, SHORTEST, TINY, Command, contents, finished_run, free_port, metrics, restored, steps_logged
 from programs import side_by_side
 
 from jem_jax import datasets
@@ -32,15 +31,9 @@ SOON = (
 )
 
 
-def _free_address():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
 def _pair(cwd, *arguments, each=((), ()), before=""):
     """Two processes of two devices each; `each` has what only one of them is given."""
-    address = _free_address()
+    address = f"127.0.0.1:{free_port()}"
     return [
         Command(
             *arguments, *own, f"--coordinator_address={address}", "--num_processes=2", f"--process_id={number}",
@@ -55,21 +48,11 @@ def _said(text):
     return [line for line in text.splitlines() if not line.startswith("[Gloo]")]
 
 
-class _StopAt:
-    signal = None
-
-    def __init__(self, step):
-        self.step = step
-
-    def requested(self, step, _):
-        return step == self.step
-
-
 def _stopped_at(step, run):
     """The checkpoint of the same run in this process, on its four devices, at an iteration."""
     config = config_files.read("digits", overrides(None, LONG[1:]))
     with pytest.raises(Interrupted):
-        loop.train(config, datasets.load(config.data), run, "one process", _StopAt(step))
+        loop.train(config, datasets.load(config.data), run, "one process", tiny.Stop(step))
     shutil.copy(finished_run() / "run.json", run)
     return restored(run).tree
 
@@ -165,7 +148,7 @@ def test_a_run_of_one_process_goes_on_with_two_and_the_first_alone_reports(undis
 @pytest.mark.slow
 def test_the_best_and_the_regular_checkpoints_are_saved_at_once(tmp_path):
     """Their processes once took a barrier of the one for the other's, and waited for ever."""
-    address = _free_address()
+    address = f"127.0.0.1:{free_port()}"
     program = [sys.executable, "-m", "programs.side_by_side", address]
     pair = [subprocess.Popen([*program, number, str(tmp_path)], cwd=HELPERS) for number in ("0", "1")]
     try:

@@ -2,11 +2,23 @@
 ones (`python -m experiments.checks.fuzz`)."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 
 FACTOR = int(os.environ.get("FUZZ_FACTOR", "1"))
 LONG = FACTOR > 1
+
+
+class Trap:
+    """Creates a file where it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.file), "w")
 
 
 def examples(number: int) -> settings:

@@ -1,5 +1,6 @@
 """A data set, networks and settings so small that a test is mostly compiling; for tests and the programs they start."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +11,8 @@ from jem_jax import config as configuration
 from jem_jax.config import Config
 from jem_jax.datasets import Dataset, Split
 from jem_jax.distributed import devices
-from jem_jax.training import run as training_run
+from jem_jax.runs import checkpoint, workdir
+from jem_jax.training import loop, setup, trained
 from jem_jax.training.device_data import DeviceData
 from jem_jax.training.network import Network
 from jem_jax.training.state import TrainState
@@ -123,13 +125,13 @@ def whole(buffer: jax.Array) -> np.ndarray:
 
 def program(config: Config) -> tuple[Step, DeviceData, Network]:
     """A run's step, the data that it takes, and its network."""
-    run = training_run.prepare(config, dataset())
+    run = setup.prepare(config, dataset())
     return run.step(), run.data, run.network
 
 
 def start(config: Config) -> Start:
     """All that a run's first iteration takes, on the devices."""
-    run = training_run.prepare(config, dataset())
+    run = setup.prepare(config, dataset())
     state, buffer = run.begin()
     shape = () if buffer is None else buffer.shape
     chains = None if buffer is None else np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32)
@@ -152,6 +154,20 @@ class Stop:
         if step in self.steps and self.kill:
             raise Killed
         return step in self.steps
+
+
+def train(directory: Path, stop: Stop | None = None, **settings: Any) -> loop.Trained:
+    """Trains a run in a directory, or goes on with it."""
+    return loop.train(config(**settings), dataset(), directory, "tiny", stop or Stop())
+
+
+def restored(
+    directory: Path, name: str = workdir.CHECKPOINTS, step: int | None = None, **settings: Any
+) -> checkpoint.Restored:
+    """A checkpoint of such a run, by default its last."""
+    state, buffer = trained.template(config(**settings), (SIDE, SIDE, 1), CLASSES)
+    tree = trained.tree(checkpoint.template_of(state), None if name == workdir.BEST else buffer)
+    return checkpoint.restore(directory / name, tree, step)
 
 
 def leaves(tree: Any) -> dict[str, np.ndarray]:

@@ -8,8 +8,7 @@ import tiny
 from jem_jax import class_gaussians
 from jem_jax.augment import to_float
 from jem_jax.datasets import Split
-from jem_jax.training import device_data
-from jem_jax.training import run as training_run
+from jem_jax.training import device_data, setup
 from jem_jax.training.device_data import Order
 
 DRAWS = 20_000
@@ -101,7 +100,7 @@ def test_a_buffer_of_draws_holds_the_classes_in_equal_shares(split, num_slots, n
 def test_a_run_begins_with_chains_from_the_gaussians(conditional):
     settings = {"sampler.init": "class_gaussians", "sampler.buffer_size": 96}
     config = tiny.config(**settings, **{"sampler.class_conditional": conditional})
-    found = np.array(training_run.prepare(config, tiny.dataset()).fresh_buffer(jax.random.key(5)))
+    found = np.array(setup.prepare(config, tiny.dataset()).fresh_buffer(jax.random.key(5)))
     assert found.shape == ((32, 3, 8, 8, 1) if conditional else (96, 1, 8, 8, 1))
     images = to_float(tiny.dataset().train.images)
     means = np.stack([images[tiny.dataset().train.labels == label].mean(axis=0) for label in range(3)])

@@ -21,14 +21,6 @@ def test_pieces_of_a_batch_have_the_keys_of_the_whole(pieces):
     np.testing.assert_array_equal(np.concatenate([_data(piece) for piece in cut]), _data(whole))
 
 
-def test_the_first_index_may_be_a_devices_own():
-    def piece(_):
-        return prng.for_examples(jax.random.key(3), 3, first=3 * jax.lax.axis_index("devices"))
-
-    cut = jax.jit(jax.vmap(piece, axis_name="devices"))(jnp.arange(4)).reshape(12)
-    np.testing.assert_array_equal(_data(cut), _data(prng.for_examples(jax.random.key(3), 12)))
-
-
 def test_every_example_has_a_key_of_its_own():
     data = _data(prng.for_examples(jax.random.key(0), 4096))
     assert len(np.unique(data, axis=0)) == 4096

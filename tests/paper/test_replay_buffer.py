@@ -143,9 +143,6 @@ def test_a_new_buffer_holds_uniform_chains_of_every_class():
     assert stats.kstest(buffer.ravel(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
     assert len(np.unique(buffer[..., 0, 0])) == 300
     assert replay_buffer.init(KEY, 5, (4, 2)).shape == (5, 1, 4, 2)
-
-
-def test_a_new_buffer_is_float32_in_a_float64_program_too():
     with jax.enable_x64(True):
         assert replay_buffer.init(KEY, 4, (2,)).dtype == jnp.float32
 
@@ -153,12 +150,14 @@ def test_a_new_buffer_is_float32_in_a_float64_program_too():
 # What is written.
 
 
-def test_what_is_written_is_drawn_again():
-    buffer, x = _numbered(10), -1.0 - jnp.arange(8.0).reshape(4, 2)
+def test_what_is_written_is_drawn_again_unclipped_and_to_the_last_bit():
+    buffer = _numbered(10)
+    x = jnp.array([[1e30, -3.7], [1 + 2.0**-23, 2e-38], [-0.0, jnp.pi], [jnp.inf, -1.0]], jnp.float32)
     slots = _draw(KEY, buffer, jnp.zeros_like(x), reinit_prob=0.5).slots
     drawn = _draw(KEY, replay_buffer.write(buffer, slots, x), jnp.zeros_like(x), reinit_prob=0.0)
     np.testing.assert_array_equal(drawn.slots, slots)
-    np.testing.assert_array_equal(drawn.x, x)
+    assert drawn.x.dtype == jnp.float32
+    np.testing.assert_array_equal(np.asarray(drawn.x).view(np.int32), np.asarray(x).view(np.int32))
 
 
 def test_a_write_leaves_other_slots_and_classes_alone():
@@ -178,14 +177,6 @@ def test_a_discarded_write_leaves_the_buffer_as_it_was():
     )
     np.testing.assert_array_equal(write(True), buffer)
     assert np.isnan(write(False)).sum() == 8
-
-
-def test_values_are_kept_unclipped_to_the_last_bit():
-    values = jnp.array([[1e30, -3.7], [1 + 2.0**-23, 2e-38], [-0.0, jnp.pi], [jnp.inf, -1.0]], jnp.float32)
-    slots = _draw(KEY, _numbered(10), values, reinit_prob=0.0).slots
-    drawn = _draw(KEY, replay_buffer.write(_numbered(10), slots, values), jnp.zeros((4, 2)), reinit_prob=0.0)
-    assert drawn.x.dtype == jnp.float32
-    np.testing.assert_array_equal(np.asarray(drawn.x).view(np.int32), np.asarray(values).view(np.int32))
 
 
 def test_chains_of_another_precision_take_the_buffers():
@@ -267,8 +258,3 @@ def test_a_buffer_with_classes_needs_labels():
 def test_examples_of_another_shape_are_an_error():
     with pytest.raises(AssertionError, match="different shapes"):
         _draw(KEY, _numbered(10), jnp.zeros((4, 3)), reinit_prob=0.0)
-
-
-def test_keys_of_another_batch_are_an_error():
-    with pytest.raises(ValueError, match="one per example"):
-        _draw(jax.random.split(KEY, 3), _numbered(10), jnp.zeros((4, 2)), reinit_prob=0.0)

@@ -216,29 +216,10 @@ def test_an_examples_chain_does_not_depend_on_the_batch_around_it(shape):
     _assert_close(_chain(example_keys[places], x[places])[jnp.array([0, 3])], ends[jnp.array([4, 0])])
 
 
-def test_pieces_of_a_batch_run_the_chains_of_the_whole():
-    x = _starts(6, 3)
-    pieces = [_chain(prng.for_examples(KEY, 2, first), x[first : first + 2]) for first in (0, 2, 4)]
-    _assert_close(jnp.concatenate(pieces), _chain(KEY, x))
-
-
 def test_the_key_decides_the_chain():
     x = _starts(6, 3)
     np.testing.assert_array_equal(_chain(KEY, x), _chain(KEY, x))
     assert jnp.all(_chain(KEY, x) != _chain(jax.random.key(1), x))
-
-
-def test_legacy_keys_run_the_same_chain():
-    x = _starts(6, 3)
-    legacy, typed = jax.random.PRNGKey(5), jax.random.key(5)
-    np.testing.assert_array_equal(_chain(legacy, x), _chain(typed, x))
-    step = jax.jit(lambda key: sgld.step(key, _ripple, x, step_size=0.1, noise_std=1.0))
-    np.testing.assert_array_equal(step(legacy), step(typed))
-
-
-def test_keys_of_another_batch_are_an_error():
-    with pytest.raises(ValueError, match="one per example"):
-        sgld.chain(jax.random.split(KEY, 3), _ripple, jnp.ones((4, 3)), **SETTINGS)
 
 
 def test_jempps_two_loops_are_a_chain_of_its_outer_steps_alone():
@@ -272,11 +253,6 @@ def test_the_chain_keeps_the_dtype_of_x():
 
 
 # Transformations.
-
-
-def test_jit_changes_nothing():
-    x = _starts(6, 3)
-    _assert_close(_chain(KEY, x), sgld.chain(KEY, _ripple, x, **SETTINGS))
 
 
 def test_the_chain_is_differentiable_in_its_start_and_its_parameters():

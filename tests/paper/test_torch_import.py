@@ -12,14 +12,14 @@ from pathlib import Path
 
 import compilation
 import flax.linen as nn
+import fuzzing
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import traverse_util
 
-from jem_jax import energy, objective, replay_buffer, sgld, torch_import
+from jem_jax import energy, objective, sgld, torch_import
 from jem_jax.common.errors import UserError
 from jem_jax.wide_resnet import NORMS, WideResNet
 
@@ -129,24 +129,6 @@ def test_evaluation_agrees_with_the_official_network(name, what):
     assert_close(evaluation(name)[what], reference(name)[what], 1e-5)
 
 
-@pytest.mark.parametrize("clipped", [False, True], ids=["plain", "clipped"])
-@pytest.mark.parametrize("name", REFERENCES)
-def test_float32_chain_agrees_with_the_official_chain(name, clipped):
-    model, variables = imported(name)
-    settings = {"grad_clip": 1.0, "bounds": (-1.0, 1.0)} if clipped else {}
-    sampler = sgld.make_sampler(
-        lambda variables, x: energy.log_density(model.apply(variables, x)),
-        num_steps=5,
-        step_size=1.0,
-        noise_std=0.0,
-        **settings,
-    )
-    end = sampler(variables, jax.random.key(0), nhwc(reference(name)["x"]))
-    key = "chain_5_steps_clipped_no_noise" if clipped else "chain_5_steps_step_size_1_no_noise"
-    # Rounding flips kinks of the leaky ReLU, in PyTorch against itself too. The float64 chains below are exact.
-    assert_close(nchw(end), reference(name)[key], 2e-3)
-
-
 # The official loss.
 
 
@@ -203,27 +185,6 @@ def test_every_parameter_gradient_agrees_with_the_official_one(name):
     assert expected.keys() == gradients.keys() - unused
     for key, gradient in expected.items():
         assert_close(gradients[key], gradient, 1e-4)
-
-
-@pytest.mark.parametrize("name", WITH_TRAINING)
-def test_adam_steps_agree_with_the_official_step(name):
-    expected, gradients = (section(reference(name), f"train/{part}/") for part in ("after_adam_1e-4", "grad"))
-    before, own_gradients = (
-        {key: arrays[key] for key in expected} for arrays in (official_state(name), gradients_of_loss(name)[2])
-    )
-
-    @jax.jit
-    def after(gradients):
-        adam = optax.adam(1e-4)
-        return optax.apply_updates(before, adam.update(gradients, adam.init(before), before)[0])
-
-    rounding = 5e-7  # of parameters up to 4; a step is 1e-4
-    from_official, from_own = after(gradients), after(own_gradients)
-    for key, value in expected.items():
-        np.testing.assert_allclose(from_official[key], value, rtol=0, atol=rounding)
-        # Adam's first step goes by the gradient's sign, which is open where a gradient is rounding alone.
-        clear = np.abs(gradients[key]) > 1e-5 * np.abs(gradients[key]).max()
-        np.testing.assert_allclose(from_own[key][clear], value[clear], rtol=0, atol=rounding)
 
 
 # In float64, against the PyTorch copy: the same to rounding, chains of any length included.
@@ -555,15 +516,6 @@ def test_official_buffer_becomes_slots_and_classes():
     np.testing.assert_array_equal(torch_import.buffer_to_official(plain), official)
 
 
-def test_imported_buffer_is_one_that_chains_can_be_drawn_from():
-    official = np.random.default_rng(0).uniform(-1, 1, (20, 3, 8, 8)).astype(np.float32)
-    buffer = jnp.asarray(torch_import.buffer_from_official(official, 10))
-    labels = jnp.array([7, 2])
-    x, slots = replay_buffer.draw(jax.random.key(0), buffer, jnp.zeros((2, 8, 8, 3)), reinit_prob=0.0, labels=labels)
-    rows = np.asarray(labels) * 2 + np.asarray(slots)
-    np.testing.assert_array_equal(nchw(x), official[rows])
-
-
 @pytest.mark.parametrize(
     ("array", "classes", "message"),
     [
@@ -697,29 +649,23 @@ def test_failed_write_leaves_the_older_file(torch, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["official.pt"]
 
 
-class Trap:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
 @pytest.mark.torch
-@pytest.mark.parametrize("how", ["torch.save", "torch.save before 1.6", "pickle 2", "pickle 4", "inside the buffer"])
+@pytest.mark.parametrize(
+    "how",
+    ["torch.save", "torch.save before 1.6", "inside the buffer", "pickle 2", "pickle 3", "pickle 4", "pickle 5"],
+)
 def test_code_in_a_file_is_never_run(torch, tmp_path, how):
     sprung, path = tmp_path / "sprung", tmp_path / "trap.pt"
     if how.startswith("pickle"):
-        path.write_bytes(pickle.dumps({"model_state_dict": Trap(sprung)}, protocol=int(how[-1])))
+        path.write_bytes(pickle.dumps({"model_state_dict": fuzzing.Trap(sprung)}, protocol=int(how[-1])))
     else:
-        content = {"model_state_dict": {"f.conv1.bias": torch.zeros(16)}, "replay_buffer": Trap(sprung)}
+        content = {"model_state_dict": {"f.conv1.bias": torch.zeros(16)}, "replay_buffer": fuzzing.Trap(sprung)}
         if how != "inside the buffer":
-            content["model_state_dict"]["f.conv1.weight"] = Trap(sprung)
+            content["model_state_dict"]["f.conv1.weight"] = fuzzing.Trap(sprung)
         torch.save(content, path, _use_new_zipfile_serialization="before" not in how)
-    # torch reads no newer pickle protocol than 2, nor far enough to say what such a file holds.
-    reason = "it is damaged or of another kind" if how == "pickle 4" else r"it holds \w+\.open, and nothing but tensors"
+    # torch does not read a newer pickle far enough to say what it holds.
+    newer = how in ("pickle 4", "pickle 5")
+    reason = "it is damaged or of another kind" if newer else r"it holds \w+\.open, and nothing but tensors"
     for read in (torch_import.read_checkpoint, torch_import.load):
         with pytest.raises(UserError, match=rf"trap\.pt is not a checkpoint of tensors.*: {reason}") as error:
             read(path)

@@ -1,7 +1,6 @@
 """The queue of work for a GPU."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +12,6 @@ from experiments import gpu_queue
 from jem_jax.commands import config_files
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_the_table_lists_the_queue_in_its_order():
-    page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^[|] `(\w+)` [|] (\d+) [|] (.+) [|]$", page, re.MULTILINE)
-    listed = [(name, int(limit), question) for name, limit, question in rows]
-    assert listed == [(name, entry.limit, entry.question) for name, entry in gpu_queue.ENTRIES.items()]
 
 
 @pytest.mark.parametrize("name", gpu_queue.ENTRIES)

@@ -30,7 +30,7 @@ def test_an_iterations_arithmetic_is_that_of_its_convolutions_on_every_backend(m
     variables = jax.eval_shape(lambda key: net.init(key, jnp.zeros((1, 8, 8, 1))), jax.random.key(0))
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     found = forecast.flops_per_iteration(
-        config, net, variables, (8, 8, 1), Program(samples=True, num_steps=5, sam=False, frozen=False)
+        config, net, variables, (8, 8, 1), Program(needs_samples=True, num_steps=5, sam=False, frozen=False)
     )
     # A chain step is a pass and an input gradient; a batch of the loss has a weight gradient besides.
     assert found == 2 * _by_hand(8) * 32 * (5 * 2 + 3 * 3)
@@ -41,5 +41,5 @@ def test_a_network_of_ones_own_counts_its_products():
     variables = jax.eval_shape(lambda key: net.init(key, jnp.zeros((1, 8, 8, 1))), jax.random.key(0))
     weights = sum(leaf.size for leaf in jax.tree.leaves(variables) if leaf.ndim == 2)
     config = configuration.validate({"objective": {"p_x": 0.0}, "training": {"batch_size": 8}})
-    program = Program(samples=False, num_steps=0, sam=False, frozen=False)
+    program = Program(needs_samples=False, num_steps=0, sam=False, frozen=False)
     assert forecast.flops_per_iteration(config, net, variables, (8, 8, 1), program) == 2 * weights * 3 * 8

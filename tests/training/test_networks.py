@@ -32,58 +32,40 @@ class Module(nn.Module):
     num_classes: int
 
 
-class TrainTrue(Module):
-    @nn.compact
-    def __call__(self, x, train: bool = True):
-        return _both(self, x, not train)
+def _module(call, name):
+    """A module whose `__call__` is a function."""
+    return type(name, (Module,), {"__call__": nn.compact(call), "__module__": __name__, "__test__": False})
 
 
-class TrainRequired(Module):
-    @nn.compact
-    def __call__(self, x, train: bool):
-        return _both(self, x, not train)
+def _mutable_collection(self, x, enable_dropout=None):
+    evaluates = not self.is_mutable_collection("batch_stats")
+    return _layers(self, x, {"use_running_average": evaluates}, {"deterministic": not enable_dropout})
 
 
-class TrainByName(Module):
-    @nn.compact
-    def __call__(self, x, *, train):
-        return _both(self, x, not train)
+def _axis_name(self, x, train=False):
+    norm = {"use_running_average": not train, "axis_name": "batch"}
+    return _layers(self, x, norm, {"deterministic": not train})
 
 
-class Training(Module):
-    @nn.compact
-    def __call__(self, x, training=False):
-        return _both(self, x, not training)
-
-
-class IsTraining(Module):
-    @nn.compact
-    def __call__(self, x, is_training):
-        return _both(self, x, not is_training)
-
-
-class Deterministic(Module):
-    @nn.compact
-    def __call__(self, x, deterministic=True):
-        return _both(self, x, deterministic)
-
-
-class DeterministicFalse(Module):
-    @nn.compact
-    def __call__(self, x, deterministic: bool = False):
-        return _both(self, x, deterministic)
-
-
-class RunningAverage(Module):
-    @nn.compact
-    def __call__(self, x, use_running_average: bool | None = None):
-        return _both(self, x, use_running_average)
-
-
-class TwoFlags(Module):
-    @nn.compact
-    def __call__(self, x, use_running_average=True, deterministic=True):
-        return _layers(self, x, {"use_running_average": use_running_average}, {"deterministic": deterministic})
+CALLS = {
+    "TrainTrue": lambda self, x, train=True: _both(self, x, not train),
+    "TrainRequired": lambda self, x, train: _both(self, x, not train),
+    "TrainByName": lambda self, x, *, train: _both(self, x, not train),
+    "Training": lambda self, x, training=False: _both(self, x, not training),
+    "IsTraining": lambda self, x, is_training: _both(self, x, not is_training),
+    "Deterministic": lambda self, x, deterministic=True: _both(self, x, deterministic),
+    "DeterministicFalse": lambda self, x, deterministic=False: _both(self, x, deterministic),
+    "RunningAverage": lambda self, x, use_running_average=None: _both(self, x, use_running_average),
+    "TwoFlags": lambda self, x, use_running_average=True, deterministic=True: _layers(
+        self, x, {"use_running_average": use_running_average}, {"deterministic": deterministic}
+    ),
+    "TestFlag": lambda self, x, scale=1.0, *, test: scale * _both(self, x, test),
+    "MutableCollection": _mutable_collection,
+    "AxisName": _axis_name,
+}
+"""How networks say that they train; `MutableCollection` trains where its statistics can be written."""
+CALLED = {name: _module(call, name) for name, call in CALLS.items()}
+globals().update(CALLED)
 
 
 class Field(Module):
@@ -104,41 +86,11 @@ class MergedField(Module):
 
 def remat(num_classes):
     """A flag that must be given by place."""
-    return nn.remat(TrainRequired, static_argnums=(2,))(num_classes)
-
-
-class TestFlag(Module):
-    __test__ = False
-
-    @nn.compact
-    def __call__(self, x, scale=1.0, *, test):
-        return scale * _both(self, x, test)
-
-
-class MutableCollection(Module):
-    """It trains where its statistics can be written."""
-
-    @nn.compact
-    def __call__(self, x, enable_dropout: bool | None = None):
-        evaluates = not self.is_mutable_collection("batch_stats")
-        return _layers(self, x, {"use_running_average": evaluates}, {"deterministic": not enable_dropout})
+    return nn.remat(CALLED["TrainRequired"], static_argnums=(2,))(num_classes)
 
 
 def jit(num_classes):
-    return nn.jit(TrainByName, static_argnames=("train",))(num_classes)
-
-
-class AxisName(Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        norm = {"use_running_average": not train, "axis_name": "batch"}
-        return _layers(self, x, norm, {"deterministic": not train})
-
-
-NETWORKS = [
-    TrainTrue, TrainRequired, TrainByName, Training, IsTraining, Deterministic, DeterministicFalse, RunningAverage,
-    TwoFlags, Field, MergedField, TestFlag, MutableCollection, remat, jit, AxisName,
-]  # fmt: skip
+    return nn.jit(CALLED["TrainByName"], static_argnames=("train",))(num_classes)
 
 
 def _trained(factory, steps=1, **settings):
@@ -153,7 +105,7 @@ def _trained(factory, steps=1, **settings):
     return start, state
 
 
-@pytest.mark.parametrize("factory", NETWORKS)
+@pytest.mark.parametrize("factory", [*CALLED.values(), Field, MergedField, remat, jit])
 def test_trains_and_evaluates_as_written(factory):
     start, state = _trained(factory)
     assert abs(np.asarray(state.model_state["batch_stats"]["norm"]["mean"])).max() > 0
@@ -272,105 +224,57 @@ def test_half_precision_parameters_stay_half(optimizer):
     assert start.network.logits(state.evaluation_variables, jnp.zeros((2, *SHAPE))).dtype == jnp.float32
 
 
-class Parameterless(Module):
-    @nn.compact
-    def __call__(self, x):
-        return jnp.zeros((len(x), self.num_classes)) + x.sum((1, 2))
-
-
-class IntegerParameter(Module):
-    @nn.compact
-    def __call__(self, x):
-        return _layers(self, x) * self.param("scale", lambda key: jnp.int32(2))
-
-
-class OtherFlag(Module):
-    @nn.compact
-    def __call__(self, x, mode="eval"):
-        return _layers(self, x, {"use_running_average": mode == "eval"})
-
-
-class OtherDropoutFlag(Module):
-    @nn.compact
-    def __call__(self, x, dropping=False):
-        return _layers(self, x, None, {"deterministic": not dropping})
-
-
-class OwnNorm(Module):
+def _own_norm(self, x, fit=False):
     """Statistics that no layer of Flax keeps, and a flag that nobody knows."""
-
-    @nn.compact
-    def __call__(self, x, fit=False):
-        mean = self.variable("batch_stats", "mean", jnp.zeros, ())
-        if fit:
-            mean.value = jnp.mean(x)
-        return _layers(self, x - mean.value)
+    mean = self.variable("batch_stats", "mean", jnp.zeros, ())
+    if fit:
+        mean.value = jnp.mean(x)
+    return _layers(self, x - mean.value)
 
 
-class Sown(Module):
-    @nn.compact
-    def __call__(self, x):
-        self.sow("losses", "l2", jnp.mean(x))
-        return _layers(self, x)
+def _sown(self, x):
+    self.sow("losses", "l2", jnp.mean(x))
+    return _layers(self, x)
 
 
-class NoisyEvaluation(Module):
-    @nn.compact
-    def __call__(self, x):
-        return _layers(self, x) + jax.random.normal(self.make_rng("noise"), (len(x), 1))
+def _own_axis(self, x, train=False):
+    x = _layers(self, x)
+    return x - jax.lax.pmean(x, "hosts") if train else x
 
 
-class OwnAxis(Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = _layers(self, x)
-        return x - jax.lax.pmean(x, "hosts") if train else x
+REFUSED = {
+    "has no parameters, so there is nothing to train": (
+        lambda self, x: jnp.zeros((len(x), self.num_classes)) + x.sum((1, 2))
+    ),
+    "has a parameter that is no float, scale (int32)": (
+        lambda self, x: _layers(self, x) * self.param("scale", lambda key: jnp.int32(2))
+    ),
+    "would stay in evaluation mode while it trains (batch_stats, norm); its __call__ must take train,": (
+        lambda self, x, mode="eval": _layers(self, x, {"use_running_average": mode == "eval"})
+    ),
+    "would stay in evaluation mode while it trains (dropout)": (
+        lambda self, x, dropping=False: _layers(self, x, None, {"deterministic": not dropping})
+    ),
+    "would stay in evaluation mode while it trains (batch_stats)": _own_norm,
+    "cannot be trained: after a pass its state holds losses/l2/1": _sown,
+    'cannot be evaluated: None needs PRNG for "noise"': (
+        lambda self, x: _layers(self, x) + jax.random.normal(self.make_rng("noise"), (len(x), 1))
+    ),
+    "cannot be trained: Found an unbound axis name: hosts": _own_axis,
+    "must give logits [4, 3] for 4 images, not tuple": lambda self, x: (_layers(self, x), x),
+    "must give logits [4, 3] for 4 images, not int32 [4, 3]": lambda self, x: _layers(self, x).astype(jnp.int32),
+    "does not take images of 8×8×1": lambda self, x, y: _layers(self, x + y),
+    "cannot be trained": (
+        lambda self, x, train=False: _layers(self, x, {"use_running_average": False} if train else None)
+    ),
+}
 
 
-class TwoOutputs(Module):
-    @nn.compact
-    def __call__(self, x):
-        return _layers(self, x), x
-
-
-class Labels(Module):
-    @nn.compact
-    def __call__(self, x):
-        return _layers(self, x).astype(jnp.int32)
-
-
-class TwoInputs(Module):
-    @nn.compact
-    def __call__(self, x, y):
-        return _layers(self, x + y)
-
-
-class TrainingLayer(Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        return _layers(self, x, {"use_running_average": False} if train else None)
-
-
-@pytest.mark.parametrize(
-    ("factory", "said"),
-    [
-        (Parameterless, "has no parameters, so there is nothing to train"),
-        (IntegerParameter, "has a parameter that is no float, scale (int32)"),
-        (OtherFlag, "would stay in evaluation mode while it trains (batch_stats, norm); its __call__ must take train,"),
-        (OtherDropoutFlag, "would stay in evaluation mode while it trains (dropout)"),
-        (OwnNorm, "would stay in evaluation mode while it trains (batch_stats)"),
-        (Sown, "cannot be trained: after a pass its state holds losses/l2/1"),
-        (NoisyEvaluation, 'cannot be evaluated: None needs PRNG for "noise"'),
-        (OwnAxis, "cannot be trained: Found an unbound axis name: hosts"),
-        (TwoOutputs, "must give logits [4, 3] for 4 images, not tuple"),
-        (Labels, "must give logits [4, 3] for 4 images, not int32 [4, 3]"),
-        (TwoInputs, "does not take images of 8×8×1"),
-        (TrainingLayer, "cannot be trained"),
-    ],
-)
-def test_is_refused_before_a_run_begins(factory, said):
+@pytest.mark.parametrize(("said", "call"), REFUSED.items())
+def test_is_refused_before_a_run_begins(said, call):
+    net = network.Network(_module(call, "Refused")(num_classes=tiny.CLASSES))
     with pytest.raises(UserError) as caught:
-        preflight.check_network(network.Network(factory(num_classes=tiny.CLASSES)), SHAPE, tiny.CLASSES)
+        preflight.check_network(net, SHAPE, tiny.CLASSES)
     assert str(caught.value).startswith(f"config.model {said}")
     assert "\n" not in str(caught.value)
 

@@ -11,29 +11,47 @@ from jem_jax.training import optimizer
 STEPS_PER_EPOCH = 10
 
 
-def _rates(steps, **settings):
-    schedule = optimizer.schedule(Optimizer(**settings), STEPS_PER_EPOCH)
-    return [float(schedule(jnp.int32(step))) for step in steps]
+RATES = {
+    "constant by default": ({"learning_rate": 0.25}, {0: 0.25, 1: 0.25, 10**6: 0.25}),
+    "warm-up from zero": (
+        {"learning_rate": 0.4, "warmup_steps": 4},
+        {0: 0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.4, 100: 0.4},
+    ),
+    "decay at the first iteration of an epoch": (
+        {"learning_rate": 1.0, "decay_epochs": (2.0, 3.5), "decay_factor": 0.3},
+        {0: 1, 19: 1, 20: 0.3, 34: 0.3, 35: 0.09, 10**5: 0.09},
+    ),
+    "decay within warm-up multiplies": (
+        {"learning_rate": 1.0, "warmup_steps": 20, "decay_epochs": (1.0,), "decay_factor": 0.5},
+        {9: 9 / 20, 10: 10 / 20 * 0.5, 20: 0.5},
+    ),
+    "linear": ({}, {0: 0.1, 50: 0.05, 99: 0.001}),
+    "linear after warm-up": ({"warmup_steps": 10}, {5: 0.1 * 0.95 * 0.5}),
+    "cosine": ({}, {0: 0.1, 50: 0.05, 99: 0.1 * (1 + np.cos(np.pi * 0.99)) / 2}),
+    "one_cycle": (
+        {},
+        {
+            0: 0.004,
+            50: 0.1 * (1 + np.cos(np.pi * 2 / 7)) / 2,
+            99: 4e-7 + 0.1 * (1 + np.cos(np.pi * 69 / 70)) / 2,
+        },
+    ),
+}
+"""{case, by the schedule's name where it is none of steps: (settings, {iteration of 100: rate})}"""
 
 
-def test_the_learning_rate_is_constant_by_default():
-    assert _rates([0, 1, 10**6], learning_rate=0.25) == [0.25, 0.25, 0.25]
+@pytest.mark.parametrize("case", RATES)
+def test_learning_rates(case):
+    settings, rates = RATES[case]
+    shape = next((name for name in ("linear", "cosine", "one_cycle") if case.startswith(name)), "steps")
+    schedule = optimizer.schedule(Optimizer(**{"learning_rate": 0.1, **settings}), STEPS_PER_EPOCH, shape, 100)
+    found = [schedule(jnp.int32(step)) for step in rates]
+    np.testing.assert_allclose(found, list(rates.values()), rtol=1e-6, atol=1e-7)
 
 
-def test_warm_up_is_linear_from_zero():
-    rates = _rates([0, 1, 2, 3, 4, 5, 100], learning_rate=0.4, warmup_steps=4)
-    np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4], rtol=1e-6)
-
-
-def test_the_learning_rate_decays_at_the_first_iteration_of_each_decay_epoch():
-    settings = {"learning_rate": 1.0, "decay_epochs": (2.0, 3.5), "decay_factor": 0.3}
-    rates = _rates([0, 19, 20, 34, 35, 10**5], **settings)
-    np.testing.assert_allclose(rates, [1, 1, 0.3, 0.3, 0.09, 0.09], rtol=1e-6)
-
-
-def test_a_decay_within_warm_up_multiplies():
-    rates = _rates([9, 10, 20], learning_rate=1.0, warmup_steps=20, decay_epochs=(1.0,), decay_factor=0.5)
-    np.testing.assert_allclose(rates, [9 / 20, 10 / 20 * 0.5, 0.5], rtol=1e-6)
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match="one of adam, sgd, not 'lion'"):
+        optimizer.build(Optimizer(name="lion"), STEPS_PER_EPOCH)
 
 
 GRADIENTS = np.random.default_rng(0).normal(size=(6, 5)) * np.array([1e-3, 0.1, 1.0, 10.0, 0.0])

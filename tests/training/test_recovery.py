@@ -1,21 +1,20 @@
 """What is done about a divergence: where a run goes back to, that it then trains, and that nothing can cut it off."""
 
-import json
 import shutil
 import types
 
 import numpy as np
 import pytest
 import tiny
+from command import metrics
 
 from jem_jax.common.errors import UserError
 from jem_jax.report import training
 from jem_jax.report.result import Result
 from jem_jax.runs import checkpoint, workdir
-from jem_jax.runs.metrics import TIME_FIELDS
-from jem_jax.training import divergence, loop, recovery, trained
+from jem_jax.training import divergence, loop, recovery
 from jem_jax.training.recovery import Recovery
-from jem_jax.training.run import Run
+from jem_jax.training.setup import Setup
 
 LAST = 20
 SETTINGS = {
@@ -34,32 +33,12 @@ WILD = {**SETTINGS, "optimizer.learning_rate": 90.0, "recovery.learning_rate_fac
 def proof():
     """Checkpoints of these short runs count as good after three iterations."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recovery, "PROOF", 3)
+        patch.setattr(recovery, "MIN_AGE", 3)
         yield
 
 
-class _Never:
-    def requested(self, *_):
-        return False
-
-
-class _Killed(Exception):
-    """The program ended without a chance to save."""
-
-
-def _train(directory, settings):
-    return loop.train(tiny.config(**settings), tiny.dataset(), directory, "tiny", _Never())
-
-
-def _lines(directory):
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIME_FIELDS} for line in lines]
-
-
 def _last(directory, settings):
-    state, buffer = trained.template(tiny.config(**settings), (8, 8, 1), 3)
-    tree = trained.tree(checkpoint.template_of(state), buffer)
-    return checkpoint.restore(directory / workdir.CHECKPOINTS, tree).tree
+    return tiny.restored(directory, **settings).tree
 
 
 def _history(directory):
@@ -76,7 +55,7 @@ def _entry(back_to, **settings):
 def recovered(tmp_path_factory):
     """A run that diverged at its first iterations and went on at a smaller learning rate."""
     directory = tmp_path_factory.mktemp("recovered")
-    _train(directory, WILD)
+    tiny.train(directory, **WILD)
     return directory
 
 
@@ -84,7 +63,7 @@ def test_a_run_that_diverges_trains_to_its_end_at_a_smaller_learning_rate(recove
     history = recovery.read(recovered)
     assert len(history) >= 1
     assert all(entry.settled for entry in history)
-    lines = _lines(recovered)
+    lines = metrics(recovered)
     assert lines[-1]["step"] == LAST
     assert max(line.get("validation_accuracy", 0) for line in lines) > 0.5
     state = _last(recovered, WILD)["state"]
@@ -93,7 +72,7 @@ def test_a_run_that_diverges_trains_to_its_end_at_a_smaller_learning_rate(recove
 
 
 def test_metrics_hold_each_iteration_once_and_a_line_for_each_recovery(recovered):
-    lines = _lines(recovered)
+    lines = metrics(recovered)
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == list(range(1, LAST + 1))
     events = [line for line in lines if "recovery" in line]
@@ -110,7 +89,7 @@ def test_tensorboard_tells_of_a_recovery(recovered):
 @pytest.mark.parametrize("where", ["history", "settle", "rewind"])
 def test_a_run_killed_in_a_recovery_ends_as_the_undisturbed_one(recovered, tmp_path, monkeypatch, where):
     def killed(*_):
-        raise _Killed
+        raise tiny.Killed
 
     with monkeypatch.context() as patch:
         if where == "history":
@@ -119,10 +98,10 @@ def test_a_run_killed_in_a_recovery_ends_as_the_undisturbed_one(recovered, tmp_p
             patch.setattr(recovery, "settle", lambda *_: killed() if recovery.read(tmp_path) else ())
         else:
             patch.setattr(loop.Recorder, "rewind", killed)
-        with pytest.raises(_Killed):
-            _train(tmp_path, WILD)
-    _train(tmp_path, WILD)
-    assert _lines(tmp_path) == _lines(recovered)
+        with pytest.raises(tiny.Killed):
+            tiny.train(tmp_path, **WILD)
+    tiny.train(tmp_path, **WILD)
+    assert metrics(tmp_path) == metrics(recovered)
     assert _history(tmp_path) == _history(recovered)
     assert not tiny.differing(_last(tmp_path, WILD), _last(recovered, WILD))
 
@@ -135,7 +114,7 @@ def test_a_run_without_recoveries_left_ends_with_its_history_in_a_line(tmp_path,
         "recovery.chain_steps_factor": 2.0,
     }
     with pytest.raises(UserError, match=r"diverged at iteration 1: .*2 recoveries .*\(2\) log_density at 1, back to 0"):
-        _train(tmp_path, settings)
+        tiny.train(tmp_path, **settings)
     said = [line for line in capsys.readouterr().out.splitlines() if "diverged" in line]
     assert len(said) == 2
     assert (
@@ -147,9 +126,9 @@ def test_a_run_without_recoveries_left_ends_with_its_history_in_a_line(tmp_path,
 def test_a_divergence_that_ends_a_run_is_in_its_metrics_and_its_report(tmp_path):
     wild = {**SETTINGS, "training.max_log_density": 1e-9, "recovery.max_recoveries": 1}
     with pytest.raises(UserError, match="diverged at iteration 1"):
-        _train(tmp_path, wild)
+        tiny.train(tmp_path, **wild)
     told = {"diverged_at": 1, "reason": "log_density", "recoveries": 1, "ended": True}
-    assert _lines(tmp_path)[-1] == {"step": 1, **told}
+    assert metrics(tmp_path)[-1] == {"step": 1, **told}
     assert recovery.end(tmp_path) == told
     board = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
     assert b"Its 1 recoveries" in board
@@ -161,23 +140,23 @@ def test_a_divergence_that_ends_a_run_is_in_its_metrics_and_its_report(tmp_path)
     assert last.startswith("The training of the JEM ended there: it diverged at iteration 1 (|log p~| passed")
     assert last.endswith(" after 1 recoveries, and no more were allowed.")
     # The same run with other limits goes on, and is no longer one that ended so.
-    _train(tmp_path, SETTINGS)
+    tiny.train(tmp_path, **SETTINGS)
     assert recovery.end(tmp_path) is None
-    assert _lines(tmp_path)[-1]["step"] == LAST
+    assert metrics(tmp_path)[-1]["step"] == LAST
 
 
 def test_what_proved_good_stays_so_where_later_settings_save_at_other_times(tmp_path):
-    _train(tmp_path, {**SETTINGS, "training.keep_checkpoints": 4})
+    tiny.train(tmp_path, **{**SETTINGS, "training.keep_checkpoints": 4})
     assert sorted(checkpoint.regular(tmp_path / "checkpoints")) == [5, 10, 15, 20]
     # Neither twenty nor any before is due by these.
     later = {**SETTINGS, "training.epochs": 9, "training.checkpoint_every": 7, "training.max_log_density": 1e-9}
     with pytest.raises(UserError, match=r"\(1\) log_density at 21, back to 15"):
-        _train(tmp_path, {**later, "recovery.max_recoveries": 1})
+        tiny.train(tmp_path, **{**later, "recovery.max_recoveries": 1})
     assert 15 in checkpoint.steps(tmp_path / "checkpoints")
 
 
 def test_a_healthy_run_raises_no_alarm_with_the_defaults(tmp_path):
-    _train(tmp_path, {"model.factory": "tiny:mlp", "training.epochs": 4})
+    tiny.train(tmp_path, **{"model.factory": "tiny:mlp", "training.epochs": 4})
     assert recovery.read(tmp_path) == ()
 
 
@@ -190,9 +169,9 @@ def test_a_divergence_later_goes_back_to_a_checkpoint_and_takes_more_chain_steps
     }  # fmt: skip
     looks = iter([None, None, divergence.Alarm("log_density", step=22)])
     monkeypatch.setattr(divergence, "alarm", lambda _: next(looks, None))
-    built, step = [], Run.step
-    monkeypatch.setattr(Run, "step", lambda run, program: built.append(program) or step(run, program))
-    _train(directory, wanted)
+    built, step = [], Setup.step
+    monkeypatch.setattr(Setup, "step", lambda setup, program: built.append(program) or step(setup, program))
+    tiny.train(directory, **wanted)
     assert list(dict.fromkeys(program.num_steps for program in built)) == [3, 6]
     last = recovery.read(directory)[-1]
     assert (last.step, last.back_to, last.chain_steps_factor, last.settled) == (23, 20, 2.0, True)
@@ -256,7 +235,7 @@ def test_checkpoints_of_interruptions_take_no_regular_ones_place():
 
 
 def test_factors_hold_for_a_while_and_multiply(monkeypatch):
-    monkeypatch.setattr(recovery, "WHILE", 10)
+    monkeypatch.setattr(recovery, "DURATION", 10)
     history = (_entry(10, learning_rate_factor=0.5), _entry(15, learning_rate_factor=0.5, chain_steps_factor=1.5))
     assert [recovery.learning_rate_factor(history, step) for step in (9, 10, 15, 20, 25)] == [1, 0.5, 0.25, 0.5, 1]
     assert [recovery.chain_steps(10, history, step) for step in (14, 15, 24, 25)] == [10, 15, 15, 10]

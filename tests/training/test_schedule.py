@@ -13,9 +13,8 @@ from jem_jax.augment import to_float
 from jem_jax.common.errors import UserError
 from jem_jax.distributed import devices
 from jem_jax.main import main
-from jem_jax.runs import checkpoint, metrics, workdir
-from jem_jax.training import loop, optimizer, preflight, schedule, statistics, trained
-from jem_jax.training import run as training_run
+from jem_jax.runs import metrics
+from jem_jax.training import loop, preflight, schedule, setup, statistics
 from jem_jax.training.network import Network
 from jem_jax.training.schedule import Phase, Program
 
@@ -35,22 +34,6 @@ EVERYTHING = {
 """10 iterations: cross-entropy in 0 and 1, p(x) rising in 2 to 5, SAM from 5 on, batch norm frozen from 8 on"""
 
 
-def _train(directory, stop=None):
-    loop.train(tiny.config(**EVERYTHING), tiny.dataset(), directory, "tiny", stop or tiny.Stop())
-
-
-def _state(directory):
-    found = checkpoint.restore(
-        directory / workdir.CHECKPOINTS,
-        trained.tree(*(checkpoint.template_of(part) if i == 0 else part for i, part in enumerate(_template()))),
-    )
-    return found.tree
-
-
-def _template():
-    return trained.template(tiny.config(**EVERYTHING), (tiny.SIDE, tiny.SIDE, 1), tiny.CLASSES)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run of everything, without an interruption; and after how many iterations each program was compiled."""
@@ -60,7 +43,7 @@ def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "traced", lambda *args: compiled.append(len(iterations)) or trace(*args))
         patch.setattr(loop, "_iterate", lambda training: iterations.append(1) or iterate(training))
-        _train(directory)
+        tiny.train(directory, **EVERYTHING)
     assert len(iterations) == 10
     (directory / "compiled.json").write_text(json.dumps(compiled))
     return directory
@@ -69,10 +52,10 @@ def whole(tmp_path_factory):
 def test_phases_are_the_shares_of_a_run():
     config = tiny.config(**EVERYTHING)
     assert schedule.phases(config, 100) == (
-        Phase(0, Program(samples=False, num_steps=0, sam=False, frozen=False)),
-        Phase(20, Program(samples=True, num_steps=3, sam=False, frozen=False)),
-        Phase(50, Program(samples=True, num_steps=3, sam=True, frozen=False)),
-        Phase(80, Program(samples=True, num_steps=3, sam=True, frozen=True)),
+        Phase(0, Program(needs_samples=False, num_steps=0, sam=False, frozen=False)),
+        Phase(20, Program(needs_samples=True, num_steps=3, sam=False, frozen=False)),
+        Phase(50, Program(needs_samples=True, num_steps=3, sam=True, frozen=False)),
+        Phase(80, Program(needs_samples=True, num_steps=3, sam=True, frozen=True)),
     )
 
 
@@ -80,26 +63,6 @@ def test_chain_steps_follow_their_pairs():
     config = tiny.config(**{"schedule.num_steps": (0.0, 1, 0.25, 2, 0.5, 5)})
     found = [(phase.first, phase.program.num_steps) for phase in schedule.phases(config, 100)]
     assert found == [(0, 1), (25, 2), (50, 5)]
-
-
-@pytest.mark.parametrize(
-    ("shape", "expected"),
-    [
-        ("linear", [0.1, 0.05, 0.001]),
-        ("cosine", [0.1, 0.05, 0.1 * (1 + np.cos(np.pi * 0.99)) / 2]),
-        ("one_cycle", [0.004, 0.1 * (1 + np.cos(np.pi * 2 / 7)) / 2, 4e-7 + 0.1 * (1 + np.cos(np.pi * 69 / 70)) / 2]),
-    ],
-)
-def test_learning_rates_fall_to_nothing(shape, expected):
-    settings = tiny.config(**{"optimizer.learning_rate": 0.1}).optimizer
-    rate = optimizer.schedule(settings, 10, shape, 100)
-    np.testing.assert_allclose([rate(step) for step in (0, 50, 99)], expected, rtol=1e-3)
-
-
-def test_warm_up_multiplies_every_schedule():
-    settings = tiny.config(**{"optimizer.learning_rate": 0.1, "optimizer.warmup_steps": 10}).optimizer
-    rate = optimizer.schedule(settings, 10, "linear", 100)
-    np.testing.assert_allclose(rate(5), 0.1 * 0.95 * 0.5, rtol=1e-6)
 
 
 def test_the_weight_of_p_x_rises_linearly():
@@ -139,7 +102,9 @@ def test_a_run_of_everything_compiles_four_programs_before_it_starts(whole):
 
 
 def test_the_log_has_what_was_scheduled_and_no_samples_before_there_are_any(whole):
-    lines = [line for line in metrics.read(whole / metrics.FILE) if "loss" in line]
+    text = (whole / metrics.FILE).read_text()
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    lines = [line for line in lines if "loss" in line]
     assert [line["p_x_factor"] for line in lines] == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
     np.testing.assert_allclose([line["learning_rate"] for line in lines], 0.05 * np.linspace(1, 0.1, 10), rtol=1e-5)
     assert ["log_px_samples" in line for line in lines] == [False, False, *[True] * 8]
@@ -149,13 +114,13 @@ def test_stopped_and_killed_in_a_ramp_and_at_a_change_of_program_it_is_the_same_
     # At two changes of program, in the ramp, and killed, which goes back to the third change.
     for step in (2, 4, 7, 8):
         with pytest.raises(tiny.Killed if step == 7 else loop.Interrupted):
-            _train(tmp_path, tiny.Stop(step, kill=step == 7))
-    _train(tmp_path)
-    assert not tiny.differing(_state(tmp_path), _state(whole))
+            tiny.train(tmp_path, tiny.Stop(step, kill=step == 7), **EVERYTHING)
+    tiny.train(tmp_path, **EVERYTHING)
+    assert not tiny.differing(tiny.restored(tmp_path, **EVERYTHING).tree, tiny.restored(whole, **EVERYTHING).tree)
 
 
 def test_frozen_statistics_stay(whole):
-    state = _state(whole)["state"]
+    state = tiny.restored(whole, **EVERYTHING).tree["state"]
     assert not tiny.differing(state["evaluation_stats"], state["model_state"]["batch_stats"])
 
 
@@ -175,7 +140,7 @@ def test_a_run_cannot_grow_under_a_schedule(tmp_path, monkeypatch, capsys, setti
 
 
 def _batch_norm_variables():
-    run = training_run.prepare(tiny.config(**{"model.factory": "tiny:plain_batch_norm_mlp"}), tiny.dataset())
+    run = setup.prepare(tiny.config(**{"model.factory": "tiny:plain_batch_norm_mlp"}), tiny.dataset())
     state, _ = run.begin()
     moved = jax.tree.map(lambda leaf: leaf + 0.3, state.model_state)
     return run.network, {**moved, "params": state.params}
@@ -191,7 +156,9 @@ def test_statistics_are_the_mean_of_the_batches_own():
     np.testing.assert_allclose(found["norm"]["var"], np.asarray(hidden).var(axis=0, ddof=1), rtol=1e-5, atol=1e-5)
 
 
-def test_several_batches_count_alike_whatever_the_devices(monkeypatch):
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_several_batches_count_alike_whatever_the_devices(use_devices, monkeypatch, count):
+    use_devices(count)
     monkeypatch.setattr(statistics, "_BATCH", 7)
     network, variables = _batch_norm_variables()
     split = tiny.dataset().train
@@ -202,7 +169,7 @@ def test_several_batches_count_alike_whatever_the_devices(monkeypatch):
         hidden = np.asarray(hidden + variables["params"]["hidden"]["bias"])
         means.append(hidden.mean(axis=0))
         variances.append(hidden.var(axis=0, ddof=1))
-    # Six batches on four devices: the last round has two devices without a batch.
+    # On four devices the last round of the six batches has two devices without one.
     found = statistics.estimator(network, split, 43, seed=0)(devices.replicate(variables))
     np.testing.assert_allclose(found["norm"]["mean"], np.mean(means, axis=0), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found["norm"]["var"], np.mean(variances, axis=0), rtol=1e-5, atol=1e-5)
@@ -226,26 +193,11 @@ def test_only_means_and_variances_are_estimated_anew():
     assert np.isfinite(found["norm"]["mean"]).all()
 
 
-def test_one_two_and_four_devices_estimate_the_same_statistics(use_devices, monkeypatch):
-    monkeypatch.setattr(statistics, "_BATCH", 7)
-
-    def estimated():
-        network, variables = _batch_norm_variables()
-        return statistics.estimator(network, tiny.dataset().train, 43, seed=0)(devices.replicate(variables))["norm"]
-
-    expected = estimated()
-    for count in (1, 2):
-        use_devices(count)
-        assert devices.count() == count
-        for name, value in estimated().items():
-            np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6)
-
-
 def test_evaluation_uses_the_averaged_parameters_own_statistics(tmp_path):
     config = tiny.config(**{"model.factory": EVERYTHING["model.factory"], "optimizer.ema_decay": 0.9})
     loop.train(config, tiny.dataset(), tmp_path, "tiny", tiny.Stop())
-    state = _state(tmp_path)["state"]
-    run = training_run.prepare(config, tiny.dataset())
+    state = tiny.restored(tmp_path, **EVERYTHING).tree["state"]
+    run = setup.prepare(config, tiny.dataset())
     estimate = statistics.estimator(run.network, tiny.dataset().train, 2000, config.seed)
     old = state["model_state"]["batch_stats"]
     of_ema = estimate(devices.replicate({"params": state["ema"], "batch_stats": old}))
@@ -257,7 +209,7 @@ def test_evaluation_uses_the_averaged_parameters_own_statistics(tmp_path):
 
 
 def test_a_network_without_statistics_is_left_alone(tmp_path):
-    run = training_run.prepare(tiny.config(**{"model.factory": "tiny:mlp"}), tiny.dataset())
+    run = setup.prepare(tiny.config(**{"model.factory": "tiny:mlp"}), tiny.dataset())
     state, _ = run.begin()
     assert state.evaluation_stats is None
     assert loop._statistics_estimator(run) is None
@@ -265,15 +217,10 @@ def test_a_network_without_statistics_is_left_alone(tmp_path):
 
 def test_the_momentum_of_running_statistics_is_a_setting():
     config = tiny.config(**{"model.norm": "batch", "model.norm_momentum": 0.25, "training.batch_size": 8})
-    network = training_run.prepare(config, tiny.dataset()).network
+    network = setup.prepare(config, tiny.dataset()).network
     x = jnp.asarray(to_float(tiny.dataset().train.images[:8]))
     variables = network.init(jax.random.key(0), x)
     _, state = network.train_logits(variables, [x], jax.random.key(0))
     once = state["batch_stats"]["norm"]["norm"]["mean"]
     _, state = network.train_logits({**variables, **state}, [x], jax.random.key(0))
     np.testing.assert_allclose(state["batch_stats"]["norm"]["norm"]["mean"], 1.75 * once, rtol=1e-4)
-
-
-def test_a_line_of_the_log_is_json_without_nan(whole):
-    for line in (whole / metrics.FILE).read_text().splitlines():
-        json.loads(line, parse_constant=pytest.fail)

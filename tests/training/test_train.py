@@ -33,13 +33,12 @@ SETTINGS = {**tiny.FULL, "training.epochs": EPOCHS, "recovery.patience": 5}
 def proof():
     """Checkpoints of these short runs count as good after five iterations."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recovery, "PROOF", 5)
+        patch.setattr(recovery, "MIN_AGE", 5)
         yield
 
 
 def _train(directory, stop=None, **overrides):
-    config = tiny.config(**{**SETTINGS, **overrides})
-    return loop.train(config, tiny.dataset(), directory, "tiny", stop or tiny.Stop())
+    return tiny.train(directory, stop, **{**SETTINGS, **overrides})
 
 
 def _lines(directory):
@@ -56,9 +55,7 @@ def _untimed(directory):
 
 
 def _checkpoint(directory, name=workdir.CHECKPOINTS, step=None, **overrides):
-    state, buffer = trained.template(tiny.config(**{**SETTINGS, **overrides}), (8, 8, 1), 3)
-    tree = trained.tree(checkpoint.template_of(state), None if name == workdir.BEST else buffer)
-    return checkpoint.restore(directory / name, tree, step)
+    return tiny.restored(directory, name, step, **{**SETTINGS, **overrides})
 
 
 def _assert_same_run(one, other, **overrides):

@@ -6,6 +6,7 @@ import compilation
 import jax
 import numpy as np
 import pytest
+import scripts
 import tiny
 
 from jem_jax import objective
@@ -54,38 +55,18 @@ def _as_users_compile(start: tiny.Start) -> str:
     return lowered.compile(compilation.hlo_of_users()).as_text()
 
 
-def _computations(hlo: str) -> dict[str, list[str]]:
-    """The instructions of every computation of an optimised HLO module."""
-    computations: dict[str, list[str]] = {}
-    current: list[str] | None = None
-    for line in hlo.splitlines():
-        if line.endswith("{") and line[:1] in ("%", "E"):
-            name = line.removeprefix("ENTRY ").split()[0].lstrip("%")
-            current = computations[name] = []
-        elif line.startswith("}"):
-            current = None
-        elif current is not None:
-            current.append(line)
-    return computations
-
-
-def _reached(computations: dict[str, list[str]], name: str) -> set[str]:
+def _reached(computations: dict[str, str], name: str) -> set[str]:
     """A computation and all that it calls."""
     seen, to_see = set(), [name]
     while to_see:
         one = to_see.pop()
         if one not in seen:
             seen.add(one)
-            names = re.findall(r"%([\w.\-]+)", "\n".join(computations[one]))
-            to_see += [found for found in names if found in computations]
+            to_see += [found for found in re.findall(r"%([\w.\-]+)", computations[one]) if found in computations]
     return seen
 
 
 SGD = {"model.factory": "tiny:mlp", "optimizer.name": "sgd", "optimizer.learning_rate": 1.0}
-
-
-def _communication(lines: list[str]) -> list[str]:
-    return [found.group(1) for line in lines if (found := _COMMUNICATION.search(line))]
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +80,14 @@ def test_a_gradient_is_one_all_reduce_the_chain_none_and_the_buffer_is_not_copie
     start = request.getfixturevalue(run)
     hlo = _as_users_compile(start)
     assert f"num_partitions={DEVICES}" in hlo
-    computations = _computations(hlo)
-    assert [found for lines in computations.values() for found in _communication(lines)] == meetings * ["all-reduce"]
+    computations = scripts.load("described").computations(hlo)
+    assert _COMMUNICATION.findall("".join(computations.values())) == meetings * ["all-reduce"]
     assert "callback" not in hlo
     bodies = re.findall(r"\swhile\(.*body=%([\w.\-]+)", hlo)
-    loops = [[line for name in _reached(computations, body) for line in computations[name]] for body in bodies]
-    chains = [loop for loop in loops if re.search(r"\s(convolution|dot)\(", "\n".join(loop))]
+    loops = ["".join(computations[name] for name in _reached(computations, body)) for body in bodies]
+    chains = [loop for loop in loops if re.search(r"\s(convolution|dot)\(", loop)]
     assert len(chains) == 1
-    assert not any(_communication(loop) for loop in loops)
+    assert not any(_COMMUNICATION.search(loop) for loop in loops)
     of_the_buffer = re.escape(f"f32[1,{','.join(map(str, start.buffer.shape[1:]))}]")
     made = re.findall(rf" = {of_the_buffer}\S* ([\w-]+)\(", hlo)
     assert set(made) == {"parameter", "bitcast"}
@@ -224,26 +205,6 @@ def test_one_two_and_four_devices_take_the_same_first_steps(run, use_devices):
             np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6 * scale, err_msg=name)
 
 
-def test_batch_statistics_are_the_mean_over_devices_and_batches_are_the_labelled_streams():
-    """In the second epoch's third iteration, of a plain classifier without augmentation."""
-    config = tiny.config(**CLASSIFIER)
-    start = tiny.start(config)
-    number = 7
-    state, buffer = start.step(start.state._replace(step=np.int32(number)), None, start.data.at(number))
-    assert start.chains is None
-    assert buffer is None
-    images = tiny.dataset().train.images
-    rows = Stream(config.seed, 1, len(images), 8).order(1)[2 * 8 : 3 * 8]
-    variables = jax.device_get({**start.state.model_state, "params": start.state.params})
-    train_logits = jax.jit(start.network.train_logits)
-    parts = [
-        train_logits(variables, [to_float(images[part])], jax.random.key(0))[1] for part in np.split(rows, DEVICES)
-    ]
-    expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *parts)
-    for name, value in tiny.leaves(expected).items():
-        np.testing.assert_allclose(tiny.leaves(state.model_state)[name], value, rtol=1e-5, err_msg=name)
-
-
 @pytest.mark.parametrize("augmented", [True, False])
 @pytest.mark.parametrize("augmentation", [{"data.pad": 3}, {"data.flip": True}, {"data.input_noise": 0.5}])
 def test_images_of_p_x_are_shifted_and_mirrored_only_where_they_are_to_be_but_all_get_noise(augmentation, augmented):
@@ -263,26 +224,34 @@ def test_images_of_p_x_are_shifted_and_mirrored_only_where_they_are_to_be_but_al
 
 
 PASSES = {
-    "unshared": ({}, ["labelled", "negatives", "data"]),
-    "shared": ({"objective.share_batch": True}, ["negatives", "labelled"]),
+    "classifier in its second epoch": ({"objective.p_x": 0.0}, 7, ["labelled"]),
+    "unshared": ({}, 0, ["labelled", "negatives", "data"]),
+    "shared": ({"objective.share_batch": True}, 0, ["negatives", "labelled"]),
     "p_xy_alone": (
         {"objective.p_x": 0.0, "objective.p_xy": 1.0, "sampler.buffer_size": 96},
+        0,
         ["negatives", "labelled"],
     ),
 }
-"""Settings, and which batches pass in which order"""
+"""Settings, an iteration, and which batches pass in which order"""
 
 
 @pytest.mark.parametrize("case", PASSES)
-def test_images_of_the_data_pass_last_and_count_most_in_the_running_statistics(case):
-    settings, order = PASSES[case]
+def test_running_statistics_are_those_of_the_passes_images_of_the_data_last(case):
+    """The last pass counts most in the running statistics."""
+    settings, number, order = PASSES[case]
     config = tiny.config(**{**CLASSIFIER, "objective.p_x": 1.0, "sampler.step_size": 1e4, **settings})
     start = tiny.start(config)
-    state, buffer = start.step(start.state, start.buffer, start.data.at(0))
+    state, buffer = start.step(start.state._replace(step=np.int32(number)), start.buffer, start.data.at(number))
     images = tiny.dataset().train.images
-    data, labelled = (to_float(images[Stream(config.seed, stream, len(images), 8).order(0)[:8]]) for stream in (0, 1))
-    slots, classes = np.nonzero(np.any(tiny.whole(buffer) != start.chains, axis=(2, 3, 4)))
-    batches = {"data": data, "labelled": labelled, "negatives": tiny.whole(buffer)[slots, classes]}
+    epoch, place = divmod(number, len(images) // 8)
+    streams = (Stream(config.seed, stream, len(images), 8).order(epoch) for stream in (0, 1))
+    data, labelled = (to_float(images[rows[8 * place : 8 * place + 8]]) for rows in streams)
+    batches = {"data": data, "labelled": labelled}
+    assert (buffer is None) == (start.chains is None) == ("negatives" not in order)
+    if buffer is not None:
+        slots, classes = np.nonzero(np.any(tiny.whole(buffer) != start.chains, axis=(2, 3, 4)))
+        batches["negatives"] = tiny.whole(buffer)[slots, classes]
     variables = jax.device_get({**start.state.model_state, "params": start.state.params})
     train_logits = jax.jit(start.network.train_logits)
     parts = [
@@ -413,6 +382,15 @@ EXACT = {
 """Nothing random but the order of the images, the slots and the classes that are drawn."""
 
 
+def _ascended(start, slots, classes):
+    """Chains after three steps of 5 along the gradient of their classes' logits."""
+    params, x = jax.device_get(start.state.params), start.chains[slots, classes]
+    score = jax.grad(lambda x: start.network.logits({"params": params}, x)[np.arange(8), classes].sum())
+    for _ in range(3):
+        x = x + 5.0 * np.array(score(x))
+    return x
+
+
 @pytest.mark.parametrize("pixels", [2**13, tiny.SIDE**2], ids=["whole", "an_example_at_a_time"])
 def test_an_iteration_is_the_algorithm(pixels, monkeypatch):
     monkeypatch.setattr("jem_jax.training.network._CPU_PIXELS", pixels)
@@ -424,13 +402,10 @@ def test_an_iteration_is_the_algorithm(pixels, monkeypatch):
     assert (slots // 4).tolist() == list(range(8))
     assert len(set(classes.tolist())) > 1
 
-    params = jax.device_get(start.state.params)
-    score = jax.grad(lambda x: start.network.logits({"params": params}, x)[np.arange(8), classes].sum())
-    x = old[slots, classes]
-    for _ in range(config.sampler.num_steps):
-        x = x + config.sampler.step_size * np.array(score(x))
+    x = _ascended(start, slots, classes)
     np.testing.assert_allclose(new[slots, classes], x, rtol=1e-4, atol=1e-5)
 
+    params = jax.device_get(start.state.params)
     images = tiny.dataset().train
     data, labelled = (Stream(config.seed, stream, len(images), 8).order(0)[:8] for stream in (0, 1))
     labels = images.labels[labelled]
@@ -496,12 +471,7 @@ def test_chains_of_p_x_given_y_follow_the_logit_of_their_label():
     settings = {"objective.p_x": 0.0, "objective.p_xy": 1.0, "sampler.buffer_size": 96, "data.pad": 0}
     chain = {"sampler.step_size": 5.0, "sampler.noise_std": 0.0, "sampler.reinit_prob": 0.0}
     start, after, (slots, classes) = _one_step(**settings, **chain)
-    params = jax.device_get(start.state.params)
-    score = jax.grad(lambda x: start.network.logits({"params": params}, x)[np.arange(8), classes].sum())
-    x = start.chains[slots, classes]
-    for _ in range(3):
-        x = x + 5.0 * np.array(score(x))
-    np.testing.assert_allclose(after[slots, classes], x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(after[slots, classes], _ascended(start, slots, classes), rtol=1e-4, atol=1e-5)
 
 
 def test_the_watch_holds_to_the_limits_that_are_set():

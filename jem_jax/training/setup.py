@@ -1,4 +1,4 @@
-"""A run made ready: everything that iterations need, from settings and a data set."""
+"""A run's setup: everything that iterations need, from settings and a data set."""
 
 import functools
 from collections.abc import Callable
@@ -18,15 +18,15 @@ from jem_jax.training import step as train_step
 from jem_jax.training.device_data import DeviceData, Order
 from jem_jax.training.network import Network, Variables
 from jem_jax.training.schedule import Phase, Program
-from jem_jax.training.state import Parts, TrainState
+from jem_jax.training.state import StepSpec, TrainState
 from jem_jax.training.step import Step
 
 Array = jax.Array
 
 
 @dataclass(frozen=True)
-class Run:
-    """The constant parts of a run. The caller holds the state and the buffer."""
+class Setup:
+    """What stays constant during a run. The caller holds the state and the buffer."""
 
     config: Config
     dataset: Dataset
@@ -52,7 +52,7 @@ class Run:
         """The training step of a program, by default the last phase's; made once, compiled at its first call."""
         program = self.phases[-1].program if program is None else program
         if program not in self._steps:
-            parts = parts_of(
+            spec = step_spec(
                 self.config,
                 self.network,
                 self.optimizer,
@@ -61,7 +61,7 @@ class Run:
                 program,
                 self.total_steps,
             )
-            self._steps[program] = train_step.per_device(parts, self.data.streamed)
+            self._steps[program] = train_step.per_device(spec, self.data.streamed)
         return self._steps[program]
 
     def begin(self) -> tuple[TrainState, Array | np.ndarray | None]:
@@ -101,7 +101,7 @@ def _initialiser(network: Network) -> Callable[[Array, Array], Variables]:
     return devices.once(network.init)
 
 
-def parts_of(
+def step_spec(
     config: Config,
     network: Network,
     optimizer: optax.GradientTransformation,
@@ -109,12 +109,12 @@ def parts_of(
     num_classes: int,
     program: Program,
     total_steps: int,
-) -> Parts:
-    """The parts of a program's step."""
+) -> StepSpec:
+    """The constants of a program's step."""
     terms = quantities.weights(config)
-    if not program.samples:
+    if not program.needs_samples:
         terms = objective.Weights(p_x=0.0, p_y_given_x=terms.p_y_given_x)
-    return Parts(
+    return StepSpec(
         network=network,
         optimizer=optimizer,
         program=program,
@@ -135,7 +135,7 @@ def parts_of(
     )
 
 
-def prepare(config: Config, dataset: Dataset) -> Run:
+def prepare(config: Config, dataset: Dataset) -> Setup:
     """Network, optimiser, data and steps of a run; nothing is computed or compiled yet.
 
     Raises:
@@ -145,7 +145,7 @@ def prepare(config: Config, dataset: Dataset) -> Run:
     order = Order(config, dataset.train.labels)
     total = config.training.epochs * order.steps_per_epoch
     rate = config.schedule.learning_rate
-    return Run(
+    return Setup(
         config=config,
         dataset=dataset,
         network=network.build(config.model, dataset.num_classes),
