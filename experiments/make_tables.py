@@ -73,7 +73,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], result: Numbers |
 def source(result: Numbers) -> str:
     """The command of a result and its machine."""
     machine = [result[name] for name in ("device", "cpu") if name in result]
-    parts = [f"`{result.get('command_with_todays_config', result['command'])}`", *machine, f"{result['cores']} cores" if "cores" in result else ""]
+    command = result.get("command_with_todays_config", result["command"])
+    parts = [f"`{command}`", *machine, f"{result['cores']} cores" if "cores" in result else ""]
     return f"{', '.join(filter(None, parts))}."
 
 
