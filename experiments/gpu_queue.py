@@ -62,7 +62,7 @@ ENTRIES = {
         "What does a plain classifier of the same schedule reach?",
         200,
         "cifar10_ten_minutes",
-        ("objective.p_x=0.0", "training.epochs=60", f"evaluation.sections={_NUMBERS}"),
+        ("objective.p_x=0.0", "objective.energy_l2=0.0", "training.epochs=60", f"evaluation.sections={_NUMBERS}"),
     ),
     "width_4": Entry(
         "Is a quarter of the arithmetic for four times the epochs better?",
