@@ -73,8 +73,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], result: Numbers |
 def source(result: Numbers) -> str:
     """The command of a result and its machine."""
     machine = [result[name] for name in ("device", "cpu") if name in result]
-    command = result.get("command_with_todays_config", result["command"])
-    parts = [f"`{command}`", *machine, f"{result['cores']} cores" if "cores" in result else ""]
+    parts = [f"`{result['command']}`", *machine, f"{result['cores']} cores" if "cores" in result else ""]
     return f"{', '.join(filter(None, parts))}."
 
 
@@ -128,12 +127,13 @@ def overview() -> str:
 
 
 def stored_run(stored: str) -> tuple[str, Numbers]:
-    """The command of a stored run, and its `jem` and `run`."""
+    """The command of a stored run as today's config takes it, and its `jem` and `run`."""
     found = read(stored)
     if "about" in found:
         command = "python -m jem_jax.main --config=configs/fashion_mnist_fast.py"
         return command, {"jem": found["about"]["results"], "run": found["about"]["training"]}
-    return found["command"], found["runs"][0] if "runs" in found else found.get("report") or found
+    command = found.get("command_with_todays_config", found["command"])
+    return command, found["runs"][0] if "runs" in found else found.get("report") or found
 
 
 def _named(config: str, stored: str) -> str:
