@@ -78,11 +78,11 @@ def source(result: Numbers) -> str:
 
 
 def spread(values: Sequence[float] | Numbers, form: str = "{:.3f}") -> str:
-    """Mean (least to greatest) of numbers, or of a stored {mean, low, high}."""
+    """Mean (least to greatest, where they differ) of numbers, or of a stored {mean, low, high}."""
     if not isinstance(values, Mapping):
         values = {"mean": statistics.mean(values), "low": min(values), "high": max(values)}
     mean, low, high = (form.format(values[name]) for name in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def percent(value: Numbers) -> str:
