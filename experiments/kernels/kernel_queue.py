@@ -138,8 +138,8 @@ def steps() -> list[Step]:
 def estimate(shape: Shape, variant: Any) -> float:
     """Microseconds of a convolution with bias and residual: a model, written before anything was measured.
 
-    A wave of blocks takes as long as the products or the copies from the L2 cache, whichever is longer, and 4 µs to
-    start and to end, 2.5 where the next tile loads meanwhile; a launch takes 3 µs.
+    A wave of blocks takes as long as the products or the copies from the L2 cache, whichever is longer. Starting and
+    ending it takes 4 µs, or 2.5 where the next tile loads meanwhile. A launch takes 3 µs.
     """
     from experiments.kernels.convolution import plan
 

@@ -156,7 +156,7 @@ def _behind_refinement(subject: Subject) -> Callable[..., float]:
             margins = adversarial.margin(classifier(check_keys, points), labels)
         return points, margins
 
-    # The attack through the chain leaves its judgement to the other program, which is shorter to compile than both.
+    # The official program judges the points of either attack: a second chain in the other would compile longer.
     official, through = (
         subject.over_examples(functools.partial(attacked, backpropagate), COPIES) for backpropagate in (False, True)
     )
