@@ -253,8 +253,8 @@ class Recovery:
     )
     patience: int = _setting(
         10,
-        "iterations on end that a gap, a collapse or a saturation lasts before the run has diverged; few, since a "
-        "Fashion-MNIST run went from a gap of 0.1 nats to 1e6 within 45 iterations",
+        "iterations on end that a gap, a collapse, a saturation or a forgotten classifier lasts before the run has "
+        "diverged; few, since a Fashion-MNIST run went from a gap of 0.1 nats to 1e6 within 45 iterations",
         low=1,
         high=10**6,
     )

@@ -1,9 +1,9 @@
 """Signs that a training diverges, looked for in every iteration, as pure functions on arrays.
 
 An iteration is *unfit* where its loss or gradients are not finite or its |log p~| runs away; it must not enter the
-state. Three slower faults leave every number finite. They count once they have lasted for some iterations: data and
-samples lie too far apart in log p~, the samples of a batch have become alike, or they have left the range of the data.
-The watch records the first alarm, which the host reads later.
+state. Four slower faults leave every number finite. They count once they have lasted for some iterations: data and
+samples lie too far apart in log p~, the samples of a batch have become alike, they have left the range of the data, or
+the classifier has forgotten what it knew. The watch records the first alarm, which the host reads later.
 
 Devices exchange the images' moments rather than measures made of them, so that any number of devices decides alike.
 """
@@ -23,12 +23,17 @@ MAX_RMS = 3.0
 """of the root mean square of unclipped samples; the data lie in [-1, 1]"""
 MAX_CLIPPED_RMS = 0.999
 """the same of samples that are clipped to [-1, 1]: nearly all of their values are -1 or 1"""
+MIN_ACCURACY = 0.5
+"""a classifier whose training accuracy never passed this has nothing to forget: small batches make such means noisy"""
+_MEMORY = 20
+"""iterations over which the training accuracy is averaged; a classifier thrown to chance is noticed in about as many"""
 REASONS = {
     "not_finite": "the loss or a gradient was not finite",
     "log_density": "|log p~| passed config.training.max_log_density",
     "gap": "log p~ of data and samples stayed further apart than config.recovery.max_gap",
     "collapse": f"the samples' standard deviation over a batch stayed below {MIN_SPREAD:g} of the data's",
     "saturation": f"the samples' root mean square stayed above {MAX_RMS:g} ({MAX_CLIPPED_RMS:g} for clipped chains)",
+    "forgotten": "the training accuracy fell to less than half of its best",
 }
 """reasons of an alarm; the first two undo the iteration, the others must have lasted"""
 _SUDDEN = 2
@@ -57,7 +62,11 @@ class Watch(NamedTuple):
     step: Array
     """int32 []: the iteration of the first alarm, or -1"""
     counts: Array
-    """int32 [3]: for how many iterations on end there has been a gap, a collapse, a saturation"""
+    """int32 [4]: for how many iterations on end each of the slow faults has been there"""
+    accuracy: Array
+    """float32 []: the training accuracy's exponential average"""
+    best_accuracy: Array
+    """float32 []: the largest that it has been"""
 
 
 class Moments(NamedTuple):
@@ -93,7 +102,8 @@ class Alarm(NamedTuple):
 
 def initial_watch() -> Watch:
     """The watch before the first iteration."""
-    return Watch(jnp.int32(-1), jnp.int32(-1), jnp.zeros(len(REASONS) - _SUDDEN, jnp.int32))
+    counts = jnp.zeros(len(REASONS) - _SUDDEN, jnp.int32)
+    return Watch(jnp.int32(-1), jnp.int32(-1), counts, accuracy=jnp.float32(0), best_accuracy=jnp.float32(0))
 
 
 def health(values: Any, log_px_max: Array, max_log_density: float, moments: Moments | None) -> Health:
@@ -156,18 +166,26 @@ def watched(
       step: its number.
       not_finite: [] bool.
       runaway: [] bool.
-      metrics: means over the whole batch: `measures`, and log p~ as `objective.joint_loss` names it.
+      metrics: means over the whole batch: `measures`, and accuracy and log p~ as `objective.joint_loss` names them.
     """
     unfit = not_finite | runaway
-    counts = jnp.where(_faults(metrics, limits), watch.counts + 1, 0)
+    accuracy = watch.accuracy + (metrics["accuracy"] - watch.accuracy) / _MEMORY
+    best = jnp.maximum(watch.best_accuracy, accuracy)
+    forgotten = (best > MIN_ACCURACY) & (accuracy < best / 2)
+    counts = jnp.where(jnp.append(_sampling_faults(metrics, limits), forgotten), watch.counts + 1, 0)
     # An iteration that is undone says nothing about the state that it leaves.
-    counts = jnp.where(unfit, watch.counts, counts)
+    counts, accuracy, best = (
+        jnp.where(unfit, old, new)
+        for old, new in ((watch.counts, counts), (watch.accuracy, accuracy), (watch.best_accuracy, best))
+    )
     alarms = jnp.concatenate([jnp.stack([not_finite, runaway]), (counts >= limits.patience) & ~unfit])
     first = (watch.step < 0) & jnp.any(alarms)
     return Watch(
         reason=jnp.where(first, jnp.argmax(alarms).astype(jnp.int32), watch.reason),
         step=jnp.where(first, step, watch.step),
         counts=counts,
+        accuracy=accuracy,
+        best_accuracy=best,
     )
 
 
@@ -177,7 +195,7 @@ def alarm(watch: Watch) -> Alarm | None:
     return None if reason < 0 else Alarm(list(REASONS)[reason], step)
 
 
-def _faults(metrics: Mapping[str, Array], limits: Limits) -> Array:
+def _sampling_faults(metrics: Mapping[str, Array], limits: Limits) -> Array:
     """bool [3]: whether this iteration shows a gap, a collapse, a saturation."""
     never = jnp.array(False)
     gaps = []

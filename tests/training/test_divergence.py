@@ -5,11 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jem_jax.training import divergence
+from jem_jax.training import divergence, recovery
 from jem_jax.training.divergence import Limits
 
 LIMITS = Limits(max_gap=100.0, max_rms=3.0, patience=4)
-HEALTHY = {"log_px_data": -1.0, "log_px_samples": -3.0, "samples_spread": 0.9, "samples_rms": 0.8, "data_rms": 0.7}
+HEALTHY = {
+    "accuracy": 0.9, "log_px_data": -1.0, "log_px_samples": -3.0, "samples_spread": 0.9, "samples_rms": 0.8,
+    "data_rms": 0.7,
+}  # fmt: skip
 FAULTS = {
     "gap": {"log_px_samples": -150.0},
     "collapse": {"samples_spread": 0.01},
@@ -41,7 +44,7 @@ def test_a_slow_fault_is_named_once_it_has_lasted(fault):
 
 
 def test_the_other_factorisations_gap_counts_too():
-    metrics = {"contrast_xy": -150.0, "samples_spread": 1.0, "samples_rms": 1.0, "data_rms": 1.0}
+    metrics = {"accuracy": 0.9, "contrast_xy": -150.0, "samples_spread": 1.0, "samples_rms": 1.0, "data_rms": 1.0}
     found = _alarm([metrics] * LIMITS.patience)
     assert found is not None
     assert found.reason == "gap"
@@ -57,8 +60,39 @@ def test_a_measure_that_is_not_a_number_is_a_fault(name):
     assert _alarm([HEALTHY | {name: np.nan}] * LIMITS.patience) is not None
 
 
-def test_a_classifier_is_watched_for_what_is_not_finite_alone():
-    plain = [{"loss": 1.0}] * (2 * LIMITS.patience)
+def _watch_of_accuracies(accuracies):
+    """The watch after iterations that are healthy but for these training accuracies."""
+    metrics = {name: jnp.float32(value) for name, value in HEALTHY.items()}
+
+    def body(watch, both):
+        step, accuracy = both
+        no = jnp.array(False)
+        return divergence.watched(watch, step, no, no, metrics | {"accuracy": accuracy}, LIMITS), None
+
+    steps = jnp.arange(len(accuracies), dtype=jnp.int32)
+    return jax.lax.scan(body, divergence.initial_watch(), (steps, jnp.asarray(accuracies, jnp.float32)))[0]
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.95, 0.2), (0.9, 0.1), (0.6, 0.01)])
+def test_a_classifier_that_forgot_is_noticed_before_a_checkpoint_counts_as_good(before, after):
+    alarm = divergence.alarm(_watch_of_accuracies([before] * 300 + [after] * recovery.MIN_AGE))
+    assert alarm is not None
+    assert alarm.reason == "forgotten"
+    assert alarm.step >= 300
+
+
+@pytest.mark.parametrize(("batch", "accuracy"), [(4, 0.1), (4, 0.6), (16, 0.9)])
+def test_noise_of_small_batches_is_no_forgetting(batch, accuracy):
+    drawn = np.random.default_rng(0).binomial(batch, accuracy, 20_000) / batch
+    assert divergence.alarm(_watch_of_accuracies(drawn)) is None
+
+
+def test_a_classifier_that_falls_by_a_third_has_not_forgotten():
+    assert divergence.alarm(_watch_of_accuracies([0.9] * 300 + [0.6] * 300)) is None
+
+
+def test_a_classifier_is_not_watched_for_faults_of_samples():
+    plain = [{"loss": 1.0, "accuracy": 0.9}] * (2 * LIMITS.patience)
     assert divergence.measures(None) == {}
     assert _alarm(plain) is None
     assert _alarm(plain, not_finite=(3,)) == divergence.Alarm("not_finite", step=3)
@@ -72,7 +106,7 @@ def test_the_first_alarm_stays():
 def test_an_iteration_that_is_undone_neither_counts_nor_ends_a_count():
     ill = HEALTHY | FAULTS["gap"]
     counts = _watch([ill, ill, HEALTHY], not_finite=(2,)).counts
-    assert counts.tolist() == [2, 0, 0]
+    assert counts.tolist() == [2, 0, 0, 0]
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
