@@ -260,7 +260,8 @@ class Recovery:
     )
     max_gap: float = _setting(
         100.0,
-        "gap: |mean log p~(data) - mean log p~(samples)| is larger than this, in nats; healthy runs have less than 5",
+        "gap: |mean log p~(data) - mean log p~(samples)| is larger than this, in nats, or than p_x / energy_l2 / 2; "
+        "healthy runs have less than 5",
         above=0,
         high=1e9,
     )

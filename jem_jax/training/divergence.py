@@ -30,7 +30,7 @@ _MEMORY = 20
 REASONS = {
     "not_finite": "the loss or a gradient was not finite",
     "log_density": "|log p~| passed config.training.max_log_density",
-    "gap": "log p~ of data and samples stayed further apart than config.recovery.max_gap",
+    "gap": "log p~ of data and samples stayed further apart than config.recovery.max_gap allows",
     "collapse": f"the samples' standard deviation over a batch stayed below {MIN_SPREAD:g} of the data's",
     "saturation": f"the samples' root mean square stayed above {MAX_RMS:g} ({MAX_CLIPPED_RMS:g} for clipped chains)",
     "forgotten": "the training accuracy fell to less than half of its best",

@@ -38,9 +38,16 @@ def buffer_size(config: Config, num_classes: int) -> tuple[int, int]:
 
 
 def limits(config: Config) -> divergence.Limits:
-    """The limits of health that follow from the settings."""
+    """The limits of health that follow from the settings.
+
+    energy_l2 holds back data and samples that a network tells apart without fail: the loss is least where log p~ of the
+    ones is p_x / (2 energy_l2) and of the others its opposite. A gap counts from half of that on at the latest.
+    """
+    weights, max_gap = config.objective, config.recovery.max_gap
+    if weights.p_x and weights.energy_l2:
+        max_gap = min(max_gap, weights.p_x / weights.energy_l2 / 2)
     max_rms = divergence.MAX_CLIPPED_RMS if config.sampler.clip_x else divergence.MAX_RMS
-    return divergence.Limits(config.recovery.max_gap, max_rms, config.recovery.patience)
+    return divergence.Limits(max_gap, max_rms, config.recovery.patience)
 
 
 def sgld_settings(sampler: Sampler) -> dict[str, Any]:

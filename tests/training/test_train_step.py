@@ -4,6 +4,7 @@ import re
 
 import compilation
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scripts
@@ -479,6 +480,19 @@ def test_the_watch_holds_to_the_limits_that_are_set():
     clipped = {**settings, "sampler.clip_x": True}
     assert quantities.limits(tiny.config(**settings)) == divergence.Limits(7.0, divergence.MAX_RMS, 3)
     assert quantities.limits(tiny.config(**clipped)) == divergence.Limits(7.0, divergence.MAX_CLIPPED_RMS, 3)
+
+
+def test_a_gap_that_energy_l2_bounds_is_noticed_at_half_the_bound():
+    held = tiny.config(**{"objective.p_x": 0.4, "objective.energy_l2": 0.01})
+    weights = quantities.weights(held)
+
+    def loss(gap):
+        # Logits of one class: log p~ is the logit. Cross-entropy is then 0.
+        logits = [jnp.full((1, 1), value) for value in (0.0, gap / 2, -gap / 2)]
+        return float(objective.joint_loss(objective.Logits(*logits), jnp.zeros(1, jnp.int32), weights)[0])
+
+    widest = min(np.linspace(0, 100, 101), key=loss)
+    assert quantities.limits(held).max_gap == pytest.approx(widest / 2)
 
 
 VARIANTS = {
