@@ -33,8 +33,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.batch_size = 32
     config.training.labelled_batch_size = 64
     config.training.epochs = 34
+    config.training.validate_every = 4
+    config.training.checkpoint_every = 4
     # All sets are cut alike, so that one compiled program serves them.
-    config.evaluation.batch_size = 100
+    config.evaluation.batch_size = 50
     config.evaluation.sample_steps = 500
     config.evaluation.ood_images = 500
     config.evaluation.attack_images = 500

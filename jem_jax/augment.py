@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jem_jax import prng
+
 Array = jax.Array
 Images = TypeVar("Images", np.ndarray, jax.Array)
 
@@ -35,7 +37,7 @@ def random_shift(key: Array, image: Array, pad: int, mode: str) -> Array:
         return image
     sides = ((pad, pad), (pad, pad), (0, 0))
     padded = jnp.pad(image, sides, mode) if mode == "reflect" else jnp.pad(image, sides, constant_values=-1)
-    row, column = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+    row, column = prng.integers(key, (2,), 2 * pad + 1)
     return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
 
 

@@ -50,6 +50,18 @@ def for_examples(key: Array, count: int, first: int | Array = 0) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
 
 
+def integers(key: Array, shape: tuple[int, ...], bound: int | Array) -> Array:
+    """Uniform integers in [0, bound), from one draw of bits; `jax.random.randint` takes three, which compile longer.
+
+    Args:
+      bound: at least 1; it broadcasts with `shape`. An integer's probability is off by less than bound / 2³² of itself.
+
+    Returns:
+      int32, of `shape`.
+    """
+    return (jax.random.bits(key, shape) % jnp.asarray(bound, jnp.uint32)).astype(jnp.int32)
+
+
 def of_batch(key: Array, batch_size: int) -> Array:
     """One key per example, from either one key or an array of keys that already is one per example.
 

@@ -78,10 +78,11 @@ def draw(key: Array, buffer: Array, fresh: Array, *, reinit_prob: float, labels:
     """
     batch_size = fresh.shape[0]
     chex.assert_equal_shape([buffer[0, 0], fresh[0]])
-    per_example = jax.vmap(lambda k: jax.random.split(k, 2))(prng.of_batch(key, batch_size))
-    slots = _slots(per_example[:, 0], buffer.shape[0], batch_size)
+    # One draw for both: each takes a loop of its own in the compiled program.
+    bits = jax.vmap(lambda k: jax.random.bits(k, (2,)))(prng.of_batch(key, batch_size))
+    slots = _slots(bits[:, 0], buffer.shape[0])
     stored = buffer[slots, _classes(buffer, labels, slots.shape)]
-    again = jax.vmap(lambda k: jax.random.bernoulli(k, reinit_prob))(per_example[:, 1])
+    again = (bits[:, 1] >> 8).astype(jnp.float32) * 2.0**-24 < reinit_prob
     return Draw(jnp.where(again.reshape(-1, *(1,) * (fresh.ndim - 1)), fresh.astype(buffer.dtype), stored), slots)
 
 
@@ -106,13 +107,15 @@ def write(buffer: Array, slots: Array, x: Array, *, labels: Array | None = None,
     return buffer.at[slots, classes].set(x, indices_are_sorted=True, unique_indices=True)
 
 
-def _slots(example_keys: Array, num_slots: int, batch_size: int) -> Array:
+def _slots(bits: Array, num_slots: int) -> Array:
+    """A slot of each example's own range, from uint32 bits [B]."""
+    batch_size = len(bits)
     if num_slots < batch_size:
         raise ValueError(f"a buffer of {num_slots} slots is smaller than the batch of {batch_size}")
     # In NumPy, since i·S passes 2³¹ for large buffers.
     edges = np.arange(batch_size + 1, dtype=np.int64) * num_slots // batch_size
-    low, high = jnp.asarray(edges[:-1], jnp.int32), jnp.asarray(edges[1:], jnp.int32)
-    return jax.vmap(lambda k, low, high: jax.random.randint(k, (), low, high))(example_keys, low, high)
+    low, size = edges[:-1].astype(np.int32), np.diff(edges).astype(np.uint32)
+    return low + (bits % size).astype(jnp.int32)
 
 
 def _classes(buffer: Array, labels: Array | None, batch: tuple[int, ...]) -> Array | int:

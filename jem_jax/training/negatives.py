@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from jem_jax import energy, prng, replay_buffer, sgld
 from jem_jax.distributed import devices
@@ -39,7 +40,7 @@ def marginal(
     classes = None
     if buffer.shape[1] > 1:
         own = own_keys(spec, keys.classes, labelled=False)
-        classes = jax.vmap(lambda key: jax.random.randint(key, (), 0, spec.num_classes))(own)
+        classes = jax.vmap(lambda key: prng.integers(key, (), spec.num_classes))(own)
     follows_class = spec.sampler.class_conditional and classes is not None
     return _chains(spec, state, buffer, data, keys.marginal, mask_key, classes, follows_class, labelled=False)
 
@@ -65,7 +66,8 @@ def _chains(
     classes: Array | None, follows_class: bool, labelled: bool,
 ) -> Negatives:  # fmt: skip
     """K SGLD steps from slots of the buffer or from fresh chains; no gradient passes through them."""
-    draw_keys, fresh_keys, chain_keys = (own_keys(spec, k, labelled) for k in jax.random.split(key, 3))
+    split = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)
+    draw_keys, fresh_keys, chain_keys = split(own_keys(spec, key, labelled))
     fresh = _fresh_starts(fresh_keys, buffer.shape[2:], data.starts, classes)
     start = replay_buffer.draw(draw_keys, buffer, fresh, reinit_prob=spec.sampler.reinit_prob, labels=classes)
     own_statistics = spec.sampler.batch_statistics and not spec.program.frozen
@@ -96,8 +98,7 @@ def _fresh_starts(example_keys: Array, shape: tuple[int, ...], starts: Array | N
         return replay_buffer.uniform(example_keys, example_keys.shape[0], shape)
 
     def pick_start(key: Array, label: Array | int) -> Array:
-        row_key, class_key = jax.random.split(key)
-        row = jax.random.randint(row_key, (), 0, starts.shape[0])
-        return starts[row, jax.random.randint(class_key, (), 0, starts.shape[1]) if classes is None else label]
+        row, column = prng.integers(key, (2,), np.array(starts.shape[:2]))
+        return starts[row, column if classes is None else label]
 
     return jax.vmap(pick_start, (0, None if classes is None else 0))(example_keys, 0 if classes is None else classes)

@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -119,12 +120,12 @@ class Network:
     def train_logits(self, variables: Variables, batches: Sequence[Array], key: Array) -> tuple[list[Array], Variables]:
         """Logits of each batch in training mode, and the collections that training updates.
 
-        On an accelerator one forward pass takes all batches. With batch norm each batch has its own pass, in order; the
-        last pass weighs most in the running statistics. On a CPU each batch is cut as `examples_a_pass` says.
+        One forward pass takes all batches, on a CPU where it holds so many; else each is cut as `examples_a_pass` says.
+        With batch norm each batch has its own pass, in order; the last pass weighs most in the running statistics.
         """
         state = {name: value for name, value in variables.items() if name != "params"}
-        if not state and jax.default_backend() != "cpu":
-            sizes = [len(batch) for batch in batches]
+        sizes = [len(batch) for batch in batches]
+        if not state and sum(sizes) <= _most_a_pass(batches[0].shape[1:]):
             together, _ = self.train_pass(variables, jnp.concatenate(batches), key)
             ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
             return [together[end - size : end] for size, end in zip(sizes, ends, strict=True)], {}
@@ -232,12 +233,16 @@ def examples_a_pass(batch: int, image_shape: tuple[int, ...]) -> int:
     All of them on an accelerator. On a CPU what fills a core's cache, such as 8 images of 32×32; what it gives is
     measured by experiments/speed/levers.py.
     """
-    most = max(1, _CPU_PIXELS // math.prod(image_shape[:2]))
-    if jax.default_backend() != "cpu" or batch <= most:
+    most = _most_a_pass(image_shape)
+    if batch <= most:
         return batch
     size = next(size for size in range(most, 0, -1) if batch % size == 0)
     # Where the batch can be cut into crumbs only, whole is better.
     return size if 2 * size > most else batch
+
+
+def _most_a_pass(image_shape: tuple[int, ...]) -> int:
+    return max(1, _CPU_PIXELS // math.prod(image_shape[:2])) if jax.default_backend() == "cpu" else sys.maxsize
 
 
 def in_parts(function: Callable[[Any], Array], batch: Any, shape: tuple[int, ...]) -> Array:
