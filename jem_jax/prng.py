@@ -50,7 +50,7 @@ def for_examples(key: Array, count: int, first: int | Array = 0) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
 
 
-def integers(key: Array, shape: tuple[int, ...], bound: int | Array) -> Array:
+def integers(key: Array, shape: tuple[int, ...], bound: int | np.ndarray | Array) -> Array:
     """Uniform integers in [0, bound), from one draw of bits; `jax.random.randint` takes three, which compile longer.
 
     Args:

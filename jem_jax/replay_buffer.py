@@ -115,7 +115,7 @@ def _slots(bits: Array, num_slots: int) -> Array:
     # In NumPy, since i·S passes 2³¹ for large buffers.
     edges = np.arange(batch_size + 1, dtype=np.int64) * num_slots // batch_size
     low, size = edges[:-1].astype(np.int32), np.diff(edges).astype(np.uint32)
-    return low + (bits % size).astype(jnp.int32)
+    return jnp.asarray(low) + (bits % size).astype(jnp.int32)
 
 
 def _classes(buffer: Array, labels: Array | None, batch: tuple[int, ...]) -> Array | int:

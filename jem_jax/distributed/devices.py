@@ -220,6 +220,11 @@ def shard_buffer(buffer: np.ndarray | Array) -> Array:
     return shard(buffer.reshape(len(buffer), *flat(buffer.shape[1:])))
 
 
+def rows_of(whole: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The shape that `shard_buffer` gives a whole buffer of this shape."""
+    return jax.ShapeDtypeStruct((local_count(), len(whole) // count(), *flat(whole.shape[1:])), whole.dtype)
+
+
 def spread(whole: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """A whole array's shape [N, ...], cut over the devices of several processes, so that each reads its own part."""
     if jax.process_count() == 1:

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,10 @@ class _Training:
     setup: Setup
     estimate_statistics: Callable[[Variables], Any] | None
     """re-estimates batch statistics; None where the network keeps none, or evaluation uses the running ones"""
-    compiled: dict[Program, Step] = field(default_factory=dict)
+    compilers: ThreadPoolExecutor
+    compiling: dict[Program, Future[Step]] = field(default_factory=dict)
+    """the steps, which are compiled beside other work"""
+    compiling_since: float = field(init=False)
     statistics_of: int | None = None
     """the iteration at which batch norm's statistics were last re-estimated; None: unknown"""
     step: int = field(init=False)
@@ -95,18 +98,22 @@ class _Training:
     @property
     def step_fn(self) -> Step:
         """The compiled step of the next iteration."""
-        program = self.program
-        if program not in self.compiled:
-            self.compile([program])
-        return self.compiled[program]
+        self.begin_compiling([self.program])
+        return self.compiling[self.program].result()
 
-    def compile(self, programs: Collection[Program]) -> None:
-        """Compiles programs side by side; before that, each is checked to return what a checkpoint can hold."""
-        arguments = self.state, self.buffer, self.setup.data.at(self.step)
-        expected, _ = template(self.config, self.dataset.image_shape, self.dataset.num_classes)
-        traced = [preflight.trace(self.setup.step(program), *arguments, expected) for program in programs]
-        with ThreadPoolExecutor(max(1, len(programs))) as pool:
-            self.compiled |= zip(programs, pool.map(lambda one: one.compile(), traced), strict=True)
+    def begin_compiling(self, programs: Collection[Program]) -> None:
+        """Begins to compile those of the programs that are not; each is checked to return what a checkpoint can hold.
+
+        It needs shapes alone, so that the first state and buffer can be made meanwhile.
+        """
+        missing = [program for program in programs if program not in self.compiling]
+        if missing:
+            state, buffer = template(self.config, self.dataset.image_shape, self.dataset.num_classes)
+            rows = None if buffer is None else devices.rows_of(buffer)
+            data, self.compiling_since = self.setup.data.at(self.step), time.monotonic()
+        for program in missing:
+            traced = preflight.trace(self.setup.step(program), state, rows, data)
+            self.compiling[program] = self.compilers.submit(traced.compile)
 
     @property
     def freezes_at(self) -> int | None:
@@ -191,10 +198,11 @@ def _set_up(config: Config, dataset: Dataset, directory: Path, stack: contextlib
         directory=directory,
         setup=setup,
         estimate_statistics=_statistics_estimator(setup),
+        compilers=stack.enter_context(ThreadPoolExecutor()),
     )
-    note = _begin_or_resume(training)
+    training.started = time.monotonic()
+    training.seconds_before = _begin_or_resume(training)["seconds"]
     stack.callback(training.close)
-    training.seconds_before, training.started = note["seconds"], time.monotonic()
     return training
 
 
@@ -214,13 +222,15 @@ def _begin_or_resume(training: _Training) -> dict[str, float]:
     history = recovery.settled(history)
     processes.wait("settled")
     restored = _newest_checkpoint(config, dataset, directory, history)
+    training.step, training.history = 0 if restored is None else int(restored[0].step), history
+    if restored is None and not config.training.init_from:
+        training.begin_compiling(training.programs_to_come)
     state, buffer, note = (*training.setup.begin(), dict(_AT_THE_START)) if restored is None else restored
-    if history and int(state.step) <= history[-1].back_to:
+    if history and training.step <= history[-1].back_to:
         key = recovery.key(jax.random.key(config.seed), len(history))
         state = state._replace(key=key, watch=divergence.initial_watch())
         note = {"best_accuracy": history[-1].best_accuracy, "seconds": history[-1].seconds}
     training.statistics_of = None
-    training.step, training.history = int(state.step), history
     training.learning_rate_factor = recovery.learning_rate_factor(history, training.step)
     training.state = devices.replicate(state._replace(learning_rate_factor=jnp.float32(training.learning_rate_factor)))
     training.buffer = None if buffer is None else devices.shard_buffer(buffer)
@@ -274,12 +284,12 @@ def _compile_and_announce(training: _Training, title: str) -> None:
     for warning in (few, preflight.long_warmup(training.config, training.total_steps)):
         if warning and processes.is_first():
             print(f"{title}: {warning}", flush=True)
-    started = time.monotonic()
-    training.compile(training.programs_to_come)
-    compiled = time.monotonic() - started
+    training.begin_compiling(training.programs_to_come)
+    steps = {program: compiling.result() for program, compiling in training.compiling.items()}
+    compiled = time.monotonic() - training.compiling_since
     seconds = {
         program: forecast.seconds_per_iteration(step_fn, training.state, training.buffer, data)
-        for program, step_fn in training.compiled.items()
+        for program, step_fn in steps.items()
     }
     phases = [phase for phase in setup.phases if phase.first > step]
     # The program of each stretch of iterations, and where it ends.

@@ -225,13 +225,11 @@ def check_network(net: Network, image_shape: tuple[int, ...], num_classes: int) 
         )
 
 
-def trace(
-    step: Step, state: TrainState, buffer: Array | None, data: TrainingData, template: TrainState
-) -> devices.Traced:
+def trace(step: Step, state: TrainState, buffer: Any, data: TrainingData) -> devices.Traced:
     """Traces an iteration, to be compiled, and compares what it returns with what a checkpoint can hold.
 
     Args:
-      template: the shapes of a run's state.
+      state, buffer, data: of the step, or their shapes.
 
     Raises:
       UserError: the iteration cannot be traced, or its state or buffer has another structure, shape or dtype.
@@ -239,7 +237,7 @@ def trace(
     with _refused("cannot be trained"):
         traced = devices.traced(step, state, buffer, data)
     after, rows = traced.returns
-    differs = checkpoint.difference(checkpoint.template_of(template), checkpoint.template_of(after))
+    differs = checkpoint.difference(checkpoint.template_of(state), checkpoint.template_of(after))
     if not differs and buffer is not None:
         differs = checkpoint.difference({"buffer": buffer}, {"buffer": rows})
     if differs:
