@@ -662,6 +662,8 @@ def waiting() -> str:
         for kind, values in found["summary"].get("tests", {}).items()
         for name, value in values.items()
     ]
+    if "step" in found["summary"]:
+        measured.append(("an iteration with the paper's settings, ms", found["summary"]["step"]))
     ratio = lambda value: spread({**value, "mean": value["ratio"]}, "{:.2f}") if "ratio" in value else ""  # noqa: E731
     number = lambda value: "" if value is None else f"{value:,.4g}"  # noqa: E731
     rows = [

@@ -2,6 +2,7 @@
 
     python -m experiments.speed.minutes --against=COMMIT               the main command, three rounds: half an hour
     python -m experiments.speed.minutes --against=COMMIT --tests       the tests instead, once: an hour
+    python -m experiments.speed.minutes --against=COMMIT --step        the paper's iteration instead: three minutes
 
 Both commits run in turns on the same machine, with the same installed libraries. Each round of the command begins with
 a cold compilation cache; a second run then finds what the first has compiled. CPU time counts all processes. Writes
@@ -26,7 +27,9 @@ from typing import Any
 from experiments.runs import RESULTS, ROOT, store
 
 WATCHED = Path(__file__).with_name("watched.py")
-CONFIG = "configs/digits.py"
+CONFIG, PAPER = "configs/digits.py", "configs/digits_paper.py"
+"""the main command's, and the one with the paper's settings, which older commits have in the first"""
+STEP_ROUNDS = 5
 COLD, WARM = 0.1, 0.2
 """seconds from which on a compilation counts, in the first run and in the second"""
 TESTS = {
@@ -41,6 +44,7 @@ def main() -> None:
     parser.add_argument("--against", required=True, metavar="COMMIT")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tests", action="store_true", help="the tests instead of the main command")
+    parser.add_argument("--step", action="store_true", help="milliseconds of the paper's iteration instead")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         other = Path(scratch) / "other"
@@ -50,6 +54,13 @@ def main() -> None:
         if given.tests:
             found = {name: _tests(tree, Path(scratch) / f"{name}_python") for name, tree in trees.items()}
             summary = {"tests": {name: _ratios(found["before"].get(name), now) for name, now in found["now"].items()}}
+        elif given.step:
+            rounds = [
+                {name: _iteration(tree, Path(scratch) / f"{name}_{number}") for name, tree in trees.items()}
+                for number in range(STEP_ROUNDS)
+            ]
+            found = {"step": rounds}
+            summary = {"step": _ratios(*([some[side] for some in rounds] for side in ("before", "now")))}
         else:
             rounds = [
                 {name: _round(tree, Path(scratch) / f"{name}_{number}") for name, tree in trees.items()}
@@ -106,6 +117,18 @@ def _command(tree: Path, workdir: Path, cache: Path) -> dict[str, float]:
         "compiling_seconds": round(sum(seconds), 1),
         "peak_memory_mib": round(usage.ru_maxrss / 1024),
     }
+
+
+def _iteration(tree: Path, workdir: Path) -> float:
+    """Milliseconds of an iteration with the paper's settings: the median over the lines of metrics but the first."""
+    config = PAPER if (tree / PAPER).exists() else CONFIG
+    flags = ("training.epochs=8", "training.baseline=False", "evaluation.sections=classification")
+    command = [sys.executable, "-m", "jem_jax.main", f"--config={config}", f"--workdir={workdir}"]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    flagged = [*command, *(f"--config.{flag}" for flag in flags)]
+    subprocess.run(flagged, cwd=tree, env=environment, check=True, stdout=subprocess.DEVNULL)
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return 1e3 / statistics.median([line["iterations_per_second"] for line in lines if "loss" in line][1:])
 
 
 def _tests(tree: Path, environment: Path) -> dict[str, dict[str, float]]:
