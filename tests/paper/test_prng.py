@@ -47,6 +47,15 @@ def test_another_number_of_keys_is_an_error(shape):
         prng.of_batch(jax.random.split(jax.random.key(0), shape), 5)
 
 
+def test_integers_are_uniform_below_their_bounds():
+    count, cells = 100_000, {1: 1, 7: 7, 160: 32, 2**31 - 1: 64}
+    drawn = np.asarray(prng.integers(jax.random.key(0), (count, len(cells)), np.array(list(cells))))
+    for column, (bound, number) in zip(drawn.T, cells.items(), strict=True):
+        observed = np.histogram(column, number, (-0.5, bound - 0.5))[0]
+        assert observed.sum() == count, "none is past the bound"
+        assert np.sum((observed - count / number) ** 2) / (count / number) < number + 5 * np.sqrt(2 * number)
+
+
 def test_streams_differ_from_each_other_from_iterations_and_from_recoveries():
     run = jax.random.key(0)
     streams = [prng.stream(run, name) for name in prng.STREAMS]
