@@ -146,7 +146,8 @@ def histograms(
                 low, high = np.quantile(finite, [0.005, 0.995]) if len(finite) else (0, 1)
                 bins = np.linspace(low, high if high > low else low + 1, 30)
                 for values, shade, label in ((by_set["test"], "#999999", "test"), (by_set[name], colour, name)):
-                    axis.hist(np.clip(values, low, high), bins, density=True, color=shade, alpha=0.6, label=label)
+                    heights = np.histogram(np.clip(values, low, high), bins, density=True)[0]
+                    axis.stairs(heights, bins, fill=True, color=shade, alpha=0.6, label=label)
                 axis.set_yticks([])
                 axis.locator_params(axis="x", nbins=3)
                 if row == 0:
