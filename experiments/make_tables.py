@@ -300,7 +300,7 @@ def ablation(name: str) -> str:
 
 def ablation_changes(name: str) -> str:
     """What each part changed: columns in which all seeds of a row are better, or worse, than all of the row above."""
-    runs = {variant: some for variant, some in by_variant(read(f"ablation_{name}")).items() if " K " not in variant}
+    runs = {variant: some for variant, some in by_variant(read(f"ablation_{name}")).items() if "," not in variant}
     pairs = [*itertools.pairwise(runs), (next(iter(runs)), list(runs)[-1])]
     rows = []
     for before, after in pairs:

@@ -5,8 +5,9 @@
 
 Every variant adds one part to the one before: clips of score and image without noise; class Gaussians; batch norm with
 the chains' own statistics; plain images for p(x) beside 128 augmented ones for p(y|x); ASAM. Iterations, learning rate
-and all else stay. Then JEM and the last variant train with other numbers of chain steps. Fashion-MNIST is half of the
-training images at 16×16, for about 420 iterations with the paper's step size. The whole takes an hour.
+and all else stay. Then all parts train with batch norm that is frozen in the second half, and JEM and all parts with
+other numbers of chain steps. Fashion-MNIST is half of the training images at 16×16, for about 420 iterations with the
+paper's step size. The whole takes an hour.
 
 One plain WRN-10-1 of another seed, trained first, gives the features and predictions for all replay buffers.
 
@@ -41,6 +42,7 @@ GAUSSIANS = ["sampler.init=class_gaussians"]
 BATCH_NORM = ["model.norm=batch", "sampler.batch_statistics=true"]
 BRANCHES = ["data.augment_p_x=false", "data.input_noise=0", "training.labelled_batch_size=128"]
 ASAM = ["optimizer.sam_rho=0.5", "optimizer.sam_adaptive=true"]
+FROZEN = ["schedule.freeze_norm=0.5"]
 STEPS = 10
 
 
@@ -117,6 +119,7 @@ def variants(bench: Bench) -> dict[str, list[str]]:
         for name, settings in {"JEM": parts["JEM"], "all parts": parts["+ ASAM"]}.items()
         for steps in (5, 20)
     }
+    parts["all parts, frozen norm"] = [*parts["+ ASAM"], *FROZEN]
     return {name: [*settings, f"sampler.num_steps={STEPS}"] for name, settings in parts.items()} | steps
 
 
