@@ -68,6 +68,8 @@ def test_home_is_meant_by_a_tilde(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TFDS_DATA_DIR", "~/data")
     assert datasets.prepared.data_folder("") == tmp_path / "data"
     assert datasets.prepared.data_folder("~/other") == tmp_path / "other"
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    assert datasets.prepared.data_folder("") == tmp_path / "tensorflow_datasets"
 
 
 def test_a_working_folder_that_is_gone_is_said(tmp_path, monkeypatch, capsys):
