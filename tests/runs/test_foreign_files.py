@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import tiny
-from command import TINY, finished_run, restored
+from command import SHORTEST, TINY, finished_run, restored
 
 from jem_jax.common import files
 from jem_jax.main import main
@@ -49,7 +49,7 @@ def test_they_are_no_damage_and_outlive_overwriting(run, capsys):
     put(run / "checkpoints" / "18", INSIDE)
     assert main([*TINY, f"--workdir={run}", "--mode=evaluate"]) == 0
     assert "as before" in capsys.readouterr().out
-    assert main([*TINY, f"--workdir={run}", "--config.training.epochs=2"]) == 0
+    assert main([*SHORTEST, f"--workdir={run}", "--config.training.epochs=2"]) == 0
     assert "going on from iteration 18 of 36" in capsys.readouterr().out
     # One of those kept is deleted now, with all that was written since.
     workdir._clear(run)
@@ -63,7 +63,7 @@ def test_they_are_no_damage_and_outlive_overwriting(run, capsys):
     for name in ("report", "checkpoints", "samples", "set_aside", "tensorboard", "baseline"):
         shutil.rmtree(run / name)
     # What is left now is in nobody's way.
-    assert main([*TINY, f"--workdir={run}"]) == 0
+    assert workdir._entries(run) == []
 
 
 def test_a_clean_run_is_deleted_whole(run):
@@ -109,9 +109,15 @@ def test_what_is_in_the_way_of_a_new_run(tmp_path, name, is_in_the_way):
 
 
 def test_own_output_is_not_in_the_way(tmp_path):
-    program = "from pathlib import Path; from jem_jax.runs import workdir; assert workdir._entries(Path('.')) == []"
+    own = os.dup(1)
     with (tmp_path / "anything").open("w") as file:
-        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, stdout=file, check=True)
+        os.dup2(file.fileno(), 1)
+        try:
+            assert workdir._entries(tmp_path) == []
+        finally:
+            os.dup2(own, 1)
+            os.close(own)
+    assert workdir._entries(tmp_path) != []
 
 
 def test_a_foreign_file_is_not_in_a_manifest(tmp_path, monkeypatch):
