@@ -7,14 +7,12 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from command import HELPERS, SHORTEST, TINY, Command
 
 from jem_jax.common import streams
 from jem_jax.distributed.interrupts import Interrupts
 from jem_jax.main import main
-from jem_jax.report import figures
 from jem_jax.runs import checkpoint
 from jem_jax.training import loop
 
@@ -36,31 +34,19 @@ def test_what_an_encoding_lacks_is_written_out(monkeypatch, encoding, written):
     assert sys.stdout is stream
 
 
-def _closed() -> io.TextIOWrapper:
-    stream = _text("utf-8")
-    stream.close()
-    return stream
-
-
-def _full() -> io.TextIOWrapper:
-    return open("/dev/full", "w")
-
-
-def _unread() -> io.TextIOWrapper:
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_stream_that_fails_is_left(monkeypatch, name):
     read, write = os.pipe()
     os.close(read)
-    return os.fdopen(write, "w")
-
-
-@pytest.mark.parametrize("stream", [lambda: None, _closed, _full, _unread])
-@pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_a_stream_that_fails_is_left(monkeypatch, stream, name):
-    monkeypatch.setattr(sys, name, stream())
-    with streams.unfailing():
-        for _ in range(2):
-            print("lost", file=getattr(sys, name), flush=True)
-    if getattr(sys, name) is not None:
-        getattr(sys, name).close()
+    closed, full, unread = _text("utf-8"), open("/dev/full", "w"), os.fdopen(write, "w")
+    closed.close()
+    for stream in (None, closed, full, unread):
+        monkeypatch.setattr(sys, name, stream)
+        with streams.unfailing():
+            for _ in range(2):
+                print("lost", file=getattr(sys, name), flush=True)
+        if stream is not None:
+            stream.close()
 
 
 @pytest.mark.parametrize(
@@ -99,16 +85,6 @@ def test_a_run_outlives_its_terminal_under_nohup_and_plots_under_any_backend(tmp
     assert (tmp_path / "pyplot").read_text() == "False"
     # What libraries print went nowhere, and not into a file that has the number of a closed stream.
     assert checkpoint.damage(tmp_path / "run" / "checkpoints" / "18") is None
-
-
-def test_plots_leave_the_users_figures(tmp_path):
-    from matplotlib import pyplot
-
-    pyplot.close("all")
-    pyplot.figure(77)
-    figures.confusion({"jem": np.eye(2, dtype=int)}, ["a", "b"], tmp_path / "a.png")
-    assert pyplot.get_fignums() == [77]
-    pyplot.close(77)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
