@@ -38,7 +38,8 @@ def test_what_an_encoding_lacks_is_written_out(monkeypatch, encoding, written):
 def test_a_stream_that_fails_is_left(monkeypatch, name):
     read, write = os.pipe()
     os.close(read)
-    closed, full, unread = _text("utf-8"), open("/dev/full", "w"), os.fdopen(write, "w")
+    full = os.open("/dev/full", os.O_WRONLY)
+    closed, full, unread = _text("utf-8"), os.fdopen(full, "w"), os.fdopen(write, "w")
     closed.close()
     for stream in (None, closed, full, unread):
         monkeypatch.setattr(sys, name, stream)
