@@ -1,6 +1,5 @@
 """A run becomes a model folder that loads, evaluates, samples and starts other runs, and is never written into."""
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -19,7 +18,7 @@ from jem_jax.commands import export_model
 from jem_jax.common.errors import UserError
 from jem_jax.main import main
 from jem_jax.runs import model_folder, workdir
-from jem_jax.training import trained
+from jem_jax.training import setup
 
 X = np.random.default_rng(0).uniform(-1, 1, (5, 8, 8, 1)).astype(np.float32)
 
@@ -268,21 +267,22 @@ def test_a_spoiled_folder_is_refused_in_a_line(folder, capsys, spoil, named):
 
 
 def test_a_run_starts_from_parameters_statistics_and_a_buffer_of_its_size(tmp_path):
-    config = tiny.config(**tiny.FULL)
-    started, source = (jax.device_get(tiny.start(dataclasses.replace(config, seed=seed)).state) for seed in (0, 5))
+    config = tiny.config(**tiny.FULL, seed=5)
     facts = workdir.RunFacts(config, (8, 8, 1), ("a", "b", "c"), 0)
-    variables, chains = source.evaluation_variables, np.zeros((32, 1, 8, 8, 1), np.float32)
+    variables = jax.device_get(tiny.start(config).state).evaluation_variables
+    chains = np.full((32, 1, 8, 8, 1), 0.2, np.float32)
     model_folder.write(tmp_path / "source", facts, 7, variables, chains, {}, "card")
     variables = model_folder.as_stored(variables)
     settings = {**tiny.FULL, "training.init_from": str(tmp_path / "source")}
-    state, buffer = trained.begin_from(tiny.config(**settings), tiny.dataset(), started)
+    state, buffer = setup.prepare(tiny.config(**settings), tiny.dataset()).begin()
     assert not tiny.differing({**state.model_state, "params": state.params}, variables)
     assert not tiny.differing(state.ema, variables["params"])
     assert int(state.step) == 0
     assert not any(np.any(moment) for moment in jax.tree.leaves(state.opt_state))
-    assert buffer.shape == chains.shape
-    other = tiny.config(**settings, **{"sampler.buffer_size": 64})
-    assert trained.begin_from(other, tiny.dataset(), started)[1] is None
+    np.testing.assert_allclose(buffer, chains, atol=1 / 255)
+    _, buffer = setup.prepare(tiny.config(**settings, **{"sampler.buffer_size": 64}), tiny.dataset()).begin()
+    assert len(buffer) == 64
+    assert np.asarray(buffer).std() > 0.1
 
 
 @pytest.mark.slow
