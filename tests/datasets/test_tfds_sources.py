@@ -12,6 +12,7 @@ import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -135,17 +136,14 @@ def test_a_download_is_right_or_one_line_and_goes_on_where_it_was_cut(
     # Nothing is kept of what is not the archive.
     assert not path.parent.exists() or (asked is None) == (list(path.parent.iterdir()) == [])
     server.manner = good
+    # Damaged since, it is fetched again.
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(CONTENT[:-1] + b"?")
     for _ in range(2):
         assert download.fetch(archive, path) == path
     assert path.read_bytes() == CONTENT
     assert list(path.parent.iterdir()) == [path]
     assert server.requests[len(bad) :] == [("/some.tar.gz", asked)]
-
-
-def test_a_damaged_archive_is_fetched_again(server, tmp_path):
-    path = tmp_path / "some.tar.gz"
-    path.write_bytes(CONTENT[:-1] + b"?")
-    assert download.fetch(_archive(server), path).read_bytes() == CONTENT
 
 
 def test_a_server_or_a_place_that_is_out_of_reach_is_one_line(server, tmp_path):
@@ -176,10 +174,6 @@ def test_archives_fetched_by_hand_are_found_by_their_names_and_checked(tmp_path,
 
 
 # ---- layouts
-
-
-def _images(count, shape, seed):
-    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
 def _tar(folder, files):
@@ -214,14 +208,15 @@ def _cifar100(train, test):
     return {"cifar-100-binary.tar.gz": _tar("cifar-100-binary", files)}
 
 
-def _svhn(train, test):
-    def mat(images, labels):
-        packed = io.BytesIO()
-        numbers = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
-        scipy.io.savemat(packed, {"X": images.transpose(1, 2, 3, 0), "y": numbers}, do_compression=True)
-        return packed.getvalue()
+def _mat(images, labels):
+    packed = io.BytesIO()
+    numbers = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
+    scipy.io.savemat(packed, {"X": images.transpose(1, 2, 3, 0), "y": numbers}, do_compression=True)
+    return packed.getvalue()
 
-    return {"train_32x32.mat": mat(*train), "test_32x32.mat": mat(*test)}
+
+def _svhn(train, test):
+    return {"train_32x32.mat": _mat(*train), "test_32x32.mat": _mat(*test)}
 
 
 def _mnist(train, test):
@@ -246,46 +241,40 @@ KINDS = {
 }
 
 
-@dataclasses.dataclass
-class Made:
+class Made(NamedTuple):
     """A tiny data set in the layout of an official one, on the local server."""
 
     source: Source
-    archives: dict[str, bytes]
     train: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray]
 
 
 def _make(server, name, seed=0):
     layout, shape, classes = KINDS[name]
-    parts = [
-        (_images(count, shape, seed + i), np.random.default_rng(seed + i).integers(0, classes, count))
-        for i, count in enumerate((TRAIN, TEST))
-    ]
-    archives = layout(*parts)
-    served = {file: server.add(file, content) for file, content in archives.items()}
+    random = np.random.default_rng(seed)
+    train, test = (
+        (random.integers(0, 256, (count, *shape), dtype=np.uint8), random.integers(0, classes, count))
+        for count in (TRAIN, TEST)
+    )
+    served = {file: server.add(file, content) for file, content in layout(train, test).items()}
     # The shipped source, but for the addresses, sizes and checksums of the tiny archives.
     archived = tuple(served[archive.name] for archive in SOURCES[name].archives)
-    source = dataclasses.replace(SOURCES[name], archives=archived, num_validation=VALIDATION)
-    return Made(source, archives, *parts)
+    return Made(dataclasses.replace(SOURCES[name], archives=archived, num_validation=VALIDATION), train, test)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_official_layout_is_read_exactly_and_needs_no_tensorflow(server, tmp_path, name):
     made = _make(server, name)
     dataset = prepared.load(made.source, tmp_path)
-    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (TRAIN - VALIDATION, VALIDATION, TEST)
-    order = official_order(TRAIN)
-    for split, rows in ((dataset.validation, order[:VALIDATION]), (dataset.train, order[VALIDATION:])):
-        np.testing.assert_array_equal(split.images, made.train[0][rows])
-        np.testing.assert_array_equal(split.labels, made.train[1][rows])
-    np.testing.assert_array_equal(dataset.test.images, made.test[0])
-    np.testing.assert_array_equal(dataset.test.labels, made.test[1])
+    validation, train = np.split(official_order(TRAIN), [VALIDATION])
+    splits = ((dataset.train, made.train, train), (dataset.validation, made.train, validation))
+    for split, (images, labels), rows in (*splits, (dataset.test, made.test, np.arange(TEST))):
+        np.testing.assert_array_equal(split.images, images[rows])
+        np.testing.assert_array_equal(split.labels, labels[rows])
     assert dataset.num_classes == KINDS[name][2]
+    ninth = {"cifar10": "truck", "cifar100": "fine 9", "fashion_mnist": "Ankle boot"}.get(name, "9")
+    assert dataset.class_names[9] == ninth
     assert "tensorflow" not in sys.modules
-    assert dataset.class_names[9] == {"cifar10": "truck", "cifar100": "fine 9", "fashion_mnist": "Ankle boot"}.get(
-        name, "9"
-    )
 
 
 def test_the_official_order_is_numpys_legacy_shuffle_under_seed_1234():
