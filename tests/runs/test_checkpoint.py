@@ -155,12 +155,6 @@ def test_what_is_saved_may_be_donated_at_once(tmp_path):
     assert not tiny.differing(found.tree["buffer"], chains)
 
 
-def test_the_newest_is_read_unless_another_is_named(three):
-    newest, named = _read(three), _read(three, 2)
-    assert (newest[0].step, named[0].step) == (3, 2)
-    assert not tiny.differing(named[1].params, _state(2).params)
-
-
 def test_a_later_program_goes_on_saves_no_step_twice_and_keeps_the_last_so_many(copy):
     _write(copy, 3, state=_state(100))
     assert not tiny.differing(_read(copy)[1].params, _state(3).params)
@@ -291,29 +285,20 @@ def test_which_were_due_is_kept_with_them(tmp_path):
     assert checkpoint.regular(tmp_path) == {1}
 
 
-def test_a_checkpoint_without_a_manifest_was_never_finished(copy):
+def test_the_newest_whole_one_is_found_behind_unfinished_and_damaged_ones(copy):
     (copy / "3" / MANIFEST).unlink()
-    assert checkpoint.steps(copy) == [1, 2]
-    assert checkpoint.unfinished(copy) == [copy / "3"]
+    assert (checkpoint.steps(copy), checkpoint.unfinished(copy)) == ([1, 2], [copy / "3"])
     assert checkpoint.newest_whole(copy) == (2, {copy / "3": "it was never finished"})
     assert _read(copy)[0].step == 2
-
-
-def test_the_newest_whole_one_is_found_behind_damaged_ones(copy):
-    _flip(copy / "3" / "note" / "metadata", 0)
-    (copy / "2" / MANIFEST).write_text("{}")
+    _flip(copy / "2" / "note" / "metadata", 0)
     step, faults = checkpoint.newest_whole(copy)
-    assert step == 1
-    assert faults.keys() == {copy / "2", copy / "3"}
-    assert "note/metadata is not what was written" in faults[copy / "3"]
+    assert (step, faults.keys()) == (1, {copy / "2", copy / "3"})
+    assert "note/metadata is not what was written" in faults[copy / "2"]
     assert not tiny.differing(_read(copy, step)[1].params, _state(1).params)
-
-
-def test_damaged_checkpoints_alone_are_an_error_and_stay_where_they_are(copy):
-    for number in "123":
-        _flip(copy / number / "_CHECKPOINT_METADATA", 5)
+    # Where none is left, they stay where they are.
+    (copy / "1" / MANIFEST).write_text("{}")
     before = sorted(copy.rglob("*"))
-    with pytest.raises(UserError, match=r"checkpoint .*/3 is damaged .*no whole one is left.*--overwrite"):
+    with pytest.raises(UserError, match=r"checkpoint .*/2 is damaged .*no whole one is left.*--overwrite"):
         checkpoint.newest_whole(copy)
     assert sorted(copy.rglob("*")) == before
 
