@@ -58,21 +58,17 @@ def nll():
     return json.loads(Path("run/report/report.json").read_text())["jem"]["nll"]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda data: {"class_names": ("a", "c", "b")},
-        lambda data: {"train": Split(data.train.images[::-1], data.train.labels[::-1])},
-        lambda data: {"test": Split(data.test.images, (data.test.labels + 1) % 3)},
-        lambda data: {"validation": data.test, "test": data.validation},
-        lambda data: {"test": data.test.rows(np.arange(11))},
-    ],
-    ids=["names", "order", "labels", "splits", "count"],
-)
-def test_fingerprint_tells_contents_apart(change):
+def test_fingerprint_tells_contents_apart():
     data = tiny.dataset()
     assert dataclasses.replace(data, name="elsewhere").fingerprint == data.fingerprint
-    assert dataclasses.replace(data, **change(data)).fingerprint != data.fingerprint
+    for change in (
+        {"class_names": ("a", "c", "b")},
+        {"train": Split(data.train.images[::-1], data.train.labels[::-1])},
+        {"test": Split(data.test.images, (data.test.labels + 1) % 3)},
+        {"validation": data.test, "test": data.validation},
+        {"test": data.test.rows(np.arange(11))},
+    ):
+        assert dataclasses.replace(data, **change).fingerprint != data.fingerprint
 
 
 @pytest.mark.parametrize("place", ["d.npz", "moved/../moved/d.npz", "link.npz"])
