@@ -33,13 +33,13 @@ def _damages(draw):
 
     def damage(data):
         start = int(place * len(data))
-        if kind == "cut":
-            return data[:start]
-        if kind == "flip":
-            return data[:start] + bytes([data[start] ^ (junk[0] or 1)]) + data[start + 1 :]
-        if kind == "overwrite":
-            return data[:start] + junk + data[start + len(junk) :]
-        return junk
+        flipped = bytes([data[start] ^ (junk[0] or 1)])
+        return {
+            "cut": data[:start],
+            "flip": data[:start] + flipped + data[start + 1 :],
+            "overwrite": data[:start] + junk + data[start + len(junk) :],
+            "replace": junk,
+        }[kind]
 
     return damage
 

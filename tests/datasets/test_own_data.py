@@ -104,11 +104,10 @@ def test_what_is_held_out_is_always_the_same_has_the_classes_proportions_and_lea
         ({"labels": LABELS.astype(str)}, r"integers, not <U21; save np.unique\(labels, return_inverse=True\)\[1\]"),
         ({"labels": np.eye(3, dtype=int)[LABELS]}, r"labels must be \[N\], not .*; save labels.argmax\(axis=1\)"),
         ({"labels": LABELS[:, None]}, r"labels must be \[N\], not \[60, 1\]; save labels.reshape\(-1\)"),
-        ({"labels": LABELS + 1}, r": save np.unique\(labels, return_inverse=True\)\[1\]"),
         ({"labels": LABELS[:-1]}, "images holds 60 images and labels 59 labels"),
         ({"labels": LABELS - 1}, "labels must be from 0 to .*; row 0 is -1, and 19 more"),
         ({"labels": np.uint64(2**63) + LABELS.astype(np.uint64)}, "labels must be .*; row 0 is 9223372036854775808"),
-        ({"labels": LABELS * 2}, "labels go up to 4 but none is 1"),
+        ({"labels": LABELS * 2}, r"go up to 4 but none is 1.*: save np.unique\(labels, return_inverse=True\)\[1\]"),
         ({"labels": LABELS * 0}, "has 1 class; at least 2 are needed"),
         ({"class_names": np.array(["a", "b"])}, "labels must be from 0 to 1; row 2 is 2"),
         ({"class_names": np.array(list("abcd"))}, r"no image of class 3 \(d\)"),
@@ -288,7 +287,6 @@ def test_a_wrong_folder_or_file_is_named(tmp_path, spoil, words):
 @pytest.mark.parametrize(
     ("folders", "sizes"),
     [
-        (("train", "val", "test"), (60, 6, 9)),
         (("Training", "VALID", "Testing"), (60, 6, 9)),
         (("TRAIN", "validation"), (54, 6, 6)),
         (("training_set", "test_set"), (54, 6, 6)),
@@ -362,7 +360,6 @@ def test_a_turned_picture_is_read_upright_in_every_format(tmp_path, kind, turn):
         ("train_images train_labels val_images val_labels", "Rename train_images to images, train_labels to labels"),
         ("x_train labels", r"no key 'images'; there are: labels, x_train. It must hold images \[N, H, W\]"),
         ("arr_0 arr_1", "Rename arr_0 to images, arr_1 to labels"),
-        ("Images Labels", "Rename Images to images, Labels to labels"),
         ("trainX trainY devX devY", "Rename devX to val_images, devY to val_labels, trainX to images"),
         ("tr_img tr_lbl images_te labels_te", "Rename images_te to test_images, labels_te to test_labels, tr_img"),
     ],

@@ -251,7 +251,6 @@ def _narrow(folder):
     [
         (lambda f: (f / "weights.npz").write_bytes((f / "weights.npz").read_bytes()[:-1]), "weights.npz is not what"),
         (lambda f: (f / "buffer.npz").unlink(), "buffer.npz: No such file"),
-        (lambda f: (f / "README.md").write_text("better"), "README.md is not what was written"),
         (lambda f: (f / "model.json").write_text("{"), "model.json cannot be read"),
         (lambda f: (f / "model.json").write_text("{}"), "model.json is not of a jem_jax model"),
         (lambda f: describe(f, lambda d: d.update(format=2)), "model.json is of format 2, and this version of jem_jax"),
