@@ -5,7 +5,6 @@ import os
 import shutil
 import threading
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +35,10 @@ def _state(scale=1.0):
     return state | {"key": jax.random.key(3)}
 
 
-def _write(directory, *numbers, keep=5, state=None):
+def _write(directory, *numbers, keep=5, tree=None):
     checkpoints = Checkpoints(directory, keep)
     for number in numbers:
-        checkpoints.save(number, checkpoint.to_tree(state or _state(number)), {"number": number})
+        checkpoints.save(number, tree or checkpoint.to_tree(_state(number)), {"number": number})
     checkpoints.close()
 
 
@@ -63,11 +62,8 @@ def copy(three, tmp_path):
 
 def _flip(file, place):
     """Changes one byte of a file, or gives an empty one its first."""
-    content = bytearray(file.read_bytes())
-    if content:
-        content[place] ^= 1
-    else:
-        content = bytearray(b"x")
+    content = bytearray(file.read_bytes() or b"x")
+    content[place] ^= 1
     file.write_bytes(content)
 
 
@@ -76,7 +72,7 @@ def _flip(file, place):
 
 def test_a_state_is_read_back_bit_for_bit(tmp_path):
     state = _state()
-    _write(tmp_path, 7, state=state)
+    _write(tmp_path, 7, tree=checkpoint.to_tree(state))
     found, back = _read(tmp_path)
     assert (found.step, found.note) == (7, {"number": 7})
     assert jax.tree.structure(back) == jax.tree.structure(state)
@@ -94,9 +90,7 @@ FULL = tiny.config(**tiny.FULL)
 def full(tmp_path_factory):
     """The checkpoint of a training state that has every field; and that state."""
     directory, start = tmp_path_factory.mktemp("full"), tiny.start(FULL)
-    checkpoints = Checkpoints(directory, keep=1)
-    checkpoints.save(0, trained.tree(checkpoint.to_tree(start.state), tiny.whole(start.buffer)), {})
-    checkpoints.close()
+    _write(directory, 0, tree=trained.tree(checkpoint.to_tree(start.state), tiny.whole(start.buffer)))
     return directory, start
 
 
@@ -137,7 +131,7 @@ def test_what_is_saved_may_be_donated_at_once(tmp_path):
 
 
 def test_a_later_program_goes_on_saves_no_step_twice_and_keeps_the_last_so_many(copy):
-    _write(copy, 3, state=_state(100))
+    _write(copy, 3, tree=checkpoint.to_tree(_state(100)))
     assert not tiny.differing(_read(copy)[1]["params"], _state(3)["params"])
     _write(copy, 4, 10, keep=2)
     assert checkpoint.steps(copy) == [4, 10]
@@ -216,7 +210,7 @@ def test_a_folder_without_checkpoints_holds_none(tmp_path):
 # Damaged
 
 
-def test_a_flipped_byte_is_noticed_wherever_it_is(copy):
+def test_a_change_is_noticed_wherever_it_is(copy):
     path = copy / "3"
     assert checkpoint.damage(path) is None
     files = [file for file in path.rglob("*") if file.is_file()]
@@ -227,24 +221,16 @@ def test_a_flipped_byte_is_noticed_wherever_it_is(copy):
             _flip(file, place)
             fault = checkpoint.damage(path)
             assert fault is not None, f"{file}, byte {place}"
-            if file.name != MANIFEST:
-                assert str(file.relative_to(path)) in fault
+            assert file.name == MANIFEST or str(file.relative_to(path)) in fault
             with pytest.raises(UserError, match=r"checkpoint .*/3 is damaged"):
                 _read(copy)
             file.write_bytes(content)
-    assert checkpoint.damage(path) is None
     _read(copy)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "fault"),
-    [(lambda file: os.truncate(file, file.stat().st_size - 1), "is not what was written"), (Path.unlink, "is missing")],
-)
-def test_a_file_that_is_cut_or_gone_is_noticed(copy, spoil, fault):
-    spoil(max((file for file in (copy / "3").rglob("*") if file.is_file()), key=lambda file: file.stat().st_size))
-    assert fault in checkpoint.damage(copy / "3")
-    with pytest.raises(UserError, match=fault):
-        _read(copy)
+    largest = max(files, key=lambda file: file.stat().st_size)
+    os.truncate(largest, largest.stat().st_size - 1)
+    assert f"{largest.relative_to(path)} is not what was written" in checkpoint.damage(path)
+    largest.unlink()
+    assert f"{largest.relative_to(path)} is missing" in checkpoint.damage(path)
     assert checkpoint.newest_whole(copy)[0] == 2
 
 
@@ -315,8 +301,6 @@ def test_a_run_moved_below_a_backslash_is_refused_in_a_line(tmp_path):
 @pytest.mark.parametrize("name", ["a?b*", "[b", "a#b%20", "a'b\"c$&;", "ü\n猫"])
 def test_odd_names_of_folders_hold_checkpoints(tmp_path, name):
     checkpoint.check_folder(tmp_path / name)
-    checkpoints = Checkpoints(tmp_path / name, 1)
-    checkpoints.save(3, {"x": np.ones(2)}, {})
-    checkpoints.close()
+    _write(tmp_path / name, 3, tree={"x": np.ones(2)})
     found = checkpoint.restore(tmp_path / name, {"x": jax.ShapeDtypeStruct((2,), np.float64)})
     assert found.tree["x"].tolist() == [1, 1]
