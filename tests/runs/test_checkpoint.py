@@ -106,7 +106,8 @@ def test_a_training_state_is_read_back_bit_for_bit(full):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("model.factory", "tiny:mlp"), ("optimizer.name", "sgd"), ("optimizer.ema_decay", 0.0)]
+    ("setting", "value"),
+    [("model.factory", "tiny:mlp"), ("objective.p_x", 0.0), ("optimizer.name", "sgd"), ("optimizer.ema_decay", 0.0)],
 )
 def test_a_checkpoint_of_another_run_is_refused_by_name(full, setting, value):
     state, buffer = trained.template(tiny.config(**{**tiny.FULL, setting: value}), (8, 8, 1), 3)
