@@ -7,16 +7,14 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from command import HELPERS, SHORTEST, TINY, Command, steps_logged
+from command import HELPERS, SHORTEST, TINY, Command
 
 from jem_jax.common import streams
 from jem_jax.distributed.interrupts import Interrupts
-from jem_jax.report import figures
+from jem_jax.main import main
 from jem_jax.runs import checkpoint
-
-LONG = (*TINY, "--config.training.epochs=100", "--config.training.checkpoint_every=100")
+from jem_jax.training import loop
 
 
 def _text(encoding: str) -> io.TextIOWrapper:
@@ -36,78 +34,58 @@ def test_what_an_encoding_lacks_is_written_out(monkeypatch, encoding, written):
     assert sys.stdout is stream
 
 
-def _closed() -> io.TextIOWrapper:
-    stream = _text("utf-8")
-    stream.close()
-    return stream
-
-
-def _full() -> io.TextIOWrapper:
-    return open("/dev/full", "w")
-
-
-def _unread() -> io.TextIOWrapper:
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_stream_that_fails_is_left(monkeypatch, name):
     read, write = os.pipe()
     os.close(read)
-    return os.fdopen(write, "w")
+    full = os.open("/dev/full", os.O_WRONLY)
+    closed, full, unread = _text("utf-8"), os.fdopen(full, "w"), os.fdopen(write, "w")
+    closed.close()
+    for stream in (None, closed, full, unread):
+        monkeypatch.setattr(sys, name, stream)
+        with streams.unfailing():
+            for _ in range(2):
+                print("lost", file=getattr(sys, name), flush=True)
+        if stream is not None:
+            stream.close()
 
 
-@pytest.mark.parametrize("stream", [lambda: None, _closed, _full, _unread])
-@pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_a_stream_that_fails_is_left(monkeypatch, stream, name):
-    monkeypatch.setattr(sys, name, stream())
-    with streams.unfailing():
-        for _ in range(2):
-            print("lost", file=getattr(sys, name), flush=True)
-    if getattr(sys, name) is not None:
-        getattr(sys, name).close()
+@pytest.mark.parametrize(
+    ("argument", "redirection", "status"),
+    [("--help", "| head -n 1", "0\n"), ("--help", "> /dev/full", "0\n"), ("--config=gone", "2> /dev/full", "2\n")],
+)
+def test_a_command_ends_as_it_would_without_its_output(tmp_path, argument, redirection, status):
+    command = ["bash", "-c", f'( "$@"; echo $? >status ) {redirection}', "bash", sys.executable, "-m", "jem_jax.main"]
+    ended = subprocess.run([*command, argument], cwd=tmp_path, check=False, stderr=subprocess.PIPE)
+    assert ((tmp_path / "status").read_text(), ended.stderr) == (status, b"")
 
 
-def _run(redirection: str, cwd, **environment: str) -> subprocess.CompletedProcess:
-    """The command under a shell's redirection; its status comes first on stderr."""
-    command = f'( "$@"; echo $? >status ) {redirection}'
-    return subprocess.run(
-        ["bash", "-c", command, "bash", sys.executable, "-m", "jem_jax.main", *SHORTEST, "--workdir=run"],
-        cwd=cwd, env={**os.environ, "PYTHONPATH": str(HELPERS), **environment}, capture_output=True, check=False,
-    )  # fmt: skip
+ALONE = """
+import atexit, os, signal, sys
+atexit.register(lambda: open("pyplot", "w").write(str("matplotlib.pyplot" in sys.modules)))
+from jem_jax.main import main
+from jem_jax.training import loop
+log = loop._log
+def hang_up(training, recorder):
+    os.kill(os.getpid(), signal.SIGHUP)
+    log(training, recorder)
+loop._log = hang_up
+sys.exit(main())
+"""
 
 
-@pytest.mark.parametrize("redirection", ["| head -n 1", "> /dev/full", ">&- 2>&-", "2> /dev/full"])
-def test_a_run_goes_on_without_its_output_and_loses_none_to_a_character_or_a_backend(tmp_path, redirection):
-    ended = _run(redirection, tmp_path, PYTHONIOENCODING="ascii", MPLBACKEND="module://nowhere")
-    assert (tmp_path / "status").read_text() == "0\n"
-    assert ended.stderr == b""
-    assert (b"report.html" in ended.stdout) == (redirection == "2> /dev/full")
-    assert json.loads((tmp_path / "run" / "report" / "report.json").read_text())["jem"]
-    assert (tmp_path / "run" / "report" / "confusion.png").exists()
-    assert checkpoint.damage(tmp_path / "run" / "checkpoints" / "18") is None
-
-
-@pytest.mark.parametrize("backend", ["nonsense", "TkAgg"])
-def test_plots_need_no_backend(tmp_path, backend):
-    """One that lies nowhere is that of the runs above."""
-    script = (
-        "import sys, numpy as np; from pathlib import Path; from jem_jax.report import figures\n"
-        "print(figures.confusion({'jem': np.eye(2, dtype=int)}, ['a', 'b'], Path(sys.argv[1])))\n"
-        "assert 'matplotlib.pyplot' not in sys.modules"
-    )
+def test_a_run_outlives_its_terminal_under_nohup_and_plots_under_any_backend(tmp_path):
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
-    ended = subprocess.run(
-        [sys.executable, "-c", script, "a.png"], env={**os.environ, "MPLBACKEND": backend}, cwd=tmp_path, check=True,
-        capture_output=True,
+    subprocess.run(
+        ["bash", "-c", 'trap "" HUP; exec "$@" >&- 2>&-', "bash", sys.executable, "-c", ALONE, *SHORTEST,
+         "--workdir=run"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HELPERS), "MPLBACKEND": "nonsense"}, check=True,
     )  # fmt: skip
-    assert (tmp_path / "a.png").stat().st_size > 1000
-    assert ended.stderr == b""
-
-
-def test_plots_leave_the_users_figures(tmp_path):
-    from matplotlib import pyplot
-
-    pyplot.close("all")
-    pyplot.figure(77)
-    figures.confusion({"jem": np.eye(2, dtype=int)}, ["a", "b"], tmp_path / "a.png")
-    assert pyplot.get_fignums() == [77]
-    pyplot.close(77)
+    assert json.loads((tmp_path / "run" / "report" / "report.json").read_text())["jem"]
+    assert (tmp_path / "run" / "report" / "confusion.png").stat().st_size > 1000
+    assert (tmp_path / "pyplot").read_text() == "False"
+    # What libraries print went nowhere, and not into a file that has the number of a closed stream.
+    assert checkpoint.damage(tmp_path / "run" / "checkpoints" / "18") is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
@@ -118,23 +96,24 @@ def test_the_signals_of_batch_systems_ask_to_stop(number):
     assert interrupts.signal == number
 
 
-def test_a_closed_terminal_stops_and_saves(tmp_path):
-    # Whoever started the tests may have had hang-ups ignored, which a command inherits.
-    command = Command(*LONG, cwd=tmp_path, before="import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)")
-    run = tmp_path / "runs" / "digits"
-    command.wait_for(lambda: steps_logged(run) >= 3)
-    command.send(signal.SIGHUP)
-    status, output, _ = command.wait()
+def test_a_closed_terminal_stops_and_saves(tmp_path, monkeypatch, capsys):
+    log = loop._log
+
+    def hang_up(training, recorder):
+        log(training, recorder)
+        if training.step == 3:
+            signal.raise_signal(signal.SIGHUP)
+
+    monkeypatch.setattr(loop, "_log", hang_up)
+    # Whoever started the tests may have had hang-ups ignored.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        status = main([*SHORTEST, f"--workdir={tmp_path / 'run'}"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert status == 128 + signal.SIGHUP
-    stopped = checkpoint.steps(run / "checkpoints")[-1]
-    assert f"stopped at iteration {stopped} of 1800; saved in runs/digits" in output
-
-
-def test_nohup_is_heeded(tmp_path):
-    command = Command(*SHORTEST, cwd=tmp_path, before="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)")
-    command.wait_for(lambda: steps_logged(tmp_path / "runs" / "digits") >= 1)
-    command.send(signal.SIGHUP)
-    assert command.wait()[0] == 0
+    assert checkpoint.newest_whole(tmp_path / "run" / "checkpoints") == (3, {})
+    assert f"stopped at iteration 3 of 18; saved in {tmp_path / 'run'}" in capsys.readouterr().out
 
 
 def test_ctrl_c_that_is_lost_in_a_library_ends_the_command(tmp_path):

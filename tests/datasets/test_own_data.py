@@ -1,7 +1,7 @@
 """One's own images: read exactly, and whatever is wrong with them named by file and key."""
 
 import io
-import shutil
+import os
 import struct
 import tracemalloc
 import zipfile
@@ -14,7 +14,7 @@ from PIL import Image
 from jem_jax import datasets
 from jem_jax.common.errors import UserError
 from jem_jax.config import Data
-from jem_jax.datasets import Split, checks
+from jem_jax.datasets import checks
 from jem_jax.datasets.held_out import even_order
 
 SIDE, COUNT, CLASSES = 8, 60, 3
@@ -35,18 +35,12 @@ def _npz(folder, **arrays):
 def _pairs(*splits):
     """Images with their labels, as a set that no order changes."""
     return {
-        (image.tobytes(), int(label))
-        for split in splits
-        for image, label in zip(split.images, split.labels, strict=True)
+        (image.tobytes(), int(label)) for images, labels in splits for image, label in zip(images, labels, strict=True)
     }
 
 
 def _all(dataset):
-    return _pairs(dataset.train, dataset.validation, dataset.test)
-
-
-def _given(count=COUNT):
-    return _pairs(Split(IMAGES[:count], LABELS[:count].astype(np.int32)))
+    return _pairs(*((split.images, split.labels) for split in (dataset.train, dataset.validation, dataset.test)))
 
 
 def _sizes(dataset):
@@ -64,30 +58,22 @@ def _refused(path, words, **settings):
 
 
 def test_an_npz_is_read_exactly_and_a_tenth_held_out_twice(tmp_path):
-    dataset = _load(_npz(tmp_path))
-    assert _sizes(dataset) == (48, 6, 6)
-    assert dataset.class_names == ("0", "1", "2")
-    assert _all(dataset) == _given()
-
-
-def test_grey_images_need_no_channel_and_names_and_a_test_part_are_taken(tmp_path):
-    path = _npz(
-        tmp_path,
-        images=IMAGES[..., 0],
-        class_names=np.array(["cat", "dog", "eel"]),
-        test_images=IMAGES[:5, ..., 1],
-        test_labels=LABELS[:5].astype(np.uint8),
-    )
+    path = _npz(tmp_path)
     dataset = _load(path)
-    assert _sizes(dataset) == (54, 6, 5)
-    assert dataset.image_shape == (SIDE, SIDE, 1)
-    assert dataset.class_names == ("cat", "dog", "eel")
+    assert (_sizes(dataset), dataset.class_names) == ((48, 6, 6), ("0", "1", "2"))
+    assert _all(dataset) == _pairs((IMAGES, LABELS))
+    assert _load(path, image_size=16).image_shape == (16, 16, 3)
+
+
+def test_grey_images_need_no_channel_and_names_and_parts_are_taken_and_other_keys_named(tmp_path, capsys):
+    arrays = {"class_names": np.array(["cat", "dog", "eel"]), "val_images": IMAGES[:7, ..., 0], "weights": LABELS}
+    arrays |= {"val_labels": LABELS[:7], "test_images": IMAGES[:5, ..., 1], "test_labels": LABELS[:5].astype(np.uint8)}
+    dataset = _load(_npz(tmp_path, images=IMAGES[..., 0], **arrays).rename(tmp_path / "mine.NPZ"))
+    assert _sizes(dataset) == (60, 7, 5)
+    assert (dataset.image_shape, dataset.class_names) == ((SIDE, SIDE, 1), ("cat", "dog", "eel"))
     np.testing.assert_array_equal(dataset.test.images[..., 0], IMAGES[:5, ..., 1])
     np.testing.assert_array_equal(dataset.test.labels, LABELS[:5])
-
-
-def test_an_npz_is_resized_where_asked(tmp_path):
-    assert _load(_npz(tmp_path), image_size=16).image_shape == (16, 16, 3)
+    assert "mine.NPZ: not read: weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("counts", [(50, 30, 20), (90, 9, 1), (97, 2, 1)])
@@ -106,29 +92,22 @@ def test_what_is_held_out_is_always_the_same_has_the_classes_proportions_and_lea
     ("arrays", "words"),
     [
         ({"images": IMAGES / 255}, r"images must be uint8, .*save .*\(images \* 255\).round\(\).astype\(np.uint8\)"),
-        ({"images": np.full(IMAGES.shape, np.nan, np.float32)}, "images must be uint8, 0 to 255, not float32"),
         ({"images": IMAGES.astype(int)}, r"uint8, 0 to 255, not int64; save images.astype\(np.uint8\) if they are"),
-        ({"images": IMAGES.reshape(COUNT, -1)}, r"images must be \[N, H, W\] or \[N, H, W, C\], not \[60, 192\]"),
-        ({"images": IMAGES.reshape(COUNT, -1)}, r"; save images.reshape\(-1, 8, 8, 3\), or images.reshape\(-1, 3,"),
+        ({"images": IMAGES.reshape(COUNT, -1)}, r"not \[60, 192\]; save images.reshape\(-1, 8, 8, 3\), or images.resh"),
         ({"images": IMAGES[..., 0].reshape(COUNT, -1)}, r"; save images.reshape\(-1, 8, 8\)$"),
         ({"images": IMAGES.transpose(1, 2, 3, 0)}, r"images comes first: save images.transpose\(3, 0, 1, 2\)"),
         ({"images": IMAGES[..., [0, 1, 2, 0]]}, r"4 channels; .*; save images\[..., :3\]"),
         ({"images": IMAGES.transpose(0, 3, 1, 2)}, r"has 8 channels.* come last: save images.transpose\(0, 2, 3, 1\)"),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, r"images has the shape \[0, 8, 8, 3\]: there is nothing in it"),
-        ({"images": np.array([IMAGES[0], None], object)}, "images holds pickled objects, which are never read"),
         ({"labels": LABELS.astype(np.float32)}, r"integers, .*; save labels.astype\(int\) if they are whole numbers"),
         ({"labels": LABELS == 1}, r"; save labels.astype\(int\)$"),
-        ({"labels": np.where(LABELS == 1, np.nan, LABELS)}, "labels must be integers, not float64"),
         ({"labels": LABELS.astype(str)}, r"integers, not <U21; save np.unique\(labels, return_inverse=True\)\[1\]"),
         ({"labels": np.eye(3, dtype=int)[LABELS]}, r"labels must be \[N\], not .*; save labels.argmax\(axis=1\)"),
-        ({"labels": np.eye(3)[LABELS]}, r"; save labels.argmax\(axis=1\)"),
         ({"labels": LABELS[:, None]}, r"labels must be \[N\], not \[60, 1\]; save labels.reshape\(-1\)"),
-        ({"labels": LABELS[None]}, r"; save labels.reshape\(-1\)"),
-        ({"labels": LABELS + 1}, r": save np.unique\(labels, return_inverse=True\)\[1\]"),
         ({"labels": LABELS[:-1]}, "images holds 60 images and labels 59 labels"),
         ({"labels": LABELS - 1}, "labels must be from 0 to .*; row 0 is -1, and 19 more"),
         ({"labels": np.uint64(2**63) + LABELS.astype(np.uint64)}, "labels must be .*; row 0 is 9223372036854775808"),
-        ({"labels": LABELS * 2}, "labels go up to 4 but none is 1"),
+        ({"labels": LABELS * 2}, r"go up to 4 but none is 1.*: save np.unique\(labels, return_inverse=True\)\[1\]"),
         ({"labels": LABELS * 0}, "has 1 class; at least 2 are needed"),
         ({"class_names": np.array(["a", "b"])}, "labels must be from 0 to 1; row 2 is 2"),
         ({"class_names": np.array(list("abcd"))}, r"no image of class 3 \(d\)"),
@@ -136,8 +115,9 @@ def test_what_is_held_out_is_always_the_same_has_the_classes_proportions_and_lea
         ({"class_names": np.arange(3)}, "class_names must be .* strings, not int64"),
         ({"class_names": np.array([b"a", b"b", b"c"])}, r"; save class_names.astype\(str\).reshape\(-1\)"),
         ({"class_names": np.array(["a", "b", None])}, "class_names holds pickled objects"),
+        ({"class_names": np.array([f"{number:06}" for number in range(40_000)])}, "holds 40000 names for 60 images"),
+        ({"class_names": np.array(["a" * 201, "b", "c"])}, "at most 200 characters long, not 201"),
         ({"test_images": IMAGES}, "only one of test_images and test_labels"),
-        ({"val_images": IMAGES}, "only one of val_images and val_labels"),
         ({"test_images": IMAGES, "test_labels": LABELS + 1}, "test_labels must be from 0 to 2; row 2 is 3"),
         ({"test_images": IMAGES[..., 0], "test_labels": LABELS}, r"train on are \[8, 8, 3\], others \[8, 8, 1\]"),
         ({"images": IMAGES[:, :6, :6]}, "6×6, and their sides must be multiples of 4; .*image_size=8"),
@@ -148,42 +128,54 @@ def test_a_wrong_array_is_named_with_its_key_and_what_would_be_right(tmp_path, a
     _refused(_npz(tmp_path, **arrays), words)
 
 
-def test_a_missing_key_lists_what_there_is(tmp_path):
-    np.savez(tmp_path / "mine.npz", x_train=IMAGES, labels=LABELS)
-    _refused(tmp_path / "mine.npz", r"no key 'images'; there are: labels, x_train. It must hold images \[N, H, W\]")
-
-
 def test_a_file_that_is_no_zip_or_was_cut_short_says_so(tmp_path):
     path = _npz(tmp_path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    _refused(path, "is not an .npz file, or it is truncated")
-    path.write_bytes(b"")
-    _refused(path, "is not an .npz file, or it is truncated")
+    for content in (path.read_bytes()[: path.stat().st_size // 2], b""):
+        path.write_bytes(content)
+        _refused(path, "is not an .npz file, or it is truncated")
 
 
-def _with_member(path, key, content):
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in {**members, f"{key}.npy": content}.items():
-            archive.writestr(name, data)
-
-
-def _header(shape, dtype="|u1"):
-    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+def _header(shape):
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
 
 
-@pytest.mark.parametrize("shape", ["(1000000, 1000, 1000, 3)", "(-1, 8, 8, 3)", "(2**70, 8, 8, 3)"])
-def test_a_header_that_promises_more_than_there_is_costs_no_memory(tmp_path, shape):
-    path = _npz(tmp_path)
-    _with_member(path, "images", _header(shape) + bytes(100))
+def _zip(folder, images, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(folder / "mine.npz", "w", compression) as archive:
+        archive.writestr("labels.npy", _header("(1000,)") + bytes(1000))
+        archive.writestr("images.npy", images)
+    return folder / "mine.npz"
+
+
+def _refused_cheaply(path, words):
     tracemalloc.start()
-    _refused(path, "mine.npz: images is damaged")
+    _refused(path, words)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10e6
+
+
+@pytest.mark.parametrize(
+    "content",
+    [_header("(1000000, 1000, 1000, 3)"), _header("(-1, 8, 8, 3)"), _header("(2**70, 8, 8, 3)"), b"some text",
+     b"\x93NUMPY\x07\x00"],
+    ids=["huge", "negative", "beyond int64", "no array", "unknown version"],
+)  # fmt: skip
+def test_an_array_that_is_not_what_its_header_promises_costs_no_memory(tmp_path, content):
+    _refused_cheaply(_zip(tmp_path, content + bytes(100)), "mine.npz: images is damaged")
+
+
+def test_what_unpacks_to_more_than_it_says_costs_no_memory(tmp_path):
+    """BZIP2 and LZMA are unpacked by whole blocks: a hundred kilobytes to hundreds of megabytes."""
+    bomb = _header("(1000, 8, 8, 3)") + bytes(192_000)
+    path = _zip(tmp_path, bomb + bytes(3 * 10**7), zipfile.ZIP_LZMA)
+    data = bytearray(path.read_bytes())
+    # Both places that say how long the images are.
+    for mark, place in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        start = data.rindex(mark) + place
+        data[start : start + 4] = struct.pack("<I", len(bomb))
+    path.write_bytes(data)
+    _refused_cheaply(path, "images is compressed in a way that NumPy never uses")
 
 
 def test_what_would_not_fit_the_memory_once_resized_is_refused(tmp_path, monkeypatch):
@@ -200,72 +192,31 @@ def test_what_no_file_can_be_called_is_refused(key, name):
     assert len(str(caught.value)) < 250
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_what_unpacks_to_more_than_it_says_costs_no_memory(tmp_path, compression):
-    """Such members are unpacked by whole blocks: a hundred kilobytes to hundreds of megabytes."""
-    path = _npz(tmp_path)
-    bomb = _header("(1000, 8, 8, 3)") + bytes(192_000)
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("labels.npy", _header("(1000,)") + bytes(1000))
-        archive.writestr("images.npy", bomb + bytes(3 * 10**7))
-    data = bytearray(path.read_bytes())
-    # Both places that say how long the images are.
-    for mark, place in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
-        start = data.rindex(mark) + place
-        data[start : start + 4] = struct.pack("<I", len(bomb))
-    path.write_bytes(data)
-    tracemalloc.start()
-    _refused(path, "images is compressed in a way that NumPy never uses")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 10e6
-
-
-def test_many_class_names_take_no_time_and_overlong_ones_are_refused(tmp_path):
-    names = np.array([f"{number:06}" for number in range(40_000)])
-    _refused(_npz(tmp_path, class_names=names), "class_names holds 40000 names for 60 images")
-    _refused(_npz(tmp_path, class_names=np.array(["a" * 201, "b", "c"])), "at most 200 characters long, not 201")
-
-
-def test_an_array_that_is_not_npy_or_of_an_unknown_version_is_damaged(tmp_path):
-    path = _npz(tmp_path)
-    _with_member(path, "labels", b"some text")
-    _refused(path, "mine.npz: labels is damaged")
-    _with_member(path, "labels", b"\x93NUMPY\x07\x00" + bytes(100))
-    _refused(path, "mine.npz: labels is damaged")
-
-
 # ---- folders
 
 
-def _write(folder, images, labels, names="abc", suffix="png"):
+def _write(folder, images, labels, names="abc"):
     for row, (image, label) in enumerate(zip(images, labels, strict=True)):
-        place = folder / names[label]
-        place.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(image)
-        picture.save(place / f"{row:03}.{suffix}")
+        (folder / names[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / names[label] / f"{row:03}.png")
 
 
-def test_a_folder_of_class_folders_is_read_exactly(tmp_path):
-    _write(tmp_path, IMAGES, LABELS)
-    (tmp_path / "a" / "notes.txt").write_text("not an image")
-    (tmp_path / ".hidden").mkdir()
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("bicycle", "car", "train")])
+def test_a_folder_of_class_folders_is_read_exactly(tmp_path, names):
+    _write(tmp_path, IMAGES, LABELS, names)
     dataset = _load(tmp_path)
-    assert dataset.class_names == ("a", "b", "c")
-    assert _sizes(dataset) == (48, 6, 6)
-    assert _all(dataset) == _given()
+    assert (dataset.class_names, _sizes(dataset)) == (names, (48, 6, 6))
+    assert _all(dataset) == _pairs((IMAGES, LABELS))
 
 
-def test_train_can_be_the_name_of_a_class(tmp_path):
-    _write(tmp_path, IMAGES, LABELS, names=("bicycle", "car", "train"))
-    assert _load(tmp_path).class_names == ("bicycle", "car", "train")
-
-
-def test_grey_pictures_stay_grey_and_among_colours_become_them(tmp_path):
+def test_grey_pictures_stay_grey_and_among_colours_become_them_and_transparent_is_black(tmp_path):
     _write(tmp_path, IMAGES[..., 0], LABELS)
     assert _load(tmp_path).image_shape == (SIDE, SIDE, 1)
     Image.fromarray(IMAGES[0]).save(tmp_path / "a" / "colour.bmp")
-    assert _load(tmp_path).image_shape == (SIDE, SIDE, 3)
+    Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save(tmp_path / "a" / "clear.png")
+    dataset = _load(tmp_path)
+    assert dataset.image_shape == (SIDE, SIDE, 3)
+    assert {(IMAGES[0].tobytes(), 0), (bytes(8 * 8 * 3), 0)} <= _all(dataset)
 
 
 def test_pictures_of_several_sizes_are_cut_to_the_square_and_resized(tmp_path):
@@ -280,44 +231,24 @@ def test_pictures_of_several_sizes_are_cut_to_the_square_and_resized(tmp_path):
     assert brightest > 240
 
 
-def test_transparent_is_black(tmp_path):
-    _write(tmp_path, IMAGES, LABELS)
-    Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save(tmp_path / "a" / "clear.png")
-    assert (bytes(8 * 8 * 3), 0) in _all(_load(tmp_path))
+def _flatten(folder):
+    for picture in list(folder.rglob("*.png")):
+        picture.rename(folder / f"{picture.parent.name}{picture.name}")
+    for name in "abc":
+        (folder / name).rmdir()
 
 
-def _spoil(folder, what):
-    file = folder / "a" / "000.png"
-    match what:
-        case "text":
-            file.write_text("not an image")
-        case "cut":
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        case "deep":
-            Image.fromarray(np.zeros((8, 8), np.uint16)).save(file)
-        case "huge":
-            file.write_bytes(_png_header(100_000, 100_000))
-        case "large":
-            file.write_bytes(_png_header(10_000, 10_000))
-        case "empty":
-            (folder / "d").mkdir()
-        case "one":
-            for name in ("b", "c"):
-                (folder / name).rename(folder.parent / name)
-        case "flat":
-            for place in list(folder.iterdir()):
-                for picture in list(place.iterdir()):
-                    picture.rename(folder / f"{place.name}{picture.name}")
-                place.rmdir()
-        case "foreign":
-            _write(folder / "train", IMAGES, LABELS)
-            _write(folder / "test", IMAGES, LABELS, names="abd")
-            for name in "abc":
-                (folder / name).rename(folder.parent / name)
-        case "deep folder":
-            shutil.move(folder / "a", folder / "images")
-            (folder / "a").mkdir()
-            shutil.move(folder / "images", folder / "a")
+def _nest(folder):
+    (folder / "a").rename(folder / "images")
+    (folder / "a").mkdir()
+    (folder / "images").rename(folder / "a" / "images")
+
+
+def _add_part(folder):
+    _write(folder / "train", IMAGES, LABELS)
+    _write(folder / "test", IMAGES, LABELS, names="abd")
+    for name in "abc":
+        (folder / name).rename(folder.parent / name)
 
 
 def _png_header(width, height):
@@ -329,34 +260,35 @@ def _png_header(width, height):
 
 
 @pytest.mark.parametrize(
-    ("what", "words"),
+    ("spoil", "words"),
     [
-        ("text", r"a/000.png cannot be read as an image"),
-        ("cut", r"a/000.png cannot be read as an image"),
-        ("deep", r"a/000.png has pixels of kind 'I;16'; images must have 8 bits"),
-        ("huge", r"a/000.png cannot be read as an image: Image size \(10000000000 pixels\) exceeds limit"),
-        ("large", r"a/000.png cannot be read as an image: Image size \(100000000 pixels\) exceeds limit"),
-        ("empty", r"class folder .*/d holds no images"),
-        ("one", r"has 1 class; at least 2 are needed"),
-        ("flat", r"holds no class folders"),
-        ("foreign", r"test/d is a class that train does not have; there are: a, b, c"),
-        ("deep folder", r"class folder .*/a holds the folder 'images' and no images itself; .*mine must hold"),
+        (lambda f: (f / "a/000.png").write_text("not an image"), r"a/000.png cannot be read as an image"),
+        (lambda f: os.truncate(f / "a/000.png", 100), r"a/000.png cannot be read as an image"),
+        (lambda f: Image.fromarray(np.zeros((8, 8), np.uint16)).save(f / "a/000.png"),
+         r"a/000.png has pixels of kind 'I;16'; images must have 8 bits"),
+        (lambda f: (f / "a/000.png").write_bytes(_png_header(100_000, 100_000)),
+         r"a/000.png cannot be read as an image: Image size \(10000000000 pixels\) exceeds limit"),
+        (lambda f: (f / "a/000.png").write_bytes(_png_header(10_000, 10_000)),
+         r"a/000.png cannot be read as an image: Image size \(100000000 pixels\) exceeds limit"),
+        (lambda f: (f / "d").mkdir(), r"class folder .*/d holds no images"),
+        (lambda f: [(f / name).rename(f.parent / name) for name in "bc"], r"has 1 class; at least 2 are needed"),
+        (_flatten, r"holds no class folders"),
+        (_add_part, r"test/d is a class that train does not have; there are: a, b, c"),
+        (_nest, r"class folder .*/a holds the folder 'images' and no images itself; .*mine must hold"),
     ],
-)
-def test_a_wrong_folder_or_file_is_named(tmp_path, what, words):
+)  # fmt: skip
+def test_a_wrong_folder_or_file_is_named(tmp_path, spoil, words):
     folder = tmp_path / "mine"
     _write(folder, IMAGES, LABELS)
-    _spoil(folder, what)
+    spoil(folder)
     _refused(folder, words)
 
 
 @pytest.mark.parametrize(
     ("folders", "sizes"),
     [
-        (("train", "val", "test"), (60, 6, 9)),
         (("Training", "VALID", "Testing"), (60, 6, 9)),
-        (("train", "validation"), (54, 6, 6)),
-        (("TRAIN", "test"), (54, 6, 6)),
+        (("TRAIN", "validation"), (54, 6, 6)),
         (("training_set", "test_set"), (54, 6, 6)),
         (("imagesTrain", "dev-data", "seg_testing"), (60, 6, 9)),
         (("trainset", "Evaluation"), (54, 6, 6)),
@@ -369,7 +301,7 @@ def test_parts_by_their_usual_names(tmp_path, folders, sizes):
     dataset = _load(tmp_path)
     assert _sizes(dataset) == sizes
     if folders[-1] != "validation":
-        assert _pairs(dataset.test) == _given(sizes[2])
+        assert _pairs((dataset.test.images, dataset.test.labels)) == _pairs((IMAGES[: sizes[2]], LABELS[: sizes[2]]))
     (tmp_path / "val").mkdir(exist_ok=True)
     (tmp_path / "valid").mkdir(exist_ok=True)
     _refused(tmp_path, "which are one part; keep one of them")
@@ -385,9 +317,7 @@ def test_folders_beside_parts_are_named(tmp_path, capsys):
     _refused(tmp_path, "holds 'extra' beside train")
 
 
-@pytest.mark.parametrize(
-    "kind", ["avif", "bmp", "dib", "gif", "jfif", "jpe", "jp2", "pcx", "pnm", "qoi", "sgi", "tga", "tif", ""]
-)
+@pytest.mark.parametrize("kind", ["avif", "bmp", "gif", "jpe", "jp2", "pcx", "pnm", "qoi", "sgi", "tga", "tif", ""])
 def test_every_suffix_of_plain_pictures_is_read(tmp_path, kind):
     formats = {"": "PNG", **{suffix[1:]: name for suffix, name in Image.registered_extensions().items()}}
     if formats[kind] not in Image.SAVE:
@@ -409,8 +339,7 @@ def test_what_is_left_out_is_counted(tmp_path, capsys):
     assert "5 files are left out: 2 .heic, 1 .csv, 1 in deeper folders, 1 without suffix" in said
 
 
-@pytest.mark.parametrize("turn", [3, 6, 8])
-@pytest.mark.parametrize("kind", ["png", "tif", "webp"])
+@pytest.mark.parametrize(("kind", "turn"), [("png", 3), ("tif", 6), ("webp", 8), ("tif", 3)])
 def test_a_turned_picture_is_read_upright_in_every_format(tmp_path, kind, turn):
     _write(tmp_path, IMAGES[:, :4], LABELS)
     exif = Image.Exif()
@@ -429,9 +358,8 @@ def test_a_turned_picture_is_read_upright_in_every_format(tmp_path, kind, turn):
     [
         ("x_train y_train x_test y_test", "Rename x_test to test_images, x_train to images, y_test to test_labels"),
         ("train_images train_labels val_images val_labels", "Rename train_images to images, train_labels to labels"),
-        ("X y", "Rename X to images, y to labels"),
+        ("x_train labels", r"no key 'images'; there are: labels, x_train. It must hold images \[N, H, W\]"),
         ("arr_0 arr_1", "Rename arr_0 to images, arr_1 to labels"),
-        ("Images Labels", "Rename Images to images, Labels to labels"),
         ("trainX trainY devX devY", "Rename devX to val_images, devY to val_labels, trainX to images"),
         ("tr_img tr_lbl images_te labels_te", "Rename images_te to test_images, labels_te to test_labels, tr_img"),
     ],
@@ -440,11 +368,3 @@ def test_keys_of_others_are_recognised(tmp_path, keys, hint):
     arrays = (IMAGES, LABELS) * 2
     np.savez(tmp_path / "mine.npz", **dict(zip(keys.split(), arrays, strict=False)))
     _refused(tmp_path / "mine.npz", hint)
-
-
-def test_a_validation_part_is_read_and_other_keys_are_named(tmp_path, capsys):
-    path = _npz(tmp_path, val_images=IMAGES[:7], val_labels=LABELS[:7], test_images=IMAGES[:5], test_labels=LABELS[:5],
-                weights=LABELS)  # fmt: skip
-    dataset = _load(path.rename(tmp_path / "mine.NPZ"))
-    assert _sizes(dataset) == (60, 7, 5)
-    assert "mine.NPZ: not read: weights" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """A run becomes a model folder that loads, evaluates, samples and starts other runs, and is never written into."""
 
-import dataclasses
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -18,8 +18,9 @@ from jem_jax.commands import export_model
 from jem_jax.common.errors import UserError
 from jem_jax.main import main
 from jem_jax.runs import model_folder, workdir
-from jem_jax.training import trained
+from jem_jax.training import setup
 
+BEGIN = (*TINY, "--workdir=run")
 X = np.random.default_rng(0).uniform(-1, 1, (5, 8, 8, 1)).astype(np.float32)
 
 
@@ -46,32 +47,29 @@ def said(capsys, *arguments):
     return line
 
 
-def edit(folder, name, change):
-    """Changes a file's bytes, and its hash in model.json, as a foreign writer would."""
-    (folder / name).write_bytes(change((folder / name).read_bytes()))
-    described = json.loads((folder / model_folder.FILE).read_text())
-    described["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    (folder / model_folder.FILE).write_text(json.dumps(described))
-
-
 def describe(folder, change):
     described = json.loads((folder / model_folder.FILE).read_text())
     change(described)
     (folder / model_folder.FILE).write_text(json.dumps(described))
 
 
+def replace(folder, name, content):
+    """Puts other bytes in a file, and their hash in model.json, as a foreign writer would."""
+    (folder / name).write_bytes(content)
+    describe(folder, lambda described: described["sha256"].update({name: hashlib.sha256(content).hexdigest()}))
+
+
 # Making and loading
 
 
-def test_logits_are_the_runs_but_for_float16_kernels(exported):
-    logits, _, config = jem_jax.load(exported)
-    original, _, original_config = jem_jax.load(finished_run())
+def test_it_is_the_run_but_for_float16_kernels_and_uint8_chains(exported):
+    logits, buffer, config = jem_jax.load(exported)
+    original, chains, original_config = jem_jax.load(finished_run())
     np.testing.assert_allclose(logits(X), original(X), atol=0.01)
     assert not np.array_equal(logits(X), original(X))
     assert config.model == original_config.model
-
-
-def test_biases_stay_float32_and_kernels_are_float16(exported):
+    assert buffer.shape == chains.shape == (128, 1, 8, 8, 1)
+    np.testing.assert_allclose(buffer, np.clip(chains, -1, 1), atol=1 / 255 + 1e-6)
     stored = np.load(exported / "weights.npz")
     assert {name: str(stored[name].dtype) for name in stored.files} == {
         "params/hidden/kernel": "float16", "params/hidden/bias": "float32",
@@ -83,13 +81,6 @@ def test_a_kernel_beyond_float16_stays_float32():
     kernel = np.float32([[1e6, 1e-3]])
     stored = model_folder.as_stored({"params": {"kernel": kernel}})
     np.testing.assert_array_equal(stored["params"]["kernel"], kernel)
-
-
-def test_chains_are_the_runs_as_uint8(exported):
-    _, buffer, _ = jem_jax.load(exported)
-    _, original, _ = jem_jax.load(finished_run())
-    assert buffer.shape == original.shape == (128, 1, 8, 8, 1)
-    np.testing.assert_allclose(buffer, np.clip(original, -1, 1), atol=1 / 255 + 1e-6)
 
 
 def test_the_card_states_data_results_and_distances(exported):
@@ -115,19 +106,17 @@ def test_chains_in_chains_use_their_batch_where_training_did(tmp_path):
     assert np.abs(np.asarray(logits(x)) - np.asarray(expected)).max() > 0.1
 
 
-def test_a_run_without_a_report_of_its_last_checkpoint_is_refused(tmp_path, capsys):
-    run = shutil.copytree(finished_run(), tmp_path / "run")
-    shutil.rmtree(run / "report")
-    line = said(capsys, "--mode=export_model", f"--workdir={run}", f"--model_dir={tmp_path / 'm'}")
-    assert "no report of its last checkpoint, iteration 18" in line
-    assert not (tmp_path / "m").exists()
-
-
-def test_a_folder_that_is_not_empty_is_refused(folder, capsys):
-    before = contents(folder)
-    line = said(capsys, "--mode=export_model", f"--workdir={finished_run()}", f"--model_dir={folder}")
-    assert "is not empty" in line
-    assert contents(folder) == before
+def test_what_cannot_be_exported_is_refused(folder, tmp_path, capsys):
+    unreported = shutil.copytree(finished_run(), tmp_path / "unreported")
+    shutil.rmtree(unreported / "report")
+    before = contents(tmp_path)
+    for run, flags, words in (
+        (unreported, ["--model_dir=m"], "no report of its last checkpoint, iteration 18"),
+        (finished_run(), ["--model_dir=mine"], "is not empty"),
+        (finished_run(), ["--model_dir=m", "--data_set=cifar"], "--data_set 'cifar' is no data set"),
+    ):
+        assert words in said(capsys, "--mode=export_model", f"--workdir={run}", *flags)
+    assert contents(tmp_path) == before
 
 
 def test_the_settings_hold_no_path():
@@ -141,21 +130,10 @@ def test_the_settings_hold_no_path():
     assert export_model._without_paths(config, None).evaluation.ood_sets == "mnist"
 
 
-def test_an_unknown_public_name_is_refused(tmp_path, capsys):
-    arguments = [
-        "--mode=export_model",
-        f"--workdir={finished_run()}",
-        f"--model_dir={tmp_path / 'm'}",
-        "--data_set=cifar",
-    ]
-    assert "--data_set 'cifar' is no data set" in said(capsys, *arguments)
-
-
 # Copies of training images
 
 
-@pytest.mark.parametrize("classes", [1, 3])
-@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize(("classes", "mirrored"), [(1, False), (3, True)])
 def test_chains_nearer_than_test_images_are_left_out(classes, mirrored):
     dataset = tiny.dataset()
     random = np.random.default_rng(0)
@@ -178,39 +156,40 @@ def test_at_most_a_thousand_chains_evenly_over_the_slots():
 # Read only
 
 
+def report_in(folder):
+    return json.loads((folder / "report" / "report.json").read_text())
+
+
 def test_evaluating_and_sampling_write_beside_the_folder(folder, tmp_path):
     before = contents(folder)
     assert main(["--mode=evaluate", f"--workdir={folder}"]) == 0
     assert main(["--mode=sample", f"--workdir={folder}", "--report_dir=out"]) == 0
-    assert contents(folder) == before
-    found = json.loads((tmp_path / "runs" / "mine" / "report" / "report.json").read_text())
-    report = json.loads((finished_run() / "report" / "report.json").read_text())
+    found, report = report_in(tmp_path / "runs" / "mine"), report_in(finished_run())
     assert abs(found["jem"]["accuracy"] - report["jem"]["accuracy"]) < 0.01
     assert found["run"]["iterations"] == 18
     assert found["run"]["seconds"]["training"] == report["run"]["seconds"]["training"]
     assert (tmp_path / "out" / "samples" / "export" / "buffer.npz").is_file()
-
-
-def test_other_test_images_are_measured_anew(folder, tmp_path):
+    # Other test images are measured anew.
     random = np.random.default_rng(0)
     np.savez("other.npz", images=random.integers(0, 17, (200, 8, 8)).astype(np.uint8), labels=np.arange(200) % 10)
-    command = ["--mode=evaluate", f"--workdir={folder}", "--config.evaluation.sections=classification"]
-    assert main(command) == 0
-    assert main([*command, "--config.data.name=other.npz"]) == 0
-    found = json.loads((tmp_path / "runs" / "mine" / "report" / "report.json").read_text())
-    assert found["jem"]["images"] == 20
+    settings = ("--config.evaluation.sections=classification", "--config.data.name=other.npz")
+    assert main(["--mode=evaluate", f"--workdir={folder}", *settings]) == 0
+    assert report_in(tmp_path / "runs" / "mine")["jem"]["images"] == 20
+    assert contents(folder) == before
 
 
-@pytest.mark.parametrize(("flags", "reported"), [([], "runs/run"), (["--report_dir=out"], "out")])
-def test_a_run_that_is_only_read_is_reported_elsewhere(tmp_path, monkeypatch, flags, reported):
-    access, lock = os.access, finished_run() / ".lock"
+def test_a_run_that_is_only_read_is_reported_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if not flags:  # the lock is a colleague's
-        monkeypatch.setattr(os, "access", lambda path, mode: path != lock and access(path, mode))
     before = contents(finished_run())
-    assert main(["--mode=evaluate", f"--workdir={finished_run()}", *flags]) == 0
+    command = ["--mode=evaluate", f"--workdir={finished_run()}", "--config.evaluation.sections=classification"]
+    assert main([*command, "--report_dir=out"]) == 0
+    # The lock is a colleague's.
+    access, lock = os.access, finished_run() / ".lock"
+    monkeypatch.setattr(os, "access", lambda path, mode: path != lock and access(path, mode))
+    assert main(command) == 0
     assert contents(finished_run()) == before
-    assert (tmp_path / reported / "report" / "report.json").is_file()
+    for folder in ("out", "runs/run"):
+        assert report_in(tmp_path / folder)["jem"]
 
 
 @pytest.mark.parametrize(
@@ -229,9 +208,15 @@ def test_a_run_that_is_only_read_is_reported_elsewhere(tmp_path, monkeypatch, fl
         (["--mode=evaluate", "--workdir=other"], "other holds no run"),
         (["--mode=export_model", "--workdir=other"], "--mode=export_model and --model_dir go together"),
         (["--mode=export_model", "--workdir=mine", "--model_dir=m"], "mine holds no run"),
+        ([*BEGIN, "--config.training.init_from=gone"], "config.training.init_from: gone holds no run"),
+        ([*BEGIN, "--config.training.init_from=run"], "config.training.init_from run is the workdir itself"),
+        ([*BEGIN, "--config.training.init_from=mine", "--config.model.factory=tiny:batch_norm_mlp"],
+         "config.training.init_from mine is of another network: it lacks batch_stats/norm/mean"),
+        ([*BEGIN, "--config.training.init_from=mine", "--config.data.image_size=12"],
+         "it holds params/hidden/kernel as float32 (64, 16); this run's is float32 (144, 16)"),
     ],
 )  # fmt: skip
-def test_what_a_model_folder_is_not_for(folder, tmp_path, capsys, arguments, named):
+def test_what_a_model_folder_is_not_for_or_does_not_fit(folder, tmp_path, capsys, arguments, named):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     np.savez("wide.npz", images=np.zeros((80, 8, 12), np.uint8), labels=np.arange(80) % 10)
@@ -240,25 +225,25 @@ def test_what_a_model_folder_is_not_for(folder, tmp_path, capsys, arguments, nam
     after = contents(tmp_path)
     assert {name: after[name] for name in before} == before
     assert contents(folder).keys() == {name for name in before if name.startswith(f"{folder}/")}
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 # Damaged, foreign, newer
 
 
-def _objects(content):
-    arrays = {"params/hidden/bias": np.array([{"a": 1}], dtype=object)}
-    np.savez("objects.npz", **arrays)
-    with open("objects.npz", "rb") as file:
-        return file.read()
+def _npz(**arrays):
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)
+    return packed.getvalue()
 
 
-def _narrow(content):
-    with np.load("mine/weights.npz") as stored:
+OBJECTS = _npz(**{"params/hidden/bias": np.array([{"a": 1}], dtype=object)})
+
+
+def _narrow(folder):
+    with np.load(folder / "weights.npz") as stored:
         arrays = dict(stored)
-    arrays["params/hidden/bias"] = arrays["params/hidden/bias"][:7]
-    np.savez("narrow.npz", **arrays)
-    with open("narrow.npz", "rb") as file:
-        return file.read()
+    return _npz(**{**arrays, "params/hidden/bias": arrays["params/hidden/bias"][:7]})
 
 
 @pytest.mark.parametrize(
@@ -266,17 +251,16 @@ def _narrow(content):
     [
         (lambda f: (f / "weights.npz").write_bytes((f / "weights.npz").read_bytes()[:-1]), "weights.npz is not what"),
         (lambda f: (f / "buffer.npz").unlink(), "buffer.npz: No such file"),
-        (lambda f: (f / "README.md").write_text("better"), "README.md is not what was written"),
         (lambda f: (f / "model.json").write_text("{"), "model.json cannot be read"),
         (lambda f: (f / "model.json").write_text("{}"), "model.json is not of a jem_jax model"),
         (lambda f: describe(f, lambda d: d.update(format=2)), "model.json is of format 2, and this version of jem_jax"),
         (lambda f: describe(f, lambda d: d.pop("sha256")), "model.json is damaged ('sha256')"),
         (lambda f: describe(f, lambda d: d["config"]["model"].update(heads=2)), "config.model.heads is not a setting"),
         (lambda f: describe(f, lambda d: d.update(image_shape=[8, 8])), "model.json is damaged"),
-        (lambda f: edit(f, "weights.npz", lambda _: b"PK\3\4 nonsense"), "weights.npz is no .npz of plain arrays"),
-        (lambda f: edit(f, "weights.npz", _objects), "weights.npz is no .npz of plain arrays (Object arrays cannot be"),
-        (lambda f: edit(f, "weights.npz", _narrow), "params/hidden/bias as float32 (7,); this run's is float32 (16,)"),
-        (lambda f: edit(f, "buffer.npz", _narrow), "must hold 'chains', uint8"),
+        (lambda f: replace(f, "weights.npz", b"PK\3\4 nonsense"), "weights.npz is no .npz of plain arrays"),
+        (lambda f: replace(f, "weights.npz", OBJECTS), "is no .npz of plain arrays (Object arrays cannot be"),
+        (lambda f: replace(f, "weights.npz", _narrow(f)), "bias as float32 (7,); this run's is float32 (16,)"),
+        (lambda f: replace(f, "buffer.npz", _narrow(f)), "must hold 'chains', uint8"),
     ],
 )  # fmt: skip
 def test_a_spoiled_folder_is_refused_in_a_line(folder, capsys, spoil, named):
@@ -289,37 +273,23 @@ def test_a_spoiled_folder_is_refused_in_a_line(folder, capsys, spoil, named):
 # Starting from other weights
 
 
-def state_of(config, source):
-    """A run's first state and buffer as they begin from a source."""
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, init_from=str(source)))
-    return trained.begin_from(config, tiny.dataset(), jax.device_get(tiny.start(config).state))
-
-
-@pytest.fixture
-def source(tmp_path):
-    """A model folder with batch statistics, of images as `tiny.dataset` has them; and its variables as stored."""
-    config = tiny.config(**tiny.FULL)
-    start = tiny.start(dataclasses.replace(config, seed=5))
-    variables = jax.device_get(start.state).evaluation_variables
+def test_a_run_starts_from_parameters_statistics_and_a_buffer_of_its_size(tmp_path):
+    config = tiny.config(**tiny.FULL, seed=5)
     facts = workdir.RunFacts(config, (8, 8, 1), ("a", "b", "c"), 0)
-    model_folder.write(tmp_path / "source", facts, 7, variables, np.clip(start.chains, -1, 1), {}, "card")
-    return tmp_path / "source", model_folder.as_stored(variables)
-
-
-def test_a_run_starts_from_parameters_statistics_and_buffer(source):
-    path, variables = source
-    state, buffer = state_of(tiny.config(**tiny.FULL), path)
+    variables = jax.device_get(tiny.start(config).state).evaluation_variables
+    chains = np.full((32, 1, 8, 8, 1), 0.2, np.float32)
+    model_folder.write(tmp_path / "source", facts, 7, variables, chains, {}, "card")
+    variables = model_folder.as_stored(variables)
+    settings = {**tiny.FULL, "training.init_from": str(tmp_path / "source")}
+    state, buffer = setup.prepare(tiny.config(**settings), tiny.dataset()).begin()
     assert not tiny.differing({**state.model_state, "params": state.params}, variables)
     assert not tiny.differing(state.ema, variables["params"])
     assert int(state.step) == 0
     assert not any(np.any(moment) for moment in jax.tree.leaves(state.opt_state))
-    assert buffer.shape == (32, 1, 8, 8, 1)
-
-
-def test_a_buffer_of_another_size_is_left(source):
-    state, buffer = state_of(tiny.config(**{**tiny.FULL, "sampler.buffer_size": 64}), source[0])
-    assert buffer is None
-    assert not tiny.differing(state.params, source[1]["params"])
+    np.testing.assert_allclose(buffer, chains, atol=1 / 255)
+    _, buffer = setup.prepare(tiny.config(**settings, **{"sampler.buffer_size": 64}), tiny.dataset()).begin()
+    assert len(buffer) == 64
+    assert np.asarray(buffer).std() > 0.1
 
 
 @pytest.mark.slow
@@ -336,19 +306,3 @@ def test_training_from_a_workdir_begins_at_its_accuracy_and_goes_on_without_it(t
     shutil.rmtree("source")
     assert main([*command, "--config.training.epochs=2"]) == 0
     assert restored(tmp_path / "run").step == 36
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--config.training.init_from=gone"], "config.training.init_from: gone holds no run"),
-        (["--config.training.init_from=run"], "config.training.init_from run is the workdir itself"),
-        (["--config.training.init_from=mine", "--config.model.factory=tiny:batch_norm_mlp"],
-         "config.training.init_from mine is of another network: it lacks batch_stats/norm/mean"),
-        (["--config.training.init_from=mine", "--config.data.image_size=12"],
-         "it holds params/hidden/kernel as float32 (64, 16); this run's is float32 (144, 16)"),
-    ],
-)  # fmt: skip
-def test_a_source_that_does_not_fit_is_refused_before_anything_is_written(folder, tmp_path, capsys, arguments, named):
-    assert named in said(capsys, *TINY, "--workdir=run", *arguments)
-    assert not (tmp_path / "run" / "run.json").exists()
