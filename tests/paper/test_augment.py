@@ -24,8 +24,7 @@ def _crops(pad, mode):
     return [padded[row : row + IMAGE.shape[0], column : column + IMAGE.shape[1]] for row, column in places]
 
 
-@pytest.mark.parametrize("mode", ["constant", "reflect"])
-@pytest.mark.parametrize("pad", [1, 3])
+@pytest.mark.parametrize(("pad", "mode"), [(1, "constant"), (3, "reflect")])
 def test_shifts_are_the_crops_of_the_padded_image_all_equally_often(pad, mode):
     crops = _crops(pad, mode)
     which = {crop.tobytes(): i for i, crop in enumerate(crops)}

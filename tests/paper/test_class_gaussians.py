@@ -67,7 +67,7 @@ def test_rows_without_labels_are_not_used(split):
 
 def test_many_classes_of_large_images_need_no_covariance_matrix():
     random = np.random.default_rng(0)
-    classes, images, shape = 100, 3, (64, 64, 3)
+    classes, images, shape = 30, 3, (32, 32, 3)
     shades = random.integers(60, 190, classes)
     pixels = shades.repeat(images)[:, None, None, None] + random.integers(-10, 10, (classes * images, *shape))
     split = Split(pixels.astype(np.uint8), np.arange(classes, dtype=np.int32).repeat(images))
@@ -76,16 +76,16 @@ def test_many_classes_of_large_images_need_no_covariance_matrix():
     means = to_float(split.images).reshape(classes, images, *shape).mean(axis=1)
     spread = to_float(split.images).reshape(classes, images, *shape).std(axis=1)
     error = (np.array(drawn) - means).mean(axis=0) / np.sqrt((spread**2 + JITTER**2) / 8)
-    # Means of 8 normal draws each: 1,228,800 of them.
+    # Means of 8 normal draws each: 92,160 of them.
     assert error.std() == pytest.approx(1, abs=0.1)
     assert abs(error.mean()) < 0.1
     of_one_class = (jax.random.key(0), np.zeros((images, *shape), np.float32), np.ones(images, bool))
     equations = jax.make_jaxpr(class_gaussians.draw, static_argnums=3)(*of_one_class, 8).eqns
     largest = max(variable.aval.size for equation in equations for variable in equation.outvars)
-    assert largest <= 8 * 64 * 64 * 3
+    assert largest <= 8 * 32 * 32 * 3
 
 
-@pytest.mark.parametrize(("num_slots", "num_classes"), [(7, 1), (8, 1), (5, 2)])
+@pytest.mark.parametrize(("num_slots", "num_classes"), [(7, 1), (5, 2)])
 def test_a_buffer_of_draws_holds_the_classes_in_equal_shares(split, num_slots, num_classes):
     draws = class_gaussians.of_classes(split.images, split.labels, np.arange(len(split)), 2)
     buffer = np.array(class_gaussians.init(draws, jax.random.key(1), num_slots, num_classes))
