@@ -317,56 +317,46 @@ def test_variants_of_the_state_dict_give_the_same_network(kind):
 # What is wrong with a state dict or with variables: the error names the array.
 
 
-def changed(name, change):
-    """A state dict with one array changed, or left out where `change` is None."""
-    return lambda state: {
-        key: change(value.copy()) if key == name else value
-        for key, value in state.items()
-        if key != name or change is not None
-    }
+def replaced(arrays, name, array):
+    """The arrays with one of them replaced, or left out where there is none instead."""
+    return {key: value for key, value in {**arrays, name: array}.items() if value is not None}
 
 
-def added(name, *shape):
-    return lambda state: {**state, name: np.zeros(shape)}
+STEM, BLOCK, BIAS, CLASSES = "f.conv1.weight", "f.layer1.0.conv1.weight", "f.layer2.0.conv1.bias", "class_output.weight"
+GOOD, ONE = official_state(BATCH), np.arange(32) == 1
 
 
-def spoilt(value):
-    def spoil(array):
-        array.flat[1] = value
-        return array
-
-    return spoil
-
-
-BIAS = "f.layer2.0.conv1.bias"
-BAD_STATES = [
-    ("wrn_10_1", lambda _: {}, "f.conv1.weight"),
-    ("wrn_10_1", lambda _: [1], "got a list"),
-    ("wrn_10_1", lambda state: {**state, 3: state[BIAS]}, "unexpected 3"),
-    *[("wrn_10_1", changed(name, None), f"missing {name}") for name in ("f.conv1.weight", BIAS, "class_output.weight")],
-    ("wrn_10_1", added("f.layer4.0.conv1.bias", 128), "unexpected f.layer4.0.conv1.bias: a WRN-10-1"),
-    ("wrn_10_1", added("f.layer3.1.conv1.bias", 64), "unexpected f.layer3.1.conv1.bias"),
-    ("wrn_10_1", added("module.f.conv1.bias", 16), "unexpected module.f.conv1.bias"),
-    ("wrn_10_1", changed("f.conv1.weight", lambda a: a[:, :, 0]), r"f.conv1.weight is \[16, 3, 3\]: expected \[16, ch"),
-    ("wrn_10_1", changed("f.conv1.weight", lambda a: a[:, :, :1]), r"f.conv1.weight is \[16, 3, 1, 3\]: expected"),
-    ("wrn_10_1", changed("f.layer1.0.conv1.weight", lambda a: a[:8]), r"is \[8, 16, 3, 3\]: expected \[16·width"),
-    ("wrn_10_1", changed("class_output.weight", lambda a: a.T), "class_output.*expected"),
-    ("wrn_10_1", changed(BIAS, lambda a: a[0]), rf"{BIAS} is \[\]: expected \[32\]"),
-    ("wrn_10_1", changed(BIAS, spoilt(np.nan)), f"{BIAS}: 1 of 32 numbers are NaN or infinite"),
-    ("wrn_10_1", changed(BIAS, lambda a: spoilt(1e300)(a.astype(np.float64))), f"{BIAS}: 1 of 32 numbers are NaN"),
-    ("wrn_10_1", changed(BIAS, lambda a: a.astype(np.int32)), f"{BIAS} is of int32: expected float32"),
-    ("wrn_10_1", changed(BIAS, lambda a: a.astype(str)), f"{BIAS} is of <U32: expected float32"),
-    (BATCH, changed("f.bn1.running_mean", None), r"missing f.bn1.running_mean: expected an array \[64\]"),
-    (BATCH, changed("f.bn1.running_var", spoilt(-1.0)), "f.bn1.running_var holds a negative number"),
-    (BATCH, added("f.bn1.loc", 1, 64, 1, 1), "unexpected f.bn1.loc: a WRN-10-1 with norm batch"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "spoil", "message"), BAD_STATES)
-def test_a_wrong_state_dict_is_refused(name, spoil, message):
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        *[(name, None, f"missing {name}") for name in (STEM, BIAS, CLASSES)],
+        ("f.bn1.running_mean", None, r"missing f.bn1.running_mean: expected an array \[64\]"),
+        (3, GOOD[BIAS], "unexpected 3"),
+        ("f.layer4.0.conv1.bias", np.zeros(128), "unexpected f.layer4.0.conv1.bias: a WRN-10-1 with norm batch"),
+        ("module.f.conv1.bias", np.zeros(16), "unexpected module.f.conv1.bias"),
+        ("f.bn1.loc", np.zeros((1, 64, 1, 1)), "unexpected f.bn1.loc: a WRN-10-1 with norm batch"),
+        (STEM, GOOD[STEM][:, :, 0], r"f.conv1.weight is \[16, 3, 3\]: expected \[16, ch"),
+        (STEM, GOOD[STEM][:, :, :1], r"f.conv1.weight is \[16, 3, 1, 3\]: expected"),
+        (BLOCK, GOOD[BLOCK][:8], r"is \[8, 16, 3, 3\]: expected \[16·width"),
+        (CLASSES, GOOD[CLASSES].T, "class_output.*expected"),
+        (BIAS, GOOD[BIAS][0], rf"{BIAS} is \[\]: expected \[32\]"),
+        (BIAS, np.where(ONE, np.nan, GOOD[BIAS]), f"{BIAS}: 1 of 32 numbers are NaN or infinite"),
+        (BIAS, np.where(ONE, 1e300, np.zeros(32)), f"{BIAS}: 1 of 32 numbers are NaN"),
+        (BIAS, np.zeros(32, np.int32), f"{BIAS} is of int32: expected float32"),
+        (BIAS, GOOD[BIAS].astype(str), f"{BIAS} is of <U32: expected float32"),
+        ("f.bn1.running_var", np.full(64, -1.0), "f.bn1.running_var holds a negative number"),
+    ],
+)
+def test_a_wrong_state_dict_is_refused(name, array, message):
     with pytest.raises(UserError, match=message) as error:
-        torch_import.variables_from_state_dict(spoil(official_state(name)))
+        torch_import.variables_from_state_dict(replaced(GOOD, name, array))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("state", "message"), [({}, "f.conv1.weight"), ([1], "got a list")])
+def test_what_is_no_state_dict_is_refused(state, message):
+    with pytest.raises(UserError, match=message):
+        torch_import.variables_from_state_dict(state)
 
 
 @pytest.mark.parametrize(
@@ -383,27 +373,21 @@ def test_a_norm_that_does_not_fit_is_refused(name, norm, message):
         torch_import.variables_from_state_dict(official_state(name), norm)
 
 
-def edited(variables, path, change):
-    """The variables with one leaf replaced, or removed where `change` gives None."""
-    leaves = {"/".join(key): leaf for key, leaf in traverse_util.flatten_dict(variables).items()}
-    leaves[path] = change(leaves.get(path))
-    return traverse_util.unflatten_dict({key: leaf for key, leaf in leaves.items() if leaf is not None}, sep="/")
-
-
 @pytest.mark.parametrize(
     ("path", "change", "message"),
     [
-        ("params/classes/bias", lambda _: None, r"missing params/classes/bias: expected an array \[10\] in a WRN-10-1"),
-        ("params/extra/bias", lambda _: np.zeros(3), "unexpected params/extra/bias: a WRN-10-1"),
-        ("params/conv1/kernel", lambda a: a[None], r"conv1/kernel is \[1, 3, 3, 3, 16\]: expected \[3, 3, 3, 16\]"),
-        ("params/conv1/bias", lambda a: a * np.nan, "params/conv1/bias: 16 of 16 numbers are NaN or infinite"),
-        ("batch_stats/norm/norm/mean", lambda _: None, "missing batch_stats/norm/norm/mean"),
+        ("params/classes/bias", None, r"missing params/classes/bias: expected an array \[10\] in a WRN-10-1"),
+        ("params/extra/bias", np.zeros(3), "unexpected params/extra/bias: a WRN-10-1"),
+        ("params/conv1/kernel", np.zeros((1, 3, 3, 3, 16)), r"conv1/kernel is .*, 16\]: expected \[3, 3, 3, 16\]"),
+        ("params/conv1/bias", np.full(16, np.nan), "params/conv1/bias: 16 of 16 numbers are NaN or infinite"),
+        ("batch_stats/norm/norm/mean", None, "missing batch_stats/norm/norm/mean"),
     ],
 )
 def test_wrong_variables_are_refused_on_export(path, change, message):
     model, variables = imported(BATCH)
+    leaves = replaced(traverse_util.flatten_dict(variables, sep="/"), path, change)
     with pytest.raises(UserError, match=message):
-        torch_import.state_dict_from_variables(model, edited(variables, path, change))
+        torch_import.state_dict_from_variables(model, traverse_util.unflatten_dict(leaves, sep="/"))
 
 
 def test_only_a_wide_resnet_can_be_exported():
@@ -420,9 +404,8 @@ def test_official_buffer_becomes_slots_and_classes():
     buffer = torch_import.buffer_from_official(official, classes)
     assert buffer.shape == (slots, classes, 5, 6, 2)
     assert buffer.dtype == np.float32
-    for label in range(classes):  # the official sampler finds class y from row y·N/classes on
-        for slot in range(slots):
-            np.testing.assert_array_equal(buffer[slot, label].transpose(2, 0, 1), official[label * slots + slot])
+    for slot, label in np.ndindex(slots, classes):  # the official sampler finds class y from row y·N/classes on
+        np.testing.assert_array_equal(buffer[slot, label].transpose(2, 0, 1), official[label * slots + slot])
     np.testing.assert_array_equal(torch_import.buffer_to_official(buffer), official)
     plain = torch_import.buffer_from_official(official)
     assert plain.shape == (classes * slots, 1, 5, 6, 2)
@@ -569,12 +552,10 @@ def test_changed_bytes_are_noticed(torch, tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"changed\.pt is not .*: \w+/data/\d+ does not have the checksum"):
         torch_import.read_checkpoint(path)
-    # The list of parts: one that is none, and one that says it goes on in another file.
-    whole = bytes(content)
-    for start, change in ((b"PK\x01\x02", b"nope"), (b"PK\x06\x07", b"PK\x06\x07\x01")):
-        path.write_bytes(change.join(whole.rsplit(start + bytes(len(change) - len(start)), 1)))
-        with pytest.raises(UserError, match=r"changed\.pt is not a checkpoint .*: it is damaged"):
-            torch_import.read_checkpoint(path)
+    # The list of parts begins with one that is none.
+    path.write_bytes(b"nope".join(bytes(content).rsplit(b"PK\x01\x02", 1)))
+    with pytest.raises(UserError, match=r"changed\.pt is not a checkpoint .*: it is damaged"):
+        torch_import.read_checkpoint(path)
 
 
 def _npz():
