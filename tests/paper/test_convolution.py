@@ -9,8 +9,6 @@ import pytest
 
 from jem_jax import convolution
 
-SIDES = [(8, 8), (7, 7), (6, 9), (2, 1)]
-
 
 def _xla(x, kernel, stride):
     padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
@@ -37,8 +35,7 @@ def _with_gradients(function, x, kernel, stride):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     ("size", "sides"),
-    [(3, sides) for sides in SIDES] + [(1, (6, 9))],
-    ids=lambda value: f"{value[0]}x{value[1]}" if isinstance(value, tuple) else f"kernel {value}",
+    [(3, (8, 8)), (3, (7, 7)), (3, (6, 9)), (3, (2, 1)), (1, (6, 9))],
 )
 def test_value_and_gradients_equal_xlas(size, sides, stride):
     with jax.enable_x64(True):
