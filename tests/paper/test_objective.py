@@ -70,6 +70,8 @@ def test_the_loss_and_its_gradient_agree_with_numpy_and_a_weight_of_zero_switche
     np.testing.assert_allclose(loss, _expected_loss(arrays, weights), rtol=1e-12)
     np.testing.assert_allclose(gradient, expected, atol=1e-9)
     np.testing.assert_array_equal(np.asarray(gradient)[unused], 0)
+    assert weights.needs_negatives is (2 not in unused)
+    assert weights.needs_conditional_negatives is (3 not in unused)
 
 
 def test_the_contrast_has_the_gradient_of_the_negative_log_likelihood():
@@ -137,21 +139,6 @@ def test_missing_negatives_are_an_error():
             jax.eval_shape(lambda logits=logits: objective.joint_loss(logits, LABELS, Weights()))
     with pytest.raises(ValueError, match="need logits of conditional negatives"):
         jax.eval_shape(lambda: objective.joint_loss(Logits(labelled, data, negatives), LABELS, Weights(p_xy=1)))
-
-
-@pytest.mark.parametrize(
-    ("weights", "marginal", "conditional"),
-    [
-        (Weights(), True, False),
-        (Weights(p_x=0), False, False),
-        (Weights(p_x=0, energy_l2=0.1), True, False),
-        (Weights(p_x=0, p_xy=1), False, True),
-        (ALL, True, True),
-    ],
-)
-def test_the_weights_say_which_negatives_they_need(weights, marginal, conditional):
-    assert weights.needs_negatives is marginal
-    assert weights.needs_conditional_negatives is conditional
 
 
 def test_bfloat16_logits_give_a_float32_loss():

@@ -4,7 +4,6 @@ Most tests compare with stored arrays (tests/data/README.md) and need no torch.
 """
 
 import functools
-import io
 import pickle
 import sys
 import types
@@ -550,32 +549,11 @@ def test_changed_bytes_are_noticed(torch, tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"changed\.pt is not .*: \w+/data/\d+ does not have the checksum"):
         torch_import.read_checkpoint(path)
-    # The list of parts begins with one that is none.
-    path.write_bytes(b"nope".join(bytes(content).rsplit(b"PK\x01\x02", 1)))
-    with pytest.raises(UserError, match=r"changed\.pt is not a checkpoint .*: it is damaged"):
-        torch_import.read_checkpoint(path)
-
-
-def _npz():
-    packed = io.BytesIO()
-    np.savez(packed, a=np.zeros(3))
-    return packed.getvalue()
-
-
-CONTENT = CHECKPOINT.read_bytes()
-CUT = [CONTENT[: int(fraction * len(CONTENT))] for fraction in (0.01, 0.5, 0.999)]
-FOREIGN = [b"", b"not a checkpoint", b"PK\x03\x04 and nothing", _npz(), *CUT]
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("content", FOREIGN, ids=range(len(FOREIGN)))
-def test_a_foreign_or_truncated_file_is_refused(torch, tmp_path, content):
-    path = tmp_path / "foreign.pt"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"foreign\.pt is not a checkpoint of tensors as torch.save writes it") as error:
-        torch_import.read_checkpoint(path)
-    assert "\n" not in str(error.value)
-    assert content not in CUT or "damaged" in str(error.value)
+    # The list of parts holds one that is none; and half of the file.
+    for damaged in (b"nope".join(bytes(content).rsplit(b"PK\x01\x02", 1)), content[: len(content) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"changed\.pt is not a checkpoint .*: it is damaged"):
+            torch_import.read_checkpoint(path)
 
 
 @pytest.mark.torch
