@@ -91,9 +91,8 @@ def test_refinement_scores_compare_with_the_end_of_a_chain_that_clips_as_it_is_t
     assert bound is None or np.abs(moved).max() > 1.01
     moved = np.clip(moved, -(bound or np.inf), bound or np.inf)
     np.testing.assert_allclose(scores["refine"], density - _posterior(moved)[1], atol=1e-5)
-    np.testing.assert_allclose(
-        scores["refine_distance"], -np.linalg.norm((moved - IMAGES).reshape(10, -1), axis=1), rtol=1e-4
-    )
+    distance = np.linalg.norm((moved - IMAGES).reshape(10, -1), axis=1)
+    np.testing.assert_allclose(scores["refine_distance"], -distance, rtol=1e-4)
     # Up the gradient, the density grows.
     assert (scores["refine"] < 0).all()
 
@@ -156,10 +155,8 @@ def test_another_data_set_is_brought_to_the_models_size_and_channels():
 
 
 def test_colour_becomes_grey_by_luma(tmp_path):
-    colours = np.zeros((30, 8, 8, 3), np.uint8)
-    colours[..., 1] = 200
-    labels = np.arange(30) % 3
-    np.savez(tmp_path / "green.npz", images=colours, labels=labels)
+    green = np.broadcast_to(np.array([0, 200, 0], np.uint8), (30, 8, 8, 3))
+    np.savez(tmp_path / "green.npz", images=green, labels=np.arange(30) % 3)
     some = ood_sets.named(Data(), str(tmp_path / "green.npz"), (8, 8, 1), 3, seed=0)
     np.testing.assert_allclose(some.images, round(0.587 * 200) / 127.5 - 1, atol=1e-6)
 

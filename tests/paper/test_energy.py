@@ -63,19 +63,6 @@ def test_labels_of_another_shape_are_an_error():
         energy.joint_log_density(jnp.zeros((4, 3)), jnp.zeros((5,), jnp.int32))
 
 
-def test_the_score_of_a_gaussian_is_precision_times_the_way_to_the_mean():
-    rng = np.random.default_rng(0)
-    root, mean, x = rng.normal(size=(3, 3)), rng.normal(size=3), rng.normal(size=(5, 3))
-    precision = root @ root.T
-
-    def log_density(x):
-        return -0.5 * jnp.einsum("bi,ij,bj->b", x - mean, precision, x - mean)
-
-    with jax.enable_x64(True):
-        score = jax.jit(lambda x: energy.score(log_density, x))
-        np.testing.assert_allclose(score(x), (mean - x) @ precision, rtol=1e-12)
-
-
 def test_the_conditional_follows_its_own_class_and_the_marginal_their_mixture():
     rng = np.random.default_rng(0)
     means, weights, x = rng.normal(size=(3, 2)), np.array([0.2, 0.3, 0.5]), rng.normal(size=(4, 2))

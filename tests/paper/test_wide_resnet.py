@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import traverse_util
 from scipy import stats
 
 from jem_jax import wide_resnet
@@ -77,19 +78,16 @@ def test_a_network_that_cannot_be_is_an_error(settings, shape, message):
 
 
 def test_weights_and_biases_start_uniform_within_one_over_the_root_of_the_fan_in():
-    params = _variables()["params"]
-    layers = {"conv1": params["conv1"], "classes": params["classes"]}
-    layers |= {
-        f"{block}/{name}": layer for block in params if "block" in block for name, layer in params[block].items()
-    }
+    params = traverse_util.flatten_dict(_variables()["params"], sep="/")
+    layers = [path.removesuffix("kernel") for path in params if path.endswith("kernel")]
     assert len(layers) == 2 + 3 * 2 + 2
     values = {"kernel": [], "bias": []}
-    for name, layer in layers.items():
-        bound = 1 / math.sqrt(math.prod(layer["kernel"].shape[:-1]))
+    for layer in layers:
+        bound = 1 / math.sqrt(math.prod(params[f"{layer}kernel"].shape[:-1]))
         for part in values:
-            values[part].append(np.asarray(layer[part]).ravel() / bound)
-            assert np.abs(values[part][-1]).max() <= 1, name
-        assert np.abs(values["kernel"][-1]).max() > 0.95, name
+            values[part].append(np.asarray(params[layer + part]).ravel() / bound)
+            assert np.abs(values[part][-1]).max() <= 1, layer
+        assert np.abs(values["kernel"][-1]).max() > 0.95, layer
     for every in values.values():
         assert stats.kstest(np.concatenate(every), stats.uniform(-1, 2).cdf, method="asymp").pvalue > 1e-4
 
