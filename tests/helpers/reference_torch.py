@@ -1,7 +1,7 @@
 """A small PyTorch copy of the official network, in float64, and the arrays stored from it.
 
 Its state dict has the official names, so that official arrays load strictly. It serves the tests where the stored
-official arrays do not reach: chains in float64, instance norm, act norm, and batch norm while training.
+official arrays do not reach: chains in float64, the act norm's start, batch norm while training, and exported networks.
 
     python tests/helpers/reference_torch.py
 
@@ -18,8 +18,8 @@ from torch.nn import functional
 
 DATA = Path(__file__).parents[1] / "data"
 STORED = DATA / "torch_copy.npz"
-SMALL = 2500
-"""entries of the largest parameter gradient that is stored"""
+IMAGES, SMALL = 2, 1000
+"""images of the stored arrays, and entries of the largest parameter gradient among them"""
 
 
 class ActNorm(nn.Module):
@@ -109,26 +109,24 @@ def load(state_dict, strict=True, **shape):
     return network
 
 
-def score(network, x, y=None):
-    """∇_x of log p~(x), or of log p~(x, y) where labels are given."""
+def score(network, x):
+    """∇_x of log p~(x)."""
     x = x.detach().requires_grad_()
-    logits = network(x)
-    total = logits.logsumexp(1).sum() if y is None else logits.gather(1, y[:, None]).sum()
-    return torch.autograd.grad(total, x)[0]
+    return torch.autograd.grad(network(x).logsumexp(1).sum(), x)[0]
 
 
-def chain(network, x, steps, y=None, clipped=False):
+def chain(network, x, steps, clipped=False):
     """SGLD of step size 1 without noise; `clipped` limits the gradient to ±1, and x to [-1, 1]."""
     for _ in range(steps):
-        gradient = score(network, x, y)
+        gradient = score(network, x)
         x = (x + gradient.clamp(-1, 1)).clamp(-1, 1) if clipped else x + gradient
     return x
 
 
-def jem_loss(network, x_p, x_q, x_lab, y):
-    """The JEM loss with given negatives; the three batches pass one after the other, in this order."""
-    data, negatives = (network(x).logsumexp(1).mean() for x in (x_p, x_q))
-    return negatives - data + functional.cross_entropy(network(x_lab), y)
+def jem_loss(network, x, y):
+    """The JEM loss on the images, their negatives and their mirror images, which pass in this order."""
+    data, negatives = (network(batch).logsumexp(1).mean() for batch in (x, -x))
+    return negatives - data + functional.cross_entropy(network(x.flip(3)), y)
 
 
 def official(name):
@@ -138,51 +136,39 @@ def official(name):
         return state, torch.tensor(arrays["x"]).double(), torch.tensor(arrays["y"])
 
 
-def chains(name, norm, depth=10, images=2):
+def chains(name="wrn_10_1"):
+    state, x, _ = official(name)
+    network, x = load(state), x[:IMAGES]
+    ends = {"chain_5": chain(network, x, 5), "chain_20": chain(network, x, 20)}
+    return ends | {"chain_5_clipped": chain(network, x, 5, clipped=True)}
+
+
+def batch_norm(name="wrn_10_1_batch"):
+    """One loss in training mode, and the running statistics after it."""
     state, x, y = official(name)
-    x, y = x[:images], y[:images]
-    network = load(state, depth=depth, norm=norm)
-    results = {"chain_5": chain(network, x, 5), "chain_5_clipped": chain(network, x, 5, clipped=True)}
-    if norm == "none":
-        results["chain_20"] = chain(network, x, 20)
-        results["chain_5_conditional"] = chain(network, x, 5, y)
-    return {f"{name}/{norm}/{key}": value for key, value in results.items()}
-
-
-def training(name, norm, images=2):
-    """One loss in training mode on the images, their negatives and their mirror images, and evaluation after it.
-
-    The act norm starts here, from the images; instance norm takes scale and bias from batch norm's. Nothing is learned:
-    only statistics move.
-    """
-    state, x, y = official(name)
-    x, y = x[:images], y[:images]
-    if norm == "instance":
-        state = {key: value for key, value in state.items() if "running" not in key and "tracked" not in key}
-    network = load(state, strict=norm != "act", norm=norm).train()
-    results = {}
-    if norm == "act":
-        network(x)
-        results |= {f"start/{key}": value for key, value in network.named_parameters() if ".bn" in key}
-    loss = jem_loss(network, x, -x, x.flip(3), y)
-    results["loss"] = loss
+    network = load(state, norm="batch").train()
+    loss = jem_loss(network, x[:IMAGES], y[:IMAGES])
     gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+    results = {"loss": loss}
     for (key, _), gradient in zip(network.named_parameters(), gradients, strict=True):
         if gradient is not None and gradient.numel() <= SMALL:
             results[f"grad/{key}"] = gradient
-    results |= {f"after/{key}": value for key, value in network.named_buffers() if "running" in key}
-    network.eval()
-    results |= {"logits": network(x), "features": network.f(x), "grad_log_px": score(network, x)}
-    return {f"{name}/{norm}/{key}": value for key, value in results.items()}
+    return results | {f"after/{key}": value for key, value in network.named_buffers() if "running" in key}
+
+
+def act_norm(name="wrn_10_1"):
+    """The start that the images give, and a loss after it."""
+    state, x, y = official(name)
+    network = load(state, strict=False, norm="act")
+    network(x[:IMAGES])
+    start = {f"start/{key}": value for key, value in network.named_parameters() if ".bn" in key}
+    return {**start, "loss": jem_loss(network, x[:IMAGES], y[:IMAGES])}
 
 
 def arrays():
     """Everything that is stored."""
-    results = chains("wrn_10_1", "none", images=4) | chains("wrn_10_1_batch", "batch")
-    results |= chains("wrn_16_1_layer", "layer", depth=16)
-    results |= training("wrn_10_1_batch", "batch") | training("wrn_10_1", "act")
-    results |= training("wrn_10_1_batch", "instance")
-    return {key: value.detach().numpy() for key, value in results.items()}
+    groups = {"wrn_10_1/none": chains(), "wrn_10_1_batch/batch": batch_norm(), "wrn_10_1/act": act_norm()}
+    return {f"{group}/{key}": value.detach().numpy() for group in groups for key, value in groups[group].items()}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import numpy as np
-import pytest
 
 from jem_jax.augment import augment, random_shift
 
@@ -24,12 +23,10 @@ def _crops(pad, mode):
     return [padded[row : row + IMAGE.shape[0], column : column + IMAGE.shape[1]] for row, column in places]
 
 
-@pytest.mark.parametrize("mode", ["constant", "reflect"])
-@pytest.mark.parametrize("pad", [1, 3])
-def test_shifts_are_the_crops_of_the_padded_image_all_equally_often(pad, mode):
-    crops = _crops(pad, mode)
+def test_shifts_are_the_crops_of_the_padded_image_all_equally_often():
+    crops = _crops(3, "reflect")
     which = {crop.tobytes(): i for i, crop in enumerate(crops)}
-    found = [which[image.tobytes()] for image in _many(functools.partial(random_shift, pad=pad, mode=mode))]
+    found = [which[image.tobytes()] for image in _many(functools.partial(random_shift, pad=3, mode="reflect"))]
     expected = COUNT / len(crops)
     counts = np.bincount(found, minlength=len(crops))
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)

@@ -65,27 +65,14 @@ def test_rows_without_labels_are_not_used(split):
         assert difference.std() == pytest.approx(JITTER, rel=0.1)
 
 
-def test_many_classes_of_large_images_need_no_covariance_matrix():
-    random = np.random.default_rng(0)
-    classes, images, shape = 100, 3, (64, 64, 3)
-    shades = random.integers(60, 190, classes)
-    pixels = shades.repeat(images)[:, None, None, None] + random.integers(-10, 10, (classes * images, *shape))
-    split = Split(pixels.astype(np.uint8), np.arange(classes, dtype=np.int32).repeat(images))
-    drawn = class_gaussians.of_classes(split.images, split.labels, np.arange(len(split)), classes)(jax.random.key(0), 8)
-    assert drawn.shape == (8, classes, *shape)
-    means = to_float(split.images).reshape(classes, images, *shape).mean(axis=1)
-    spread = to_float(split.images).reshape(classes, images, *shape).std(axis=1)
-    error = (np.array(drawn) - means).mean(axis=0) / np.sqrt((spread**2 + JITTER**2) / 8)
-    # Means of 8 normal draws each: 1,228,800 of them.
-    assert error.std() == pytest.approx(1, abs=0.1)
-    assert abs(error.mean()) < 0.1
-    of_one_class = (jax.random.key(0), np.zeros((images, *shape), np.float32), np.ones(images, bool))
+def test_large_images_need_no_covariance_matrix():
+    of_one_class = (jax.random.key(0), np.zeros((3, 64, 64, 3), np.float32), np.ones(3, bool))
     equations = jax.make_jaxpr(class_gaussians.draw, static_argnums=3)(*of_one_class, 8).eqns
     largest = max(variable.aval.size for equation in equations for variable in equation.outvars)
     assert largest <= 8 * 64 * 64 * 3
 
 
-@pytest.mark.parametrize(("num_slots", "num_classes"), [(7, 1), (8, 1), (5, 2)])
+@pytest.mark.parametrize(("num_slots", "num_classes"), [(7, 1), (5, 2)])
 def test_a_buffer_of_draws_holds_the_classes_in_equal_shares(split, num_slots, num_classes):
     draws = class_gaussians.of_classes(split.images, split.labels, np.arange(len(split)), 2)
     buffer = np.array(class_gaussians.init(draws, jax.random.key(1), num_slots, num_classes))
@@ -96,18 +83,14 @@ def test_a_buffer_of_draws_holds_the_classes_in_equal_shares(split, num_slots, n
     assert (nearest == expected).mean() > 0.8
 
 
-@pytest.mark.parametrize("conditional", [True, False])
-def test_a_run_begins_with_chains_from_the_gaussians(conditional):
-    settings = {"sampler.init": "class_gaussians", "sampler.buffer_size": 96}
-    config = tiny.config(**settings, **{"sampler.class_conditional": conditional})
+def test_a_run_begins_with_chains_from_the_gaussians():
+    config = tiny.config(**{"sampler.init": "class_gaussians", "sampler.buffer_size": 96})
     found = np.array(setup.prepare(config, tiny.dataset()).fresh_buffer(jax.random.key(5)))
-    assert found.shape == ((32, 3, 8, 8, 1) if conditional else (96, 1, 8, 8, 1))
+    assert found.shape == (96, 1, 8, 8, 1)
     images = to_float(tiny.dataset().train.images)
     means = np.stack([images[tiny.dataset().train.labels == label].mean(axis=0) for label in range(3)])
-    if not conditional:
-        found = found.reshape(32, 3, 8, 8, 1)
     # Each of the three has 32 draws around its own class's mean.
-    np.testing.assert_allclose(found.mean(axis=0), means, atol=0.35)
+    np.testing.assert_allclose(found.reshape(32, 3, 8, 8, 1).mean(axis=0), means, atol=0.35)
 
 
 def test_an_epochs_starts_are_placed_once_and_are_the_same_however_images_come():

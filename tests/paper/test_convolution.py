@@ -9,8 +9,6 @@ import pytest
 
 from jem_jax import convolution
 
-SIDES = [(8, 8), (7, 7), (6, 9), (5, 4), (4, 4), (3, 4), (2, 2), (2, 1)]
-
 
 def _xla(x, kernel, stride):
     padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
@@ -20,7 +18,7 @@ def _xla(x, kernel, stride):
 
 
 def _random(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+    return np.random.default_rng(seed).normal(size=shape)
 
 
 def _with_gradients(function, x, kernel, stride):
@@ -37,8 +35,7 @@ def _with_gradients(function, x, kernel, stride):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     ("size", "sides"),
-    [(3, sides) for sides in SIDES] + [(1, sides) for sides in SIDES[1:3]],
-    ids=lambda value: f"{value[0]}x{value[1]}" if isinstance(value, tuple) else f"kernel {value}",
+    [(3, (8, 8)), (3, (7, 7)), (3, (6, 9)), (3, (2, 1)), (1, (6, 9))],
 )
 def test_value_and_gradients_equal_xlas(size, sides, stride):
     with jax.enable_x64(True):
@@ -84,9 +81,8 @@ def test_vmap_over_kernels_equals_one_by_one():
     with jax.enable_x64(True):
         x, kernels = _random(2, 6, 6, 2), _random(3, 3, 3, 2, 2, seed=1)
         gradient = jax.jit(jax.grad(lambda x, kernel: jnp.sum(jnp.sin(convolution.conv(x, kernel, 2)))))
-        together = jax.vmap(gradient, (None, 0))(x, kernels)
-        for index, kernel in enumerate(kernels):
-            np.testing.assert_allclose(together[index], gradient(x, kernel), rtol=1e-12, atol=1e-12)
+        together = jax.jit(jax.vmap(gradient, (None, 0)))(x, kernels)
+        np.testing.assert_allclose(together, [gradient(x, kernel) for kernel in kernels], rtol=1e-12, atol=1e-12)
 
 
 def test_other_backends_keep_forward_differentiation(monkeypatch):

@@ -13,17 +13,11 @@ def _data(key):
     return np.asarray(jax.random.key_data(key))
 
 
-@pytest.mark.parametrize("pieces", [2, 3, 6])
-def test_pieces_of_a_batch_have_the_keys_of_the_whole(pieces):
-    whole = prng.for_examples(jax.random.key(3), 12)
-    size = 12 // pieces
-    cut = [prng.for_examples(jax.random.key(3), size, first=piece * size) for piece in range(pieces)]
-    np.testing.assert_array_equal(np.concatenate([_data(piece) for piece in cut]), _data(whole))
-
-
-def test_every_example_has_a_key_of_its_own():
-    data = _data(prng.for_examples(jax.random.key(0), 4096))
-    assert len(np.unique(data, axis=0)) == 4096
+def test_every_example_has_a_key_of_its_own_and_pieces_have_those_of_the_whole():
+    whole = _data(prng.for_examples(jax.random.key(0), 4096))
+    assert len(np.unique(whole, axis=0)) == 4096
+    cut = [prng.for_examples(jax.random.key(0), 1024, first=first) for first in range(0, 4096, 1024)]
+    np.testing.assert_array_equal(np.concatenate([_data(piece) for piece in cut]), whole)
 
 
 def test_one_key_is_folded_and_an_array_of_keys_is_taken_as_it_is():
@@ -41,7 +35,7 @@ def test_legacy_keys_are_the_same_keys():
     np.testing.assert_array_equal(_data(prng.of_batch(pairs, 4)), _data(jax.random.split(typed, 4)))
 
 
-@pytest.mark.parametrize("shape", [(4,), (6,), (1,), (5, 1), (2, 2)])
+@pytest.mark.parametrize("shape", [(4,), (1,), (5, 1)])
 def test_another_number_of_keys_is_an_error(shape):
     with pytest.raises(ValueError, match="one PRNG key or one per example"):
         prng.of_batch(jax.random.split(jax.random.key(0), shape), 5)

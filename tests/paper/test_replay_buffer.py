@@ -21,13 +21,12 @@ def _interval_edges(num_slots, batch_size):
 
 def _numbered(num_slots, num_classes=1, shape=(2,)):
     """A buffer whose every example holds slot·1000 + class."""
-    numbers = 1000.0 * jnp.arange(num_slots)[:, None] + jnp.arange(num_classes)
-    return jnp.broadcast_to(numbers.reshape(num_slots, num_classes, *(1,) * len(shape)), (*numbers.shape, *shape))
+    numbers = (1000.0 * np.arange(num_slots)[:, None] + np.arange(num_classes)).astype(np.float32)
+    numbers = numbers.reshape(*numbers.shape, *(1,) * len(shape))
+    return jnp.asarray(np.broadcast_to(numbers, (num_slots, num_classes, *shape)))
 
 
-@jax.jit
-def _draw(key, buffer, fresh, *, reinit_prob, labels=None):
-    return replay_buffer.draw(key, buffer, fresh, reinit_prob=reinit_prob, labels=labels)
+_draw, _write = jax.jit(replay_buffer.draw), jax.jit(replay_buffer.write)
 
 
 @functools.cache
@@ -42,7 +41,7 @@ def _many_slots(num_slots, batch_size):
 # Which slots.
 
 
-@pytest.mark.parametrize(("num_slots", "batch_size"), [(8, 8), (10, 4), (103, 64), (1_000_003, 64), (1_000_000, 4096)])
+@pytest.mark.parametrize(("num_slots", "batch_size"), [(8, 8), (103, 64), (1_000_003, 64), (1_000_000, 4096)])
 def test_slots_lie_in_their_intervals_and_are_distinct(num_slots, batch_size):
     edges, slots = _interval_edges(num_slots, batch_size), _many_slots(num_slots, batch_size)
     assert slots.dtype == np.int32
@@ -51,7 +50,7 @@ def test_slots_lie_in_their_intervals_and_are_distinct(num_slots, batch_size):
     assert np.all(np.diff(slots, axis=1) > 0)
 
 
-@pytest.mark.parametrize(("num_slots", "batch_size"), [(10, 4), (103, 64), (1_000_003, 64)])
+@pytest.mark.parametrize(("num_slots", "batch_size"), [(103, 64), (1_000_003, 64)])
 def test_a_slot_is_uniform_in_its_interval(num_slots, batch_size):
     edges, slots = _interval_edges(num_slots, batch_size), _many_slots(num_slots, batch_size)
     statistic, freedom = 0.0, 0
@@ -75,76 +74,48 @@ def test_the_slots_of_different_examples_are_independent():
 # What is drawn.
 
 
-@pytest.mark.parametrize("shape", [(), (2,), (4, 4, 2)])
-def test_without_reinitialisation_an_example_is_what_its_slot_holds(shape):
-    drawn = _draw(KEY, _numbered(10, shape=shape), jnp.zeros((4, *shape)), reinit_prob=0.0)
-    assert drawn.x.shape == (4, *shape)
-    np.testing.assert_array_equal(
-        drawn.x, np.broadcast_to(drawn.slots.reshape(4, *(1,) * len(shape)), (4, *shape)) * 1e3
-    )
+@pytest.mark.parametrize(("num_classes", "shape"), [(1, ()), (3, (4, 4, 2))])
+def test_without_reinitialisation_an_example_is_what_its_slot_holds_for_its_class(num_classes, shape):
+    labels = np.array([2, 0, 1, 2]) if num_classes > 1 else None
+    drawn = _draw(KEY, _numbered(10, num_classes, shape), np.zeros((4, *shape)), reinit_prob=0.0, labels=labels)
+    numbers = 1000 * np.asarray(drawn.slots) + (0 if labels is None else labels)
+    np.testing.assert_array_equal(drawn.x, np.broadcast_to(numbers.reshape(4, *(1,) * len(shape)), (4, *shape)))
 
 
-def test_an_example_is_drawn_from_the_class_of_its_label():
-    labels = jnp.array([2, 0, 1, 2])
-    drawn = _draw(KEY, _numbered(10, 3), jnp.zeros((4, 2)), reinit_prob=0.0, labels=labels)
-    np.testing.assert_array_equal(drawn.x[:, 0], 1000 * drawn.slots + labels)
+def test_reinitialisation_has_its_probability_and_depends_on_nothing_else():
+    buffer, fresh = _numbered(6400), np.repeat(-1.0 - np.arange(64, dtype=np.float32), 2).reshape(64, 2)
+    draw = jax.jit(jax.vmap(lambda key, prob: replay_buffer.draw(key, buffer, fresh, reinit_prob=prob), (0, None)))
+    kept, slots = map(np.asarray, draw(jax.random.split(KEY, 400), 0.0))
+    np.testing.assert_array_equal(kept[..., 0], 1000 * slots)
+    place = (slots % 100 - 49.5) / np.sqrt((100**2 - 1) / 12)
+    for probability in (0.05, 0.5, 1.0):
+        x, same_slots = map(np.asarray, draw(jax.random.split(KEY, 400), probability))
+        np.testing.assert_array_equal(same_slots, slots)
+        again = x[..., 0] < 0
+        np.testing.assert_array_equal(x, np.where(again[..., None], fresh, kept))  # fresh as a whole, or not
+        error = math.sqrt(probability * (1 - probability) / again.size)
+        assert abs(again.mean() - probability) <= 5 * error
+        # Per place in the batch too: 64 means, none further than chance takes them.
+        assert np.all(np.abs(again.mean(axis=0) - probability) <= 5 * error * 8)
+        assert abs(np.mean((again - probability) * place)) <= 5 * error
 
 
-def test_probability_one_takes_every_example_fresh_and_zero_none():
-    fresh = -1 - jnp.arange(64.0)[:, None]
-    buffer = _numbered(64, shape=(1,))
-    draw = jax.jit(jax.vmap(lambda key, prob: _draw(key, buffer, fresh, reinit_prob=prob).x, (0, None)))
-    never, always = (draw(jax.random.split(KEY, 100), prob) for prob in (0.0, 1.0))
-    assert jnp.all(never >= 0)
-    np.testing.assert_array_equal(always, jnp.broadcast_to(fresh, (100, 64, 1)))
+def test_fresh_chains_and_a_new_buffer_are_uniform_and_differ_between_examples_and_classes():
+    @jax.jit
+    def run():
+        narrow = replay_buffer.uniform(KEY, 200, (5, 10), low=2.0, high=3.0)
+        return replay_buffer.uniform(KEY, 200, (5, 10)), narrow, replay_buffer.init(KEY, 100, (4, 2), num_classes=3)
 
-
-@pytest.mark.parametrize("probability", [0.05, 0.5])
-def test_the_rate_of_reinitialisation_is_its_probability(probability):
-    buffer, fresh = jnp.zeros((64, 1, 2)), jnp.ones((64, 2))
-    draw = jax.jit(jax.vmap(lambda key: _draw(key, buffer, fresh, reinit_prob=probability).x))
-    x = np.asarray(draw(jax.random.split(KEY, 400)))
-    np.testing.assert_array_equal(x[..., 0], x[..., 1])  # an example is fresh as a whole
-    again = x[..., 0]
-    error = math.sqrt(probability * (1 - probability) / again.size)
-    assert abs(again.mean() - probability) < 5 * error
-    # Per place in the batch too: 64 means, none further than chance takes them.
-    assert np.all(np.abs(again.mean(axis=0) - probability) < 5 * error * 8)
-
-
-def test_reinitialisation_does_not_depend_on_the_slot():
-    buffer, fresh = _numbered(64 * 100, shape=()), jnp.full(64, -1.0)
-    draw = jax.jit(jax.vmap(lambda key: replay_buffer.draw(key, buffer, fresh, reinit_prob=0.5)))
-    x, slots = map(np.asarray, draw(jax.random.split(KEY, 400)))
-    correlation = np.corrcoef((x < 0).ravel(), (slots % 100).ravel())[0, 1]
-    assert abs(correlation) < 5 / math.sqrt(x.size)
-
-
-def test_reinitialisation_does_not_move_the_slots():
-    buffer, fresh = _numbered(10), jnp.zeros((4, 2))
-    kept, again = (_draw(KEY, buffer, fresh, reinit_prob=prob) for prob in (0.0, 1.0))
-    np.testing.assert_array_equal(kept.slots, again.slots)
-
-
-def test_fresh_chains_are_uniform_and_differ_between_examples():
-    x = np.asarray(replay_buffer.uniform(KEY, 200, (5, 10)))
-    assert x.dtype == np.float32
-    assert x.shape == (200, 5, 10)
-    assert stats.kstest(x.ravel(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
-    assert len(np.unique(x[:, 0, 0])) == 200
-    narrow = replay_buffer.uniform(KEY, 200, (5, 10), low=2.0, high=3.0)
+    x, narrow, buffer = map(np.asarray, run())
     np.testing.assert_allclose(narrow, x / 2 + 2.5, atol=1e-6)
-
-
-def test_a_new_buffer_holds_uniform_chains_of_every_class():
-    buffer = np.asarray(replay_buffer.init(KEY, 100, (4, 2), num_classes=3))
-    assert buffer.shape == (100, 3, 4, 2)
-    assert buffer.dtype == np.float32
-    assert stats.kstest(buffer.ravel(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
+    assert (x.shape, buffer.shape) == ((200, 5, 10), (100, 3, 4, 2))
+    for values in (x, buffer):
+        assert stats.kstest(values.ravel(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
+    assert len(np.unique(x[:, 0, 0])) == 200
     assert len(np.unique(buffer[..., 0, 0])) == 300
-    assert replay_buffer.init(KEY, 5, (4, 2)).shape == (5, 1, 4, 2)
     with jax.enable_x64(True):
-        assert replay_buffer.init(KEY, 4, (2,)).dtype == jnp.float32
+        one_class = jax.eval_shape(lambda: replay_buffer.init(KEY, 5, (4, 2)))
+    assert (one_class.shape, one_class.dtype) == ((5, 1, 4, 2), jnp.float32)
 
 
 # What is written.
@@ -152,72 +123,49 @@ def test_a_new_buffer_holds_uniform_chains_of_every_class():
 
 def test_what_is_written_is_drawn_again_unclipped_and_to_the_last_bit():
     buffer = _numbered(10)
-    x = jnp.array([[1e30, -3.7], [1 + 2.0**-23, 2e-38], [-0.0, jnp.pi], [jnp.inf, -1.0]], jnp.float32)
-    slots = _draw(KEY, buffer, jnp.zeros_like(x), reinit_prob=0.5).slots
-    drawn = _draw(KEY, replay_buffer.write(buffer, slots, x), jnp.zeros_like(x), reinit_prob=0.0)
+    x = np.array([[1e30, -3.7], [1 + 2.0**-23, 2e-38], [-0.0, np.pi], [np.inf, -1.0]], np.float32)
+    slots = _draw(KEY, buffer, x, reinit_prob=0.5).slots
+    drawn = _draw(KEY, _write(buffer, slots, x), x, reinit_prob=0.0)
     np.testing.assert_array_equal(drawn.slots, slots)
     assert drawn.x.dtype == jnp.float32
-    np.testing.assert_array_equal(np.asarray(drawn.x).view(np.int32), np.asarray(x).view(np.int32))
+    np.testing.assert_array_equal(np.asarray(drawn.x).view(np.int32), x.view(np.int32))
 
 
-def test_a_write_leaves_other_slots_and_classes_alone():
-    buffer = _numbered(10, 3)
-    slots, labels = jnp.array([1, 2, 5, 9]), jnp.array([2, 0, 2, 1])
-    x = -1.0 - jnp.arange(8.0).reshape(4, 2)
+def test_a_write_leaves_other_slots_and_classes_alone_and_all_of_them_where_it_is_discarded():
+    buffer, slots, labels = _numbered(10, 3), np.array([1, 2, 5, 9]), np.array([2, 0, 2, 1])
+    x = -1.0 - np.arange(8, dtype=np.float32).reshape(4, 2)
     expected = np.array(buffer)
-    for index in range(4):
-        expected[slots[index], labels[index]] = x[index]
-    np.testing.assert_array_equal(replay_buffer.write(buffer, slots, x, labels=labels), expected)
-
-
-def test_a_discarded_write_leaves_the_buffer_as_it_was():
-    buffer, slots, labels = _numbered(10, 3), jnp.array([1, 2, 5, 9]), jnp.array([2, 0, 2, 1])
-    write = jax.jit(
-        lambda discard: replay_buffer.write(buffer, slots, jnp.full((4, 2), jnp.nan), labels=labels, discard=discard)
-    )
-    np.testing.assert_array_equal(write(True), buffer)
-    assert np.isnan(write(False)).sum() == 8
+    expected[slots, labels] = x
+    np.testing.assert_array_equal(_write(buffer, slots, x, labels=labels, discard=False), expected)
+    np.testing.assert_array_equal(_write(buffer, slots, x * np.nan, labels=labels, discard=True), buffer)
 
 
 def test_chains_of_another_precision_take_the_buffers():
-    buffer = replay_buffer.init(KEY, 4, (3,))
-    half = jnp.full((4, 3), 0.1, jnp.bfloat16)
-    assert _draw(KEY, buffer, half, reinit_prob=0.5).x.dtype == jnp.float32
-    assert replay_buffer.write(buffer, jnp.arange(4), half).dtype == jnp.float32
+    buffer, half = _numbered(4), jax.ShapeDtypeStruct((4, 2), jnp.bfloat16)
+    assert jax.eval_shape(lambda x: _draw(KEY, buffer, x, reinit_prob=0.5).x, half).dtype == jnp.float32
+    assert jax.eval_shape(lambda x: _write(buffer, np.arange(4), x), half).dtype == jnp.float32
 
 
 # Cut over devices.
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_pieces_of_buffer_and_batch_draw_and_write_what_the_whole_does(devices):
-    buffer = replay_buffer.init(KEY, 20, (3,), num_classes=2)
-    fresh = 10 + jnp.arange(24.0).reshape(8, 3)
-    labels = jnp.array([0, 1, 1, 0, 1, 0, 0, 1])
+def test_pieces_of_buffer_and_batch_begin_draw_and_write_what_the_whole_does():
+    fresh = 10 + np.arange(24, dtype=np.float32).reshape(8, 3)
+    labels = np.array([0, 1, 1, 0, 1, 0, 0, 1])
 
-    @jax.jit
-    def iteration(example_keys, buffer, fresh, labels):
-        x, slots = _draw(example_keys, buffer, fresh, reinit_prob=0.5, labels=labels)
-        return x, slots, replay_buffer.write(buffer, slots, x + 100, labels=labels)
+    def iteration(devices, device, fresh, labels):
+        buffer_keys, example_keys = (prng.for_examples(KEY, n // devices, device * (n // devices)) for n in (20, 8))
+        buffer = replay_buffer.init(buffer_keys, 20 // devices, (3,), num_classes=2)
+        x, slots = replay_buffer.draw(example_keys, buffer, fresh, reinit_prob=0.5, labels=labels)
+        return x, slots + device * (20 // devices), replay_buffer.write(buffer, slots, x + 100, labels=labels)
 
-    def piece(*arrays):
-        first = jax.lax.axis_index("devices") * (8 // devices)
-        return iteration(prng.for_examples(KEY, 8 // devices, first), *arrays)
-
-    x, slots, written = iteration(KEY, buffer, fresh, labels)
-    assert 0 < jnp.sum(x[:, 0] >= 10) < 8
-    cut = [array.reshape(devices, -1, *array.shape[1:]) for array in (buffer, fresh, labels)]
-    x_cut, slots_cut, written_cut = jax.vmap(piece, axis_name="devices")(*cut)
-    np.testing.assert_array_equal(x_cut.reshape(x.shape), x)
-    np.testing.assert_array_equal((slots_cut + jnp.arange(devices)[:, None] * (20 // devices)).ravel(), slots)
-    np.testing.assert_array_equal(written_cut.reshape(written.shape), written)
-
-
-def test_pieces_of_a_new_buffer_are_cut_from_the_whole():
-    whole = replay_buffer.init(KEY, 12, (3,), num_classes=2)
-    for first in (0, 4, 8):
-        piece = replay_buffer.init(prng.for_examples(KEY, 4, first), 4, (3,), num_classes=2)
-        np.testing.assert_array_equal(piece, whole[first : first + 4])
+    whole = jax.jit(iteration, static_argnums=0)(1, 0, fresh, labels)
+    assert 0 < np.sum(np.asarray(whole[0])[:, 0] >= 10) < 8
+    pieces = jax.jit(jax.vmap(functools.partial(iteration, 4)))(
+        np.arange(4), fresh.reshape(4, 2, 3), labels.reshape(4, 2)
+    )
+    for ours, theirs in zip(pieces, whole, strict=True):
+        np.testing.assert_array_equal(ours.reshape(theirs.shape), theirs)
 
 
 # Cost.
@@ -225,7 +173,7 @@ def test_pieces_of_a_new_buffer_are_cut_from_the_whole():
 
 def test_memory_of_drawing_and_writing_back_does_not_grow_with_the_buffer():
     def iteration(buffer, key, fresh, discard):
-        x, slots = _draw(key, buffer, fresh, reinit_prob=0.05)
+        x, slots = replay_buffer.draw(key, buffer, fresh, reinit_prob=0.05)
         return replay_buffer.write(buffer, slots, x + 1, discard=discard)
 
     def analysed(num_slots):
@@ -242,19 +190,12 @@ def test_memory_of_drawing_and_writing_back_does_not_grow_with_the_buffer():
 # Errors.
 
 
-def test_a_batch_larger_than_the_buffer_is_an_error():
+def test_a_buffer_that_does_not_fit_the_batch_is_an_error():
+    x, buffer = np.zeros((4, 2)), _numbered(10, 3)
     with pytest.raises(ValueError, match="a buffer of 7 slots is smaller than the batch of 8"):
-        _draw(KEY, _numbered(7), jnp.zeros((8, 2)), reinit_prob=0.0)
-
-
-def test_a_buffer_with_classes_needs_labels():
-    buffer = _numbered(10, 3)
-    with pytest.raises(ValueError, match="a buffer of 3 classes needs labels"):
-        _draw(KEY, buffer, jnp.zeros((4, 2)), reinit_prob=0.0)
-    with pytest.raises(ValueError, match="a buffer of 3 classes needs labels"):
-        replay_buffer.write(buffer, jnp.arange(4), jnp.zeros((4, 2)))
-
-
-def test_examples_of_another_shape_are_an_error():
+        _draw(KEY, _numbered(7), np.zeros((8, 2)), reinit_prob=0.0)
+    for use in (lambda: _draw(KEY, buffer, x, reinit_prob=0.0), lambda: _write(buffer, np.arange(4), x)):
+        with pytest.raises(ValueError, match="a buffer of 3 classes needs labels"):
+            use()
     with pytest.raises(AssertionError, match="different shapes"):
-        _draw(KEY, _numbered(10), jnp.zeros((4, 3)), reinit_prob=0.0)
+        _draw(KEY, _numbered(10), np.zeros((4, 3)), reinit_prob=0.0)
