@@ -37,27 +37,21 @@ def _module(call):
     return type("Called", (Module,), {"__call__": nn.compact(call), "__module__": __name__})
 
 
-def _mutable_collection(self, x, enable_dropout=None):
-    evaluates = not self.is_mutable_collection("batch_stats")
-    return _layers(self, x, {"use_running_average": evaluates}, {"deterministic": not enable_dropout})
-
-
-def _axis_name(self, x, train=False):
-    norm = {"use_running_average": not train, "axis_name": "batch"}
-    return _layers(self, x, norm, {"deterministic": not train})
-
-
 CALLS = {
     "TrainTrue": lambda self, x, train=True: _both(self, x, not train),
     "Deterministic": lambda self, x, deterministic=True: _both(self, x, deterministic),
-    "TwoFlags": lambda self, x, use_running_average=True, deterministic=True: _layers(
-        self, x, {"use_running_average": use_running_average}, {"deterministic": deterministic}
-    ),
     "TestFlag": lambda self, x, scale=1.0, *, test: scale * _both(self, x, test),
-    "MutableCollection": _mutable_collection,
-    "AxisName": _axis_name,
 }
-"""How networks say that they train; `MutableCollection` trains where its statistics can be written."""
+"""How networks say that they train."""
+
+
+class MutableCollection(Module):
+    """It trains where its statistics can be written."""
+
+    @nn.compact
+    def __call__(self, x, enable_dropout=None):
+        evaluates = not self.is_mutable_collection("batch_stats")
+        return _layers(self, x, {"use_running_average": evaluates}, {"deterministic": not enable_dropout})
 
 
 class Field(Module):
@@ -110,7 +104,7 @@ def _passes(factory):
 
 
 FACTORIES = {name: _module(call) for name, call in CALLS.items()}
-FACTORIES |= {"Field": Field, "MergedField": MergedField, "remat": remat, "jit": jit}
+FACTORIES |= {one.__name__: one for one in (MutableCollection, Field, MergedField, remat, jit)}
 
 
 @pytest.mark.parametrize("name", FACTORIES)

@@ -129,20 +129,14 @@ def test_a_line_of_the_log_is_the_mean_since_the_one_before(watched):
         before = line["step"]
 
 
-def test_a_flax_module_named_by_its_factory_learns(whole):
+def test_a_flax_module_named_by_its_factory_learns_and_leaves_checkpoints_and_a_picture(whole):
     params = _checkpoint(whole).tree["state"]["params"]
     assert params.keys() == {"hidden", "norm", "classes"}
     nll = [line["validation_nll"] for line in _lines(whole) if "validation_nll" in line]
     assert nll[-1] < nll[0]
-
-
-def test_checkpoints_are_whole_and_as_many_as_asked_for(whole):
     assert checkpoint.steps(whole / workdir.CHECKPOINTS) == [10, 15]
     assert checkpoint.newest_whole(whole / workdir.CHECKPOINTS) == (15, {})
     assert int(_checkpoint(whole).tree["state"]["step"]) == 15
-
-
-def test_a_picture_of_the_buffer_is_drawn(whole):
     assert [path.name for path in (whole / workdir.SAMPLES).iterdir()] == ["buffer_0000015.png"]
 
 
@@ -296,20 +290,19 @@ def test_load_gives_what_was_validated(run_with_baseline, baseline, best):
     assert (loaded.buffer is None) == (baseline or best)
 
 
-def test_load_gives_the_buffer_and_the_settings(run_with_baseline):
+def test_a_loaded_model_has_the_buffer_the_settings_averaged_parameters_and_their_statistics(run_with_baseline):
     _, buffer, config = jem_jax.load(run_with_baseline)
     assert config == tiny.config(**SETTINGS)
     assert buffer.shape == (32, 1, 8, 8, 1)
     assert not tiny.differing(buffer, _checkpoint(run_with_baseline).tree["buffer"])
-
-
-def test_a_loaded_model_has_averaged_parameters_and_their_statistics(run_with_baseline):
     model = trained.read_model(run_with_baseline, workdir.read_facts(run_with_baseline))
     state = _checkpoint(run_with_baseline).tree["state"]
-    assert not tiny.differing(model.variables["params"], state["ema"])
-    assert tiny.differing(model.variables["params"], state["params"])
-    assert not tiny.differing(model.variables["batch_stats"], state["evaluation_stats"])
-    assert tiny.differing(model.variables["batch_stats"], state["model_state"]["batch_stats"])
+    for kind, own, other in (
+        ("params", state["ema"], state["params"]),
+        ("batch_stats", state["evaluation_stats"], state["model_state"]["batch_stats"]),
+    ):
+        assert not tiny.differing(model.variables[kind], own)
+        assert tiny.differing(model.variables[kind], other)
 
 
 def test_loaded_logits_have_a_gradient_for_each_image(run_with_baseline):
@@ -323,16 +316,9 @@ def test_loaded_logits_have_a_gradient_for_each_image(run_with_baseline):
 
 
 def test_the_baseline_is_a_plain_classifier_of_the_same_settings():
-    config = tiny.config(**SETTINGS, **{"objective.p_xy": 0.5, "objective.energy_l2": 0.1})
-    plain = quantities.classifier_config(config)
-    assert (plain.objective.p_x, plain.objective.p_xy, plain.objective.energy_l2) == (0, 0, 0)
-    assert plain.objective.p_y_given_x == 1
-    assert (plain.model, plain.optimizer, plain.data, plain.training) == (
-        config.model,
-        config.optimizer,
-        config.data,
-        config.training,
-    )
+    joint = {"objective.p_xy": 0.5, "objective.energy_l2": 0.1}
+    plain = quantities.classifier_config(tiny.config(**SETTINGS, **joint))
+    assert plain == tiny.config(**SETTINGS, **{"objective.p_x": 0.0})
     assert quantities.buffer_size(plain, 3) == (0, 1)
 
 
