@@ -37,7 +37,7 @@ def _refused(config, dataset, **how):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", config_files.packaged())
+@pytest.mark.parametrize("name", sorted(config_files.packaged()))
 def test_every_config_fits_where_it_should(name, monkeypatch):
     config, dataset = config_files.read(name), _dataset(IMAGES.get(name, (32, 32, 3)), SIZES.get(name, 50_000))
     # A WRN-28-10 is for an accelerator: an 80 GB card, in a machine with as much.
