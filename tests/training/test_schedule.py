@@ -193,12 +193,6 @@ def test_evaluation_uses_the_averaged_parameters_own_statistics(whole):
     assert not _close(_estimated(state), state["evaluation_stats"])
 
 
-def test_a_network_without_statistics_is_left_alone():
-    run = setup.prepare(tiny.config(**{"model.factory": "tiny:mlp"}), tiny.dataset())
-    assert run.begin()[0].evaluation_stats is None
-    assert loop._statistics_estimator(run) is None
-
-
 def test_the_momentum_of_running_statistics_is_a_setting():
     network = build(Model(norm="batch", norm_momentum=0.25), tiny.CLASSES)
     x = to_float(tiny.dataset().train.images[:8])

@@ -120,11 +120,6 @@ def test_the_chain_takes_as_many_steps_in_a_turn_as_the_settings_say():
     assert re.findall(r"unroll=(\d+)", program) == ["3"]
 
 
-def test_a_step_gives_the_same_bits_every_time(full):
-    first, second = (full.step(full.state, full.buffer, full.data.at(0)) for _ in range(2))
-    assert not tiny.differing(first, second)
-
-
 # Devices
 
 
