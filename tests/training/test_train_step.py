@@ -305,12 +305,12 @@ CASES["an example at a time"] = CASES["every weight"]
 
 def _ends(start, config, slots, classes):
     """The ends [B, ...] of chains, which follow log p~(x, y) where they have classes."""
-    sampler, variables = config.sampler, {**start.state.model_state, "params": start.state.params}
+    sampler, network, key = config.sampler, start.network, jax.random.key(0)
+    variables = {**start.state.model_state, "params": start.state.params}
 
     def density(x, classes):
         # By batch statistics the density is that of a device's own chains together.
-        own = (start.network.batch_logits, jax.random.key(0)) if sampler.batch_statistics else (start.network.logits,)
-        logits = own[0](variables, x, *own[1:])
+        logits = network.batch_logits(variables, x, key) if sampler.batch_statistics else network.logits(variables, x)
         of_class = logits[np.arange(len(x)), classes]
         return (of_class if start.chains.shape[1] > 1 else jax.scipy.special.logsumexp(logits, axis=1)).sum()
 
