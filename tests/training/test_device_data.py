@@ -1,6 +1,5 @@
 """How batches reach the devices: resident or streamed, the same rows."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -28,7 +27,7 @@ def _gathered(data, step, sizes):
     return batches
 
 
-@pytest.mark.parametrize(("labels_per_class", "labelled_batch"), [(0, 0), (1, 0), (5, 0), (0, 16), (5, 4)])
+@pytest.mark.parametrize(("labels_per_class", "labelled_batch"), [(0, 0), (1, 0), (5, 4), (0, 16)])
 def test_resident_and_streamed_batches_are_the_same(tiny_config, tiny_dataset, labels_per_class, labelled_batch):
     labels = {"data.labels_per_class": labels_per_class, "training.labelled_batch_size": labelled_batch}
     sizes = (8, labelled_batch or 8)
@@ -39,6 +38,8 @@ def test_resident_and_streamed_batches_are_the_same(tiny_config, tiny_dataset, l
     for step in (0, 0, 1, 4, 5, 6, 14, 3):
         batch = streamed.at(step)
         assert batch.starts is None
+        # Each device is sent its own part alone.
+        assert all(len(array.addressable_shards) == len(array) == 4 for array in batch[:4])
         for ours, theirs in zip(_gathered(resident.at(step), step, sizes), batch[:4], strict=True):
             assert np.array_equal(ours, np.array(theirs).reshape(ours.shape))
 
@@ -57,7 +58,7 @@ def test_the_two_streams_have_their_own_order_and_the_labelled_one_its_own_rows(
         assert np.array_equal(order.batch(1, step), rows)
 
 
-@pytest.mark.parametrize(("labelled_batch", "steps"), [(0, 5), (4, 5), (8, 5), (16, 2), (40, 1)])
+@pytest.mark.parametrize(("labelled_batch", "steps"), [(0, 5), (4, 5), (16, 2)])
 def test_an_epoch_is_a_pass_by_the_larger_batch(tiny_config, tiny_dataset, labelled_batch, steps):
     order, _ = _data(tiny_config(**{"training.labelled_batch_size": labelled_batch}), tiny_dataset)
     assert order.steps_per_epoch == steps
@@ -70,28 +71,14 @@ def test_resident_data_is_placed_whole_on_every_device_and_once_an_epoch(tiny_co
     _, resident = _data(tiny_config(**{"data.place": "device"}), tiny_dataset)
     first, second, next_epoch = (resident.at(step) for step in (1, STEPS - 1, STEPS))
     assert first.starts is None
-    for array in first[:4]:
-        assert array.sharding.is_fully_replicated
-        assert len(array.sharding.device_set) == jax.device_count()
+    assert all(len(array.sharding.device_set) == 4 and array.sharding.is_fully_replicated for array in first[:4])
     assert all(one is other for one, other in zip(first, second, strict=True))
     assert next_epoch.images is first.images
     assert not np.array_equal(next_epoch.order, first.order)
     assert not np.array_equal(next_epoch.labelled_order, first.labelled_order)
 
 
-def test_a_streamed_batch_is_cut_by_device(tiny_config, tiny_dataset):
-    _, streamed = _data(tiny_config(**{"data.place": "host"}), tiny_dataset)
-    batch = streamed.at(0)
-    assert batch.images.shape == (4, 2, 8, 8, 1)
-    assert batch.labelled_labels.shape == (4, 2)
-    assert all(array.addressable_shards[0].data.shape[0] == 1 for array in batch[:4])
-
-
 @pytest.mark.parametrize(("room", "streamed"), [(43 * 64, False), (43 * 64 - 1, True)])
 def test_images_are_resident_where_they_fit(tiny_config, tiny_dataset, monkeypatch, room, streamed):
     monkeypatch.setattr(devices, "memory_for_data", lambda: room)
     assert _data(tiny_config(), tiny_dataset)[1].streamed is streamed
-
-
-def test_a_cpu_has_a_gibibyte_for_data():
-    assert devices.memory_for_data() == 2**30

@@ -32,40 +32,26 @@ class Module(nn.Module):
     num_classes: int
 
 
-def _module(call, name):
+def _module(call):
     """A module whose `__call__` is a function."""
-    return type(name, (Module,), {"__call__": nn.compact(call), "__module__": __name__, "__test__": False})
-
-
-def _mutable_collection(self, x, enable_dropout=None):
-    evaluates = not self.is_mutable_collection("batch_stats")
-    return _layers(self, x, {"use_running_average": evaluates}, {"deterministic": not enable_dropout})
-
-
-def _axis_name(self, x, train=False):
-    norm = {"use_running_average": not train, "axis_name": "batch"}
-    return _layers(self, x, norm, {"deterministic": not train})
+    return type("Called", (Module,), {"__call__": nn.compact(call), "__module__": __name__})
 
 
 CALLS = {
     "TrainTrue": lambda self, x, train=True: _both(self, x, not train),
-    "TrainRequired": lambda self, x, train: _both(self, x, not train),
-    "TrainByName": lambda self, x, *, train: _both(self, x, not train),
-    "Training": lambda self, x, training=False: _both(self, x, not training),
-    "IsTraining": lambda self, x, is_training: _both(self, x, not is_training),
     "Deterministic": lambda self, x, deterministic=True: _both(self, x, deterministic),
-    "DeterministicFalse": lambda self, x, deterministic=False: _both(self, x, deterministic),
-    "RunningAverage": lambda self, x, use_running_average=None: _both(self, x, use_running_average),
-    "TwoFlags": lambda self, x, use_running_average=True, deterministic=True: _layers(
-        self, x, {"use_running_average": use_running_average}, {"deterministic": deterministic}
-    ),
     "TestFlag": lambda self, x, scale=1.0, *, test: scale * _both(self, x, test),
-    "MutableCollection": _mutable_collection,
-    "AxisName": _axis_name,
 }
-"""How networks say that they train; `MutableCollection` trains where its statistics can be written."""
-CALLED = {name: _module(call, name) for name, call in CALLS.items()}
-globals().update(CALLED)
+"""How networks say that they train."""
+
+
+class MutableCollection(Module):
+    """It trains where its statistics can be written."""
+
+    @nn.compact
+    def __call__(self, x, enable_dropout=None):
+        evaluates = not self.is_mutable_collection("batch_stats")
+        return _layers(self, x, {"use_running_average": evaluates}, {"deterministic": not enable_dropout})
 
 
 class Field(Module):
@@ -86,42 +72,48 @@ class MergedField(Module):
 
 def remat(num_classes):
     """A flag that must be given by place."""
-    return nn.remat(CALLED["TrainRequired"], static_argnums=(2,))(num_classes)
+    module = _module(lambda self, x, train: _both(self, x, not train))
+    return nn.remat(module, static_argnums=(2,))(num_classes)
 
 
 def jit(num_classes):
-    return nn.jit(CALLED["TrainByName"], static_argnames=("train",))(num_classes)
+    """A flag that must be given by name."""
+    return nn.jit(_module(lambda self, x, *, train: _both(self, x, not train)), static_argnames=("train",))(num_classes)
 
 
-def _trained(factory, steps=1, **settings):
-    """A run's start, and the state after some iterations."""
-    start = tiny.start(tiny.config(**{"model.factory": f"{__name__}:{factory.__name__}", **settings}))
-    preflight.check_network(start.network, SHAPE, tiny.CLASSES)
-    state, buffer = start.state, start.buffer
-    preflight.trace(start.step, state, buffer, start.data.at(0))
-    for step in range(steps):
-        state, buffer = start.step(state, buffer, start.data.at(step))
-    assert checkpoint.difference(checkpoint.template_of(start.state), checkpoint.template_of(state)) is None
-    return start, state
+IMAGES = np.random.default_rng(1).uniform(0, 1, (4, *SHAPE)).astype(np.float32)
 
 
-@pytest.mark.parametrize("factory", [*CALLED.values(), Field, MergedField, remat, jit])
-def test_trains_and_evaluates_as_written(factory):
-    start, state = _trained(factory)
-    assert abs(np.asarray(state.model_state["batch_stats"]["norm"]["mean"])).max() > 0
-    x = jax.random.uniform(jax.random.key(1), (4, *SHAPE))
-    logits = start.network.logits(state.evaluation_variables, x)
-    np.testing.assert_array_equal(logits, start.network.logits(state.evaluation_variables, x))
+def _passes(factory):
+    """A network's variables and those after a training pass of the images; logits [3, 4, K] of such passes, the first
+    two with the same key; and logits in evaluation with what the pass left, of the images, and of the first alone."""
+    net = network.Network(factory(num_classes=tiny.CLASSES))
+    preflight.check_network(net, SHAPE, tiny.CLASSES)
+
+    @jax.jit
+    def passes(x, seeds):
+        keys = jax.vmap(jax.random.key)(seeds)
+        before = net.init(keys[0], x)
+        logits, states = jax.vmap(net.train_pass, (None, None, 0), axis_name=devices.AXIS)(before, x, keys)
+        after = {**jax.tree.map(lambda leaf: leaf[0], states), "params": before["params"]}
+        return before, after, logits, net.logits(after, x), net.logits(after, x[:1])
+
+    found = jax.device_get(passes(IMAGES, np.array([0, 0, 1])))
+    np.testing.assert_array_equal(*found[2][:2])
+    return found
+
+
+FACTORIES = {name: _module(call) for name, call in CALLS.items()}
+FACTORIES |= {one.__name__: one for one in (MutableCollection, Field, MergedField, remat, jit)}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_trains_and_evaluates_as_written(name):
+    _, after, training, evaluation, alone = _passes(FACTORIES[name])
+    assert abs(after["batch_stats"]["norm"]["mean"]).max() > 0
+    assert np.any(training[0] != training[2])
     # Each example on its own, so from running statistics.
-    np.testing.assert_allclose(logits[:1], start.network.logits(state.evaluation_variables, x[:1]), atol=1e-5)
-    one, same, other = (_training_logits(start, state, x, seed) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(one, same)
-    assert np.any(one != other)
-
-
-def _training_logits(start, state, x, seed):
-    run = jax.vmap(start.network.batch_logits, (None, None, 0), axis_name=devices.AXIS)
-    return run(state.evaluation_variables, x, jax.random.key(seed)[None])
+    np.testing.assert_allclose(alone, evaluation[:1], atol=1e-5)
 
 
 class DropPath(Module):
@@ -149,18 +141,11 @@ class StreamAsked(Module):
 
 @pytest.mark.parametrize("factory", [DropPath, StreamAsked])
 def test_every_stream_has_a_key(factory):
-    start, state = _trained(factory)
-    x = jax.random.uniform(jax.random.key(1), (4, *SHAPE))
-    one, same, other = (_training_logits(start, state, x, seed) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(one, same)
-    assert np.any(one != other)
-    np.testing.assert_array_equal(start.network.logits(state.evaluation_variables, x), _plain(state, x))
-
-
-def _plain(state, x):
-    params = state.params
-    hidden = x.reshape(len(x), -1) @ params["hidden"]["kernel"] + params["hidden"]["bias"]
-    return hidden @ params["classes"]["kernel"] + params["classes"]["bias"]
+    before, _, training, evaluation, _ = _passes(factory)
+    assert np.any(training[0] != training[2])
+    hidden, classes = (before["params"][name] for name in ("hidden", "classes"))
+    plain = (IMAGES.reshape(4, -1) @ hidden["kernel"] + hidden["bias"]) @ classes["kernel"] + classes["bias"]
+    np.testing.assert_allclose(evaluation, plain, atol=1e-5)
 
 
 class Nnx(nnx.Module):
@@ -179,15 +164,17 @@ def nnx_itself(num_classes):
     return Nnx(num_classes, rngs=nnx.Rngs(0))
 
 
-def test_an_nnx_module_trains_as_a_linen_one():
-    start, state = _trained(bridged)
-    assert tiny.differing(start.state.params, state.params) == ["classes/bias", "classes/kernel"]
+def test_an_nnx_module_is_one_as_a_linen_one_is():
+    before, _, training, _, _ = _passes(bridged)
+    classes = before["params"]["classes"]
+    np.testing.assert_allclose(training[0], IMAGES.reshape(4, -1) @ classes["kernel"] + classes["bias"], atol=1e-5)
     with pytest.raises(UserError, match=r"not Nnx; flax.nnx.bridge.to_linen makes one"):
         network.build(Model(factory=f"{__name__}:nnx_itself"), 3)
 
 
-class Counter(Module):
-    """A count of passes, a mean in float16 that is computed in float32, and a switch."""
+class Everything(Module):
+    """Parameters in bfloat16, a count of passes, a mean in float16 that is computed in float32, a switch, a stream of
+    its own, and batch norm over all devices."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -198,30 +185,53 @@ class Counter(Module):
             count.value += 1
             mean.value = 0.5 * mean.value + 0.5 * jnp.mean(x) + 1
             seen.value = jnp.array(True)
-        return _layers(self, x)
+            x = x + jax.random.normal(self.make_rng("noise"), x.shape)
+        x = nn.BatchNorm(not train, axis_name="batch")(x.reshape(len(x), -1))
+        return nn.Dense(self.num_classes, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, name="classes")(x)
 
 
-class HalfParameters(Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(self.num_classes, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)(x.reshape(len(x), -1))
+@pytest.fixture(scope="module")
+def start():
+    settings = {"optimizer.name": "adam", "optimizer.ema_decay": 0.5}
+    return tiny.start(tiny.config(**{"model.factory": f"{__name__}:Everything", **settings}))
 
 
-def test_counts_and_precisions_stay_what_they_are():
-    _, state = _trained(Counter, steps=2)
+def test_counts_and_precisions_stay_what_they_are(start):
+    preflight.check_network(start.network, SHAPE, tiny.CLASSES)
+    state, buffer = start.state, start.buffer
+    preflight.trace(start.step, state, buffer, start.data.at(0))
+    for step in range(2):
+        state, buffer = start.step(state, buffer, start.data.at(step))
+    assert checkpoint.difference(checkpoint.template_of(start.state), checkpoint.template_of(state)) is None
     # Three passes an iteration: negatives, labelled images and those of p(x).
-    assert int(state.model_state["counts"]["passes"]) % 2 == 0
-    assert int(state.model_state["counts"]["passes"]) > 0
+    assert int(state.model_state["counts"]["passes"]) == 6
     assert bool(state.model_state["counts"]["seen"])
     assert state.model_state["statistics"]["mean"].dtype == jnp.float16
     assert 1 < float(state.model_state["statistics"]["mean"]) < 2.5
+    for params in (state.params, state.ema):
+        assert {leaf.dtype for leaf in jax.tree.leaves(params["classes"])} == {jnp.dtype(jnp.bfloat16)}
+    assert tiny.differing(start.state.params, state.params) == sorted(tiny.leaves(state.params))
+    logits = jax.eval_shape(start.network.logits, state.evaluation_variables, jnp.zeros((2, *SHAPE)))
+    assert logits.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_half_precision_parameters_stay_half(optimizer):
-    start, state = _trained(HalfParameters, **{"optimizer.name": optimizer, "optimizer.ema_decay": 0.5})
-    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.ema))} == {jnp.dtype(jnp.bfloat16)}
-    assert start.network.logits(state.evaluation_variables, jnp.zeros((2, *SHAPE))).dtype == jnp.float32
+class Changing(nn.Module):
+    """Its count becomes a row of one as soon as it is trained."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        count = self.variable("counts", "passes", jnp.zeros, (), jnp.int32)
+        if train and not self.is_initializing():
+            count.value = count.value.reshape(1) + 1
+        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
+
+def test_what_a_checkpoint_cannot_hold_is_refused():
+    start = tiny.start(tiny.config(**{"model.factory": f"{__name__}:Changing"}))
+    with pytest.raises(UserError, match="after an iteration the state holds model_state/counts/passes as"):
+        preflight.trace(start.step, start.state, start.buffer, start.data.at(0))
 
 
 def _own_norm(self, x, fit=False):
@@ -272,27 +282,8 @@ REFUSED = {
 
 @pytest.mark.parametrize(("said", "call"), REFUSED.items())
 def test_is_refused_before_a_run_begins(said, call):
-    net = network.Network(_module(call, "Refused")(num_classes=tiny.CLASSES))
+    net = network.Network(_module(call)(num_classes=tiny.CLASSES))
     with pytest.raises(UserError) as caught:
         preflight.check_network(net, SHAPE, tiny.CLASSES)
     assert str(caught.value).startswith(f"config.model {said}")
     assert "\n" not in str(caught.value)
-
-
-class Changing(nn.Module):
-    """Its count becomes a row of one as soon as it is trained."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x, train):
-        count = self.variable("counts", "passes", jnp.zeros, (), jnp.int32)
-        if train and not self.is_initializing():
-            count.value = count.value.reshape(1) + 1
-        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
-
-
-def test_what_a_checkpoint_cannot_hold_is_refused():
-    start = tiny.start(tiny.config(**{"model.factory": f"{__name__}:Changing"}))
-    with pytest.raises(UserError, match="after an iteration the state holds model_state/counts/passes as"):
-        preflight.trace(start.step, start.state, start.buffer, start.data.at(0))

@@ -12,11 +12,7 @@ STEPS_PER_EPOCH = 10
 
 
 RATES = {
-    "constant by default": ({"learning_rate": 0.25}, {0: 0.25, 1: 0.25, 10**6: 0.25}),
-    "warm-up from zero": (
-        {"learning_rate": 0.4, "warmup_steps": 4},
-        {0: 0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.4, 100: 0.4},
-    ),
+    "constant by default": ({"learning_rate": 0.25}, {0: 0.25, 10**6: 0.25}),
     "decay at the first iteration of an epoch": (
         {"learning_rate": 1.0, "decay_epochs": (2.0, 3.5), "decay_factor": 0.3},
         {0: 1, 19: 1, 20: 0.3, 34: 0.3, 35: 0.09, 10**5: 0.09},
@@ -30,11 +26,7 @@ RATES = {
     "cosine": ({}, {0: 0.1, 50: 0.05, 99: 0.1 * (1 + np.cos(np.pi * 0.99)) / 2}),
     "one_cycle": (
         {},
-        {
-            0: 0.004,
-            50: 0.1 * (1 + np.cos(np.pi * 2 / 7)) / 2,
-            99: 4e-7 + 0.1 * (1 + np.cos(np.pi * 69 / 70)) / 2,
-        },
+        {0: 0.004, 50: 0.05 * (1 + np.cos(np.pi * 2 / 7)), 99: 4e-7 + 0.05 * (1 + np.cos(np.pi * 69 / 70))},
     ),
 }
 """{case, by the schedule's name where it is none of steps: (settings, {iteration of 100: rate})}"""
@@ -54,17 +46,14 @@ def test_an_unknown_rule_is_refused():
         optimizer.build(Optimizer(name="lion"), STEPS_PER_EPOCH)
 
 
+# The last parameter has no gradient: weight decay alone pulls on it.
 GRADIENTS = np.random.default_rng(0).normal(size=(6, 5)) * np.array([1e-3, 0.1, 1.0, 10.0, 0.0])
 START = np.random.default_rng(1).normal(size=5)
 
 
 def _rate(settings, step):
-    warm = min(1, step / settings.warmup_steps) if settings.warmup_steps else 1
-    return (
-        settings.learning_rate
-        * warm
-        * settings.decay_factor ** sum(step >= epoch * STEPS_PER_EPOCH for epoch in settings.decay_epochs)
-    )
+    epochs_decayed = sum(step >= epoch * STEPS_PER_EPOCH for epoch in settings.decay_epochs)
+    return settings.learning_rate * min(1, step / settings.warmup_steps) * settings.decay_factor**epochs_decayed
 
 
 def _clipped(settings, gradient):
@@ -93,7 +82,7 @@ def _sgd(settings):
         yield x
 
 
-@pytest.mark.parametrize(("weight_decay", "clip_norm"), [(0.0, 0.0), (0.1, 0.0), (0.0, 1.5), (0.1, 1.5)])
+@pytest.mark.parametrize(("weight_decay", "clip_norm"), [(0.0, 0.0), (0.1, 1.5)])
 @pytest.mark.parametrize(("name", "formula"), [("adam", _adam), ("sgd", _sgd)])
 def test_updates_follow_pytorchs_formulas(name, formula, weight_decay, clip_norm):
     settings = Optimizer(
@@ -116,14 +105,3 @@ def test_updates_follow_pytorchs_formulas(name, formula, weight_decay, clip_norm
         params = optax.apply_updates(params, updates)
         np.testing.assert_allclose(params["x"], after, rtol=2e-5, atol=1e-6)
     assert np.abs(expected[-1] - START).max() > 0.01
-
-
-@pytest.mark.parametrize("name", ["adam", "sgd"])
-def test_weight_decay_pulls_on_parameters_without_a_gradient(name):
-    settings = Optimizer(name=name, learning_rate=0.1, weight_decay=0.1)
-    rule = optimizer.build(settings, STEPS_PER_EPOCH)
-    params = {"x": jnp.array([2.0, -3.0])}
-    updates, _ = rule.update({"x": jnp.zeros(2)}, rule.init(params), params)
-    # Coupled: Adam divides the decay by its own size, where AdamW would not.
-    expected = [-0.1, 0.1] if name == "adam" else [-0.02, 0.03]
-    np.testing.assert_allclose(updates["x"], expected, rtol=1e-5)

@@ -50,32 +50,44 @@ def _lines(directory):
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
-def _untimed(directory):
-    return [{name: value for name, value in line.items() if name not in TIME_FIELDS} for line in _lines(directory)]
+def _checkpoint(directory, name=workdir.CHECKPOINTS, step=None):
+    return tiny.restored(directory, name, step, **SETTINGS)
 
 
-def _checkpoint(directory, name=workdir.CHECKPOINTS, step=None, **overrides):
-    return tiny.restored(directory, name, step, **{**SETTINGS, **overrides})
-
-
-def _assert_same_run(one, other, **overrides):
-    """The same bits in the last and the best checkpoints, and the same metrics but for times."""
+def _assert_same_checkpoints(one, other):
+    """The same bits and notes, but for times, in the last and the best checkpoints."""
     for name in (workdir.CHECKPOINTS, workdir.BEST):
-        ours, theirs = (_checkpoint(directory, name, **overrides) for directory in (one, other))
+        ours, theirs = (_checkpoint(directory, name) for directory in (one, other))
         assert ours.step == theirs.step
         assert not tiny.differing(ours.tree, theirs.tree)
         assert ours.note.keys() == theirs.note.keys()
         assert all(ours.note[key] == theirs.note[key] for key in ours.note if key not in TIME_FIELDS)
-    assert _untimed(one) == _untimed(other)
+
+
+def _assert_same_run(one, other):
+    """The same checkpoints, and the same metrics but for times."""
+    _assert_same_checkpoints(one, other)
+    assert metrics_of(one) == metrics_of(other)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that nothing interrupted."""
-    directory = tmp_path_factory.mktemp("whole")
-    trained = _train(directory)
-    assert trained.steps == LAST
-    return directory
+def watched(tmp_path_factory):
+    """A run that nothing interrupted, and the summed metrics after each of its iterations."""
+    directory, sums, iterate = tmp_path_factory.mktemp("whole"), [], loop._iterate
+
+    def noted(training):
+        iterate(training)
+        sums.append(jax.device_get(training.state.window.sums))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_iterate", noted)
+        assert _train(directory).steps == LAST
+    return directory, sums
+
+
+@pytest.fixture(scope="module")
+def whole(watched):
+    return watched[0]
 
 
 # To its end
@@ -108,117 +120,52 @@ def test_a_run_writes_a_line_every_so_many_iterations_and_at_every_validation(wh
     assert all(np.isfinite(value) for line in lines for value in line.values())
 
 
-CALM = {"model.factory": "tiny:mlp"}
-"""Two programs round differently, and batch norm over the two images of a device makes much of that."""
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    """Another run that nothing interrupted."""
-    directory = tmp_path_factory.mktemp("calm")
-    assert _train(directory, **CALM).steps == LAST
-    return directory
-
-
-def test_a_line_of_the_log_is_the_mean_since_the_one_before(calm, tmp_path):
-    _train(tmp_path, **CALM, **{"training.log_every": 1})
-    every = {line["step"]: line for line in _lines(tmp_path) if "loss" in line}
-    assert list(every) == list(range(1, LAST + 1))
+def test_a_line_of_the_log_is_the_mean_since_the_one_before(watched):
+    directory, sums = watched
     before = 0
-    for line in (line for line in _lines(calm) if "loss" in line):
-        for name in ("loss", "accuracy", "cross_entropy", "log_px_data", "log_px_samples"):
-            mean = np.mean([every[step][name] for step in range(before + 1, line["step"] + 1)])
-            assert line[name] == pytest.approx(mean, rel=1e-4, abs=1e-5)
+    for line in (line for line in _lines(directory) if "loss" in line):
+        for name, total in sums[line["step"] - 1].items():
+            assert line[name] == pytest.approx(total / (line["step"] - before), rel=1e-6), name
         before = line["step"]
 
 
-def test_a_flax_module_named_by_its_factory_learns(whole):
+def test_a_flax_module_named_by_its_factory_learns_and_leaves_checkpoints_and_a_picture(whole):
     params = _checkpoint(whole).tree["state"]["params"]
     assert params.keys() == {"hidden", "norm", "classes"}
     nll = [line["validation_nll"] for line in _lines(whole) if "validation_nll" in line]
     assert nll[-1] < nll[0]
-
-
-def test_checkpoints_are_whole_and_as_many_as_asked_for(whole):
     assert checkpoint.steps(whole / workdir.CHECKPOINTS) == [10, 15]
     assert checkpoint.newest_whole(whole / workdir.CHECKPOINTS) == (15, {})
     assert int(_checkpoint(whole).tree["state"]["step"]) == 15
-
-
-def test_the_best_by_validation_is_kept_and_the_first_of_equals(tmp_path, monkeypatch):
-    accuracies = iter([0.5, 0.75, 0.75])
-    monkeypatch.setattr(classification, "accuracy", lambda *_: next(accuracies))
-    _train(tmp_path)
-    kept = _checkpoint(tmp_path, workdir.BEST)
-    assert checkpoint.steps(tmp_path / workdir.BEST) == [10]
-    assert int(kept.tree["state"]["step"]) == 10
-    assert not tiny.differing(kept.tree["state"], _checkpoint(tmp_path, step=10).tree["state"])
-    assert kept.note == {"validation_accuracy": 0.75}
-    assert _checkpoint(tmp_path).note["best_accuracy"] == 0.75
-
-
-def test_a_picture_of_the_buffer_is_drawn(whole):
     assert [path.name for path in (whole / workdir.SAMPLES).iterdir()] == ["buffer_0000015.png"]
 
 
-def test_validations_and_pictures_come_every_so_many_epochs_and_at_the_end(tmp_path):
+def test_validations_and_pictures_come_when_due_and_the_first_of_the_best_is_kept(tmp_path, monkeypatch):
+    accuracies = iter([0.5, 0.75, 0.75])
+    monkeypatch.setattr(classification, "accuracy", lambda *_: next(accuracies))
     _train(tmp_path, **{"training.epochs": 5, "training.validate_every": 2, "training.sample_every": 3})
     assert [line["step"] for line in _lines(tmp_path) if "validation_accuracy" in line] == [10, 20, 25]
     pictures = sorted(path.name for path in (tmp_path / workdir.SAMPLES).iterdir())
     assert pictures == ["buffer_0000015.png", "buffer_0000025.png"]
+    kept = _checkpoint(tmp_path, workdir.BEST)
+    assert (checkpoint.steps(tmp_path / workdir.BEST), kept.note) == ([20], {"validation_accuracy": 0.75})
+    assert not tiny.differing(kept.tree["state"], _checkpoint(tmp_path, step=20).tree["state"])
+    assert _checkpoint(tmp_path).note["best_accuracy"] == 0.75
 
 
-def test_the_loss_is_of_the_weights_in_the_settings(tmp_path):
-    _train(tmp_path, **{"objective.p_x": 0, "objective.p_y_given_x": 3, "training.epochs": 1})
-    losses = [(line["loss"], line["cross_entropy"]) for line in _lines(tmp_path) if "loss" in line]
-    assert len(losses) == 2
-    for loss, cross_entropy in losses:
-        assert loss == pytest.approx(3 * cross_entropy, rel=1e-5)
-
-
-@pytest.mark.parametrize(("steps", "said"), [(0, None), (50, None), (200, "reaches 0.025 of 0.1")])
-def test_a_run_that_ends_in_its_warm_up_is_warned_of(steps, said):
-    config = tiny.config(**{"optimizer.warmup_steps": steps, "optimizer.learning_rate": 0.1})
-    warning = preflight.long_warmup(config, 50)
-    assert (warning is None) if said is None else (said in warning)
-
-
-def test_a_run_says_at_its_start_that_batch_norm_sees_few_images(tmp_path, capsys):
-    with pytest.raises(Interrupted):
-        _train(tmp_path, tiny.Stop(1))
-    assert "tiny: warning: batch norm sees 2 images on each of 4 devices" in capsys.readouterr().out
+def test_a_run_that_ends_in_its_warm_up_is_warned_of():
+    long, whole = (tiny.config(**{"optimizer.warmup_steps": n, "optimizer.learning_rate": 0.1}) for n in (200, 50))
+    assert "reaches 0.025 of 0.1" in preflight.long_warmup(long, 50)
+    assert preflight.long_warmup(whole, 50) is None
 
 
 def test_a_finished_run_returns_at_once(whole, tmp_path, capsys):
-    copy = shutil.copytree(whole, tmp_path / "copy")
-    stop, lines = tiny.Stop(), _lines(copy)
+    copy, stop = shutil.copytree(whole, tmp_path / "copy"), tiny.Stop()
     trained = _train(copy, stop)
     assert trained.steps == LAST
     assert trained.seconds >= _checkpoint(whole).note["seconds"]
     assert (stop.asked, capsys.readouterr().out) == ([], "")
-    assert _lines(copy) == lines
     _assert_same_run(copy, whole)
-
-
-@pytest.fixture(scope="module")
-def _one_epoch(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("one_epoch")
-    _train(directory, **{"training.epochs": 1})
-    return directory
-
-
-@pytest.fixture
-def one_epoch(_one_epoch, tmp_path):
-    """A good first epoch, to go on from."""
-    return shutil.copytree(_one_epoch, tmp_path, dirs_exist_ok=True)
-
-
-def test_a_run_may_be_made_longer(whole, one_epoch):
-    assert _train(one_epoch).steps == LAST
-    ours, theirs = _checkpoint(one_epoch), _checkpoint(whole)
-    for name in ("params", "opt_state", "ema", "model_state"):
-        assert not tiny.differing(ours.tree["state"][name], theirs.tree["state"][name]), name
-    assert not tiny.differing(ours.tree["buffer"], theirs.tree["buffer"])
 
 
 @pytest.mark.slow
@@ -236,130 +183,73 @@ def test_streamed_images_train_as_resident_ones_do(tmp_path):
 # Interrupted
 
 
-def test_an_interrupted_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(whole, tmp_path):
-    """Again and again: within a log interval and an epoch, at the end of an epoch, and at that of the run."""
-    stops = (3, 5, 7, LAST)
-    for step in stops:
-        stop = tiny.Stop(step)
-        with pytest.raises(Interrupted) as caught:
-            _train(tmp_path, stop)
-        assert (caught.value.step, caught.value.total_steps) == (step, LAST)
+def test_a_run_cut_off_again_and_again_is_the_undisturbed_one_bit_for_bit(whole, tmp_path, capsys):
+    """Killed, and stopped within a log interval and an epoch, at the end of an epoch, and at that of the run."""
+    settings, began = {"training.checkpoint_every": 3}, []
+    # Killed first with two validations behind it, whose best is kept, and no checkpoint to go on from.
+    for step, kill in ((11, True), (3, False), (5, False), (8, True), (LAST, False)):
+        best = checkpoint.steps(tmp_path / workdir.BEST)
+        stop = tiny.Stop(step, kill=kill)
+        with pytest.raises(tiny.Killed if kill else Interrupted) as caught:
+            _train(tmp_path, stop, **settings)
+        began.append(stop.asked[0] - 1)
         assert stop.asked[-1] == step
+        if kill:
+            with (tmp_path / metrics.FILE).open("a") as file:
+                file.write('{"step": 8, "lo')
+            continue
+        assert (caught.value.step, caught.value.total_steps) == (step, LAST)
         assert checkpoint.newest_whole(tmp_path / workdir.CHECKPOINTS) == (step, {})
-    last = tiny.Stop()
-    assert _train(tmp_path, last).steps == LAST
-    assert last.asked == list(range(stops[-1] + 1, LAST + 1))
+        if step == 3:
+            assert not checkpoint.steps(tmp_path / workdir.BEST)
+            assert [path.name for path in (tmp_path / workdir.SET_ASIDE).iterdir()] == [f"best-{best[0]}"]
+    assert began == [0, 0, 3, 5, 5]
     _assert_same_run(tmp_path, whole)
-
-
-def test_a_killed_run_goes_on_from_its_last_checkpoint_bit_for_bit(whole, tmp_path):
-    """From none, and from that of the fifth iteration."""
-    first, second, last = tiny.Stop(4, kill=True), tiny.Stop(8, kill=True), tiny.Stop()
-    for stop in (first, second):
-        with pytest.raises(tiny.Killed):
-            _train(tmp_path, stop)
-        with (tmp_path / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 8, "lo')
-    _train(tmp_path, last)
-    assert [stop.asked[0] for stop in (first, second, last)] == [1, 1, STEPS + 1]
-    _assert_same_run(tmp_path, whole)
-
-
-def test_what_was_best_after_the_last_checkpoint_is_found_anew(whole, tmp_path):
-    """Validated, and kept as best, at 5 and 10, before there was any checkpoint to go on from."""
-    settings = {"training.checkpoint_every": 3}
-    with pytest.raises(tiny.Killed):
-        _train(tmp_path, tiny.Stop(11, kill=True), **settings)
-    later = checkpoint.steps(tmp_path / workdir.BEST)
-    with pytest.raises(Interrupted):
-        _train(tmp_path, tiny.Stop(1), **settings)
-    assert not checkpoint.steps(tmp_path / workdir.BEST)
-    assert [path.name for path in (tmp_path / workdir.SET_ASIDE).iterdir()] == [f"best-{later[0]}"]
-    _train(tmp_path, **settings)
-    _assert_same_run(tmp_path, whole)
-
-
-@pytest.fixture(scope="module")
-def _stopped(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("stopped")
-    with pytest.raises(Interrupted):
-        _train(directory, tiny.Stop(12))
-    return directory
-
-
-@pytest.fixture
-def stopped(_stopped, tmp_path):
-    """A run that was stopped after the twelfth iteration."""
-    return shutil.copytree(_stopped, tmp_path, dirs_exist_ok=True)
-
-
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(whole, stopped, capsys):
-    damaged = stopped / workdir.CHECKPOINTS / "12"
-    (damaged / "note" / "metadata").write_text("{}")
-    _train(stopped)
     said = capsys.readouterr().out
-    assert f"checkpoint {damaged} is not used: note/metadata is not what was written" in said
-    assert (stopped / workdir.SET_ASIDE / "checkpoints-12" / "note" / "metadata").read_text() == "{}"
-    assert not damaged.exists()
-    _assert_same_run(stopped, whole)
+    assert "tiny: warning: batch norm sees 2 images on each of 4 devices" in said
+    assert "tiny: going on from iteration 3 of 15" in said
 
 
-def test_damaged_lines_of_the_metrics_cost_no_others(whole, stopped):
-    file = stopped / "metrics.jsonl"
+def test_what_is_damaged_is_left_out_and_the_rest_used(whole, tmp_path, capsys):
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    damaged, file = copy / workdir.CHECKPOINTS / str(LAST), copy / metrics.FILE
+    (damaged / "note" / "metadata").write_text("{}")
     first, *others = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"\xff\xfe" + first + b"".join([*others, b'{"step": ', b"[" * 100_000, b"\n3\n", b'{"step": 1']))
-    _train(stopped)
-    assert [line["step"] for line in metrics.read(file)] == [line["step"] for line in metrics.read(whole / file.name)][
-        1:
-    ]
+    _train(copy)
+    said = capsys.readouterr().out
+    assert f"checkpoint {damaged} is not used: note/metadata is not what was written" in said
+    assert (copy / workdir.SET_ASIDE / f"checkpoints-{LAST}" / "note" / "metadata").read_text() == "{}"
+    _assert_same_checkpoints(copy, whole)
+    lines = [metrics.read(directory / metrics.FILE) for directory in (copy, whole)]
+    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]][1:]
 
 
 # Diverged
 
 
-UNBOUND = {"training.max_log_density": 1e-9, "recovery.max_recoveries": 0}
-
-
-def test_a_diverged_run_names_the_iteration_and_keeps_the_last_checkpoint(one_epoch):
-    before = _checkpoint(one_epoch)
-    expected = r"diverged at iteration 6: .*max_log_density; the checkpoint of iteration 5 is kept"
-    with pytest.raises(UserError, match=expected) as caught:
-        _train(one_epoch, **UNBOUND)
-    assert "\n" not in str(caught.value)
-    assert checkpoint.newest_whole(one_epoch / workdir.CHECKPOINTS) == (5, {})
-    assert not tiny.differing(_checkpoint(one_epoch).tree, before.tree)
-
-
-def test_a_run_that_diverges_before_its_first_checkpoint_says_so(tmp_path):
-    with pytest.raises(UserError, match=r"diverged at iteration 1: .*there is no checkpoint yet"):
-        _train(tmp_path, **UNBOUND)
-
-
-def test_an_undone_iteration_is_not_saved_before_the_log_notices(whole, tmp_path):
-    with pytest.raises(Interrupted):
-        _train(tmp_path, tiny.Stop(9))
-    # The tenth is undone, a checkpoint is due after it, and a line of the log after the twelfth.
-    with pytest.raises(UserError, match=r"diverged at iteration 10: .*the checkpoint of iteration 9 is kept"):
-        _train(tmp_path, **UNBOUND)
-    assert checkpoint.newest_whole(tmp_path / workdir.CHECKPOINTS) == (9, {})
-    # What caused it is mended, and the run goes on as if it had not been.
-    _train(tmp_path)
-    _assert_same_run(tmp_path, whole)
-
-
-def test_an_undone_iteration_is_not_saved_by_an_interruption(one_epoch):
-    with pytest.raises((UserError, Interrupted)):
-        _train(one_epoch, tiny.Stop(7), **UNBOUND)
-    assert checkpoint.newest_whole(one_epoch / workdir.CHECKPOINTS) == (5, {})
-
-
-def test_the_metrics_of_a_loss_that_is_not_finite_are_json(one_epoch):
-    dataset = tiny.dataset()
-    nowhere = Split(dataset.train.images, np.full(tiny.TRAIN, tiny.CLASSES, np.int32))
-    dataset = dataclasses.replace(dataset, train=nowhere)
-    with pytest.raises(UserError, match="diverged at iteration 6"):
-        loop.train(tiny.config(**SETTINGS, **{"recovery.max_recoveries": 0}), dataset, one_epoch, "tiny", tiny.Stop())
-    assert _lines(one_epoch)[-1]["step"] == 8
+def test_an_undone_iteration_is_never_saved_and_a_mended_run_goes_on_and_may_grow(whole, tmp_path):
+    _train(tmp_path, **{"training.epochs": 1})
+    nowhere = Split(tiny.dataset().train.images, np.full(tiny.TRAIN, tiny.CLASSES, np.int32))
+    no_loss = dataclasses.replace(tiny.dataset(), train=nowhere)
+    config = tiny.config(**SETTINGS, **{"recovery.max_recoveries": 0})
+    # Noticed by an interruption, by a line of the log, and by a checkpoint that is due before that.
+    for kept, stop in ((5, 7), (5, -1), (9, -1)):
+        if kept == 9:
+            with pytest.raises(Interrupted):
+                _train(tmp_path, tiny.Stop(9))
+        before = _checkpoint(tmp_path)
+        expected = rf"^training diverged at iteration {kept + 1}: .*; the checkpoint of iteration {kept} is kept\."
+        with pytest.raises(UserError, match=expected) as caught:
+            loop.train(config, no_loss, tmp_path, "tiny", tiny.Stop(stop))
+        assert "\n" not in str(caught.value)
+        assert checkpoint.newest_whole(tmp_path / workdir.CHECKPOINTS) == (kept, {})
+        assert not tiny.differing(_checkpoint(tmp_path).tree, before.tree)
+        # What is not finite is JSON too.
+        logged = [line["step"] for line in _lines(tmp_path) if "epoch" in line]
+        assert logged[-1] == (8 if stop < 0 else 5)
+    assert _train(tmp_path).steps == LAST
+    _assert_same_checkpoints(tmp_path, whole)
 
 
 # Read back
@@ -374,66 +264,50 @@ def run_with_baseline(whole, tmp_path_factory):
     return directory
 
 
-def _validation(directory, step):
-    lines = _lines(directory)
-    return next(line for line in lines if line["step"] == step and "validation_accuracy" in line)
-
-
-def _measured(logits, split):
-    logits = np.asarray(logits(to_float(split.images)))
-    return classification.accuracy(logits, split.labels), classification.negative_log_likelihood(logits, split.labels)
-
-
 @pytest.mark.parametrize("baseline", [False, True])
 @pytest.mark.parametrize("best", [False, True])
 def test_load_gives_what_was_validated(run_with_baseline, baseline, best):
     loaded = jem_jax.load(str(run_with_baseline), baseline=baseline, best=best)
     trained_in = run_with_baseline / workdir.BASELINE if baseline else run_with_baseline
     step = checkpoint.steps(trained_in / (workdir.BEST if best else workdir.CHECKPOINTS))[-1]
-    expected = _validation(trained_in, step)
-    accuracy, nll = _measured(jax.jit(loaded.logits), tiny.dataset().validation)
-    assert accuracy == expected["validation_accuracy"]
+    [expected] = [line for line in _lines(trained_in) if line["step"] == step and "validation_accuracy" in line]
+    split = tiny.dataset().validation
+    logits = np.asarray(jax.jit(loaded.logits)(to_float(split.images)))
+    assert classification.accuracy(logits, split.labels) == expected["validation_accuracy"]
+    nll = classification.negative_log_likelihood(logits, split.labels)
     assert nll == pytest.approx(expected["validation_nll"], rel=1e-5)
     assert (loaded.buffer is None) == (baseline or best)
 
 
-def test_load_gives_the_buffer_and_the_settings(run_with_baseline):
+def test_a_loaded_model_has_the_buffer_the_settings_averaged_parameters_and_their_statistics(run_with_baseline):
     _, buffer, config = jem_jax.load(run_with_baseline)
     assert config == tiny.config(**SETTINGS)
     assert buffer.shape == (32, 1, 8, 8, 1)
     assert not tiny.differing(buffer, _checkpoint(run_with_baseline).tree["buffer"])
-
-
-def test_a_loaded_model_has_averaged_parameters_and_their_statistics(run_with_baseline):
     model = trained.read_model(run_with_baseline, workdir.read_facts(run_with_baseline))
     state = _checkpoint(run_with_baseline).tree["state"]
-    assert not tiny.differing(model.variables["params"], state["ema"])
-    assert tiny.differing(model.variables["params"], state["params"])
-    assert not tiny.differing(model.variables["batch_stats"], state["evaluation_stats"])
-    assert tiny.differing(model.variables["batch_stats"], state["model_state"]["batch_stats"])
+    for kind, own, other in (
+        ("params", state["ema"], state["params"]),
+        ("batch_stats", state["evaluation_stats"], state["model_state"]["batch_stats"]),
+    ):
+        assert not tiny.differing(model.variables[kind], own)
+        assert tiny.differing(model.variables[kind], other)
 
 
 def test_loaded_logits_have_a_gradient_for_each_image(run_with_baseline):
     logits = jem_jax.load(run_with_baseline).logits
-    x = to_float(tiny.dataset().test.images)
-    gradient = jax.grad(lambda x: logits(x).sum())(x)
+    x = to_float(tiny.dataset().test.images[:2])
+    gradient = jax.jit(jax.grad(lambda x: logits(x).sum()))(x)
     assert gradient.shape == x.shape
     assert np.abs(gradient).max() > 0
-    one = jax.vmap(lambda image: logits(image[None])[0])(x)
-    np.testing.assert_allclose(one, logits(x), rtol=1e-4, atol=1e-5)
+    one = jax.jit(jax.vmap(lambda image: logits(image[None])[0]))(x)
+    np.testing.assert_allclose(one, jax.jit(logits)(x), rtol=1e-4, atol=1e-5)
 
 
 def test_the_baseline_is_a_plain_classifier_of_the_same_settings():
-    config = tiny.config(**SETTINGS, **{"objective.p_xy": 0.5, "objective.energy_l2": 0.1})
-    plain = quantities.classifier_config(config)
-    assert (plain.objective.p_x, plain.objective.p_xy, plain.objective.energy_l2) == (0, 0, 0)
-    assert plain.objective.p_y_given_x == 1
-    assert (plain.model, plain.optimizer, plain.data, plain.training) == (
-        config.model,
-        config.optimizer,
-        config.data,
-        config.training,
-    )
+    joint = {"objective.p_xy": 0.5, "objective.energy_l2": 0.1}
+    plain = quantities.classifier_config(tiny.config(**SETTINGS, **joint))
+    assert plain == tiny.config(**SETTINGS, **{"objective.p_x": 0.0})
     assert quantities.buffer_size(plain, 3) == (0, 1)
 
 
