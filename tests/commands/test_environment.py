@@ -47,7 +47,7 @@ def _assert_same(run: Path) -> None:
 @pytest.mark.slow
 def test_jax_variables_change_nothing(tmp_path):
     variables = {name.upper(): "1" if value is True else str(value) for name, value in FLAGS.items()}
-    status, _, errors = Command(*SHORTEST, cwd=tmp_path, **variables).wait()
+    status, _, errors = Command(*TINY, cwd=tmp_path, **variables).wait()
     assert (status, errors) == (0, "")
     _assert_same(tmp_path / "runs" / "digits")
 
