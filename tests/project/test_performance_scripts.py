@@ -70,11 +70,13 @@ def measured(tmp_path, monkeypatch):
     return run
 
 
-def test_a_benchmark_keeps_every_case_and_compares_with_each_official_style(measured):
-    status, stored = measured("benchmark", "--preset=gpu", "--rounds=2")
+def test_a_benchmark_keeps_every_case_and_compares_with_each_official_style(measured, monkeypatch):
+    monkeypatch.setattr(scripts.load("benchmark"), "profile", lambda worker, name: {"of": name})
+    status, stored = measured("benchmark", "--preset=gpu", "--rounds=2", "--profile")
     assert status == 0
     first, second = stored["benchmark_gpu"]["summary"]["cases"][:2]
     assert first["programs"][0]["program"] == "jem_jax bfloat16"
+    assert [program.get("profile") for program in first["programs"]] == [{"of": "jem_jax bfloat16"}] + 4 * [None]
     assert len(first["programs"]) == 5
     # What takes minutes to compile is tried once.
     assert len(second["programs"]) == 4
@@ -107,14 +109,6 @@ def test_a_benchmark_that_is_cut_off_keeps_the_cases_before(measured, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         measured("benchmark", "--preset=gpu", "--rounds=1", worker=Cut)
     assert len(json.loads((tmp_path / "benchmark_gpu.json").read_text())["summary"]["cases"]) == 2
-
-
-def test_a_benchmark_takes_so_many_cases_and_profiles_our_program(measured, monkeypatch):
-    monkeypatch.setattr(scripts.load("benchmark"), "profile", lambda worker, name: {"of": name})
-    _, stored = measured("benchmark", "--preset=gpu", "--rounds=1", "--cases=1", "--profile")
-    (case,) = stored["benchmark_gpu"]["summary"]["cases"]
-    assert case["programs"][0]["profile"] == {"of": "jem_jax bfloat16"}
-    assert "profile" not in case["programs"][1]
 
 
 @pytest.mark.parametrize(("cores", "apart"), [(2, 0), (16, 1)])
