@@ -121,6 +121,7 @@ WRONG_SIZES = [
      "config.training.batch_size 2000 is larger than the 1167 training images"),
     (["training.labelled_batch_size=1200"],
      "config.training.labelled_batch_size 1200 is larger than the 1167 training images"),
+    (["data.labels_per_class=1000"], "config.data.labels_per_class 1000 is more than the "),
     (["model.factory=nowhere:network"], "config.model.factory 'nowhere:network' must be package.module:function"),
     (["model.factory=tiny:config"], "config.model.factory 'tiny:config' must be"),
     (["data.pad=8", "data.pad_mode=reflect"],
