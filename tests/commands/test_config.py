@@ -37,78 +37,53 @@ def _keys(settings, prefix=""):
             yield prefix + name
 
 
-def test_the_defaults_are_valid():
-    assert configuration.validate(configuration.default()) == Config()
-    assert configuration.validate({}) == Config()
+def test_the_defaults_are_valid_and_frozen():
+    assert configuration.validate(configuration.default()) == configuration.validate({}) == Config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().seed = 3
 
 
 def test_a_config_dict_and_nested_dicts_are_the_same_to_it():
+    # An integer is a float where a float is wanted.
     nested = {"sampler": {"num_steps": 40}, "optimizer": {"decay_epochs": [20, 30.5]}, "seed": 3}
     override = configuration.default()
     override.sampler.num_steps = 40
     override.optimizer.decay_epochs = (20.0, 30.5)
     override.seed = 3
-    expected = Config(
-        sampler=configuration.Sampler(num_steps=40),
-        optimizer=configuration.Optimizer(decay_epochs=(20.0, 30.5)),
-        seed=3,
-    )
-    assert configuration.validate(nested) == expected
-    assert configuration.validate(ml_collections.ConfigDict(nested)) == expected
-    assert configuration.validate(override) == expected
-
-
-def test_settings_survive_being_written_down():
-    config = configuration.validate({"model": {"norm": "batch"}, "optimizer": {"decay_epochs": (1, 2)}})
-    assert configuration.validate(configuration.as_dict(config)) == config
-
-
-def test_settings_are_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().seed = 3
-
-
-def test_an_integer_is_a_float_where_a_float_is_wanted():
-    assert configuration.validate({"sampler": {"step_size": 2}}).sampler.step_size == 2.0
+    optimizer = configuration.Optimizer(decay_epochs=(20.0, 30.5))
+    expected = Config(sampler=configuration.Sampler(num_steps=40), optimizer=optimizer, seed=3)
+    for settings in (nested, ml_collections.ConfigDict(nested), override, configuration.as_dict(expected)):
+        assert configuration.validate(settings) == expected
 
 
 # Each setting that is refused, and what the error says of it after "config.KEY ".
 REFUSED = [
     ("model.dept", 1, "is not a setting; did you mean config.model.depth?"),
     ("optimiser", 1, "is not a setting; did you mean config.optimizer?"),
-    ("sed", 1, "is not a setting; did you mean config.seed?"),
     ("model.xyzzy", 1, "is not a setting; there are: factory, depth, width"),
     ("num_steps", 1, "is not a setting; did you mean config.sampler.num_steps?"),
     ("nonsense", 1, "is not a setting; there are: data, model, sampler"),
     ("sampler.num_steps", 2.5, "must be of type int, not 2.5"),
     ("sampler.num_steps", "20", "must be of type int, not '20'"),
     ("sampler.num_steps", True, "must be of type int, not True"),
-    ("sampler.num_steps", None, "must be of type int, not None"),
     ("sampler.step_size", "1.0", "must be of type float, not '1.0'"),
-    ("sampler.step_size", True, "must be of type float, not True"),
     ("sampler.clip_x", 1, "must be of type bool, not 1"),
     ("model.norm", 3, "must be of type str, not 3"),
-    ("data.name", ("digits",), "must be of type str, not ('digits',)"),
     ("optimizer.decay_epochs", 20, "must be a tuple of numbers such as (20, 30), not 20"),
     ("optimizer.decay_epochs", ("a",), "must be a tuple of numbers such as (20, 30), not ('a',)"),
     ("model", 3, "must be a group of settings, not 3"),
     ("sampler.num_steps", 0, "must be at least 1 and at most 100000, not 0"),
-    ("training.keep_checkpoints", 1, "must be at least 2"),
     ("sampler.reinit_prob", 1.5, "must be at least 0 and at most 1, not 1.5"),
     ("sampler.step_size", 0.0, "must be above 0"),
     ("optimizer.decay_epochs", (3, 0), "must be above 0"),
     ("seed", -1, "must be at least 0"),
     ("seed", 2**31, "must be at least 0 and at most 2147483647"),
     ("optimizer.learning_rate", float("inf"), "must be above 0 and at most 100, not inf"),
-    ("objective.p_x", -float("inf"), "must be at least 0"),
-    ("seed", 10**400, "must be at least 0"),
     ("sampler.step_size", 10**400, "must be of type float"),
-    ("optimizer.decay_epochs", (10**400,), "must be a tuple of numbers"),
     ("model.norm", "bogus", "must be one of none, batch, instance, layer, act; not 'bogus'"),
-    ("data.place", "bogus", "must be one of auto, device, host; not 'bogus'"),
-    *[("model.depth", depth, f"must be 6n + 4 (10, 16, 22, 28, …), not {depth}") for depth in (11, 27)],
+    ("model.depth", 11, "must be 6n + 4 (10, 16, 22, 28, …), not 11"),
     *[("evaluation.ood_sets", names, f"must be names separated by commas, not {names!r}") for names in
-      (",", "digits,", " , mnist", " ")],
+      ("digits,", " , mnist", " ")],
     ("sampler.buffer_size", 32, "32 is smaller than config.training.batch_size 64"),
 ]  # fmt: skip
 
@@ -133,18 +108,12 @@ def _default(key):
     return value
 
 
-def test_a_network_of_ones_own_has_no_depth_to_be_wrong():
+def test_settings_that_do_not_matter_may_be_wrong_and_some_weight_must_be_above_0():
     assert configuration.validate({"model": {"depth": 11, "factory": "some.module:network"}}).model.depth == 11
-
-
-def test_an_objective_of_nothing_is_refused():
-    with pytest.raises(UserError, match="every weight is 0"):
-        configuration.validate({"objective": {"p_x": 0, "p_y_given_x": 0}})
-
-
-def test_a_plain_classifier_needs_no_buffer():
     config = configuration.validate({"sampler": {"buffer_size": 1}, "objective": {"p_x": 0}})
     assert (config.sampler.buffer_size, config.objective.p_x) == (1, 0)
+    with pytest.raises(UserError, match="every weight is 0"):
+        configuration.validate({"objective": {"p_x": 0, "p_y_given_x": 0}})
 
 
 def test_the_description_lists_every_setting_with_default_and_meaning():
@@ -167,22 +136,12 @@ def test_every_config_that_comes_with_the_package_is_valid(path):
     assert f"--config=configs/{path.name}" in module.__doc__
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("model.norm", "x" * 10_000),
-        ("sampler.num_steps", "x" * 10_000),
-        ("sampler.num_steps", 1 << 20_000),
-        ("optimizer.decay_epochs", ("x" * 100,) * 100),
-        ("data", list(range(10_000))),
-        ("y" * 10_000, 1),
-    ],
-    ids=["text", "text for a number", "number", "tuple", "group", "key"],
-)
-def test_an_overlong_value_is_cut(key, value):
-    with pytest.raises(UserError) as caught:
-        configuration.validate(_nested(key, value))
-    assert len(str(caught.value)) < 400
+def test_an_overlong_value_is_cut():
+    for key, value in (
+        ("model.norm", "x" * 10_000), ("sampler.num_steps", "x" * 10_000), ("sampler.num_steps", 1 << 20_000),
+        ("optimizer.decay_epochs", ("x" * 100,) * 100), ("data", list(range(10_000))), ("y" * 10_000, 1),
+    ):  # fmt: skip
+        assert len(_error(key, value)) < 400
 
 
 def test_removed_settings_of_an_earlier_version_are_left_out():

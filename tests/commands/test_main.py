@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import SHORT, TINY, Command, contents, finished_run, metrics
+from command import SHORT, SHORTEST, TINY, Command, contents, finished_run, metrics
 from PIL import Image
 
 import jem_jax
@@ -77,9 +77,8 @@ def test_the_whole_command_as_the_readme_has_it(tmp_path):
     assert _accuracy(report) in output
 
 
-def test_a_classifier_of_the_same_shape_is_trained_and_evaluated_beside_it(tmp_path, capsys):
-    run = tmp_path / "run"
-    assert main([*TINY, f"--workdir={run}", "--config.training.baseline=true"]) == 0
+def test_a_classifier_of_the_same_shape_is_trained_and_evaluated_beside_it(run, capsys):
+    assert main([*SHORTEST, f"--workdir={run}", "--config.training.baseline=true"]) == 0
     report = _report(run)
     assert {"jem", "baseline", "run", "sections"} <= report.keys()
     for model in (report["jem"], report["baseline"]):
@@ -120,7 +119,7 @@ def test_a_finished_run_is_evaluated_again_where_the_settings_of_that_changed(ru
 
 
 def test_overwrite_starts_anew(run):
-    assert main([*TINY, f"--workdir={run}", "--overwrite", "--config.seed=1"]) == 0
+    assert main([*SHORTEST, f"--workdir={run}", "--overwrite", "--config.seed=1"]) == 0
     assert json.loads((run / "run.json").read_text())["config"]["seed"] == 1
     assert metrics(run)[0]["step"] == 1
     assert metrics(run) != metrics(finished_run())

@@ -37,13 +37,7 @@ def test_parts_of_the_data_set_are_joined_and_kept(tmp_path):
 
 @pytest.mark.slow
 def test_an_entry_can_be_rehearsed_on_a_cpu(tmp_path):
-    command = [
-        sys.executable,
-        "experiments/gpu_queue.py",
-        "--rehearse",
-        f"--runs={tmp_path}",
-        f"--out={tmp_path / 'out'}",
-    ]
+    command = [sys.executable, "experiments/gpu_queue.py", "--rehearse", f"--runs={tmp_path}", f"--out={tmp_path}/out"]
     subprocess.run([*command, "ten_minutes"], cwd=ROOT, check=True, timeout=300)
     result = json.loads((tmp_path / "out" / "ten_minutes_tiny.json").read_text())
     assert result["status"] == 0

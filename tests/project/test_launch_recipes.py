@@ -4,7 +4,6 @@ import re
 import subprocess
 from pathlib import Path
 
-import pytest
 import yaml
 
 from jem_jax.commands import config_files
@@ -13,11 +12,6 @@ from jem_jax.main import _parser
 
 LAUNCH = Path(__file__).parents[2] / "docs" / "launch"
 RECIPES = ("tpu_pod.sh", "slurm.sbatch", "kubernetes_jobset.yaml")
-
-
-@pytest.mark.parametrize("name", ["tpu_pod.sh", "slurm.sbatch"])
-def test_shell_scripts_parse(name):
-    subprocess.run(["bash", "-n", LAUNCH / name], check=True)
 
 
 def _manifests():
@@ -46,15 +40,14 @@ def test_the_kubernetes_account_is_the_one_that_may_ask():
     assert job["template"]["spec"]["template"]["spec"]["serviceAccountName"] == account
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_one_bare_flag_and_say_that_nobody_tried_them(name):
-    text = (LAUNCH / name).read_text()
-    assert re.search(r"\bUntried\b", text)
-    assert re.search(r"--distributed\b", text)
-    assert "--coordinator_address" not in text
-
-
-def test_the_readme_names_every_recipe():
-    text = (LAUNCH / "README.md").read_text()
+def test_recipes_parse_are_one_bare_flag_say_that_nobody_tried_them_and_are_named():
+    readme = (LAUNCH / "README.md").read_text()
     assert {path.name for path in LAUNCH.iterdir()} == {"README.md", *RECIPES}
-    assert all(f"]({name})" in text for name in RECIPES)
+    for name in RECIPES:
+        if not name.endswith(".yaml"):
+            subprocess.run(["bash", "-n", LAUNCH / name], check=True)
+        text = (LAUNCH / name).read_text()
+        assert re.search(r"\bUntried\b", text), name
+        assert re.search(r"--distributed\b", text), name
+        assert "--coordinator_address" not in text, name
+        assert f"]({name})" in readme

@@ -35,23 +35,17 @@ def imports() -> list[tuple[str, str]]:
 
 def test_folders_import_downwards_only():
     for importer, imported in imports():
-        if importer in TYPED or (imported == "config" and layer(importer) not in ("paper", "evaluation")):
+        own = layer(importer)
+        if importer in TYPED:
             continue
         if importer == "config":
-            assert layer(imported) in ("paper", "common"), f"config imports {imported}"
-            continue
-        above, below = layer(importer), layer(imported)
-        assert ORDER.index(above) <= ORDER.index(below), f"{importer} imports {imported}"
-
-
-def test_the_paper_and_evaluation_import_no_other_folder():
-    for importer, imported in imports():
-        if layer(importer) == "paper" and importer not in {*TYPED, "config"}:
-            assert layer(imported) == "paper", f"{importer} imports {imported}"
+            allowed = ("paper", "common")
+        elif own in ("paper", "evaluation"):
+            allowed = (own, "paper")
             assert imported != "config", f"{importer} imports config"
-        if layer(importer) == "evaluation":
-            assert layer(imported) in ("evaluation", "paper"), f"{importer} imports {imported}"
-            assert imported != "config", f"{importer} imports config"
+        else:
+            allowed = ORDER[ORDER.index(own) :]
+        assert layer(imported) in allowed, f"{importer} imports {imported}"
 
 
 def test_no_import_cycle():

@@ -31,9 +31,8 @@ def test_the_wheel_holds_every_module_and_config_and_the_type_marker(wheel):
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "jem_jax").rglob("*.py")}
     configs = {f"jem_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
     assert modules | configs | {"jem_jax/py.typed"} <= names
-    assert not [
-        name for name in names if name.startswith(("configs/", "tests/", "experiments/")) or name.endswith(".npz")
-    ]
+    outside = ("configs/", "tests/", "experiments/")
+    assert not [name for name in names if name.startswith(outside) or name.endswith(".npz")]
 
 
 @pytest.mark.slow

@@ -11,14 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from command import HELPERS, TINY, metrics, steps_logged
+from command import HELPERS, SHORTEST, metrics, steps_logged
 
 ROOT = Path(__file__).parents[2]
 NAME, SLOTS, BATCH, STEPS = "slice", 65_536, 64, 36
 RUN = (
-    *TINY, f"--config.sampler.buffer_size={SLOTS}", "--config.training.epochs=2", "--config.data.place=host",
+    *SHORTEST, f"--config.sampler.buffer_size={SLOTS}", "--config.training.epochs=2", "--config.data.place=host",
     f"--config.training.batch_size={BATCH}",
-    "--config.evaluation.sections=classification",
 )  # fmt: skip
 WATCHED = """
 import json, os, sys
@@ -84,11 +83,8 @@ cp {bin_dir}/jem-jax jem-jax && chmod +x pip
             "SHARED": str(tmp_path), "JAX_NUM_CPU_DEVICES": "2",
         }  # fmt: skip
         recipe = [ROOT / "docs" / "launch" / "tpu_pod.sh", *RUN]
-        started.append(
-            subprocess.Popen(
-                recipe, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(recipe, cwd=ROOT, env=environment, **pipes))
         return started[-1]
 
     yield start

@@ -12,7 +12,7 @@ import numpy as np
 from jem_jax.distributed import processes
 from jem_jax.runs.checkpoint import Checkpoints
 
-STEPS = 40
+STEPS = 20
 
 
 def _main(address: str, number: int, folder: Path) -> None:
