@@ -147,7 +147,8 @@ def _tests(tree: Path, environment: Path) -> dict[str, dict[str, float]]:
             cpu_seconds = round(usage.ru_utime + usage.ru_stime, 1)
             found[name] = {"seconds": round(time.time() - began, 1), "cpu_seconds": cpu_seconds, "status": ended}
     both = [found[name] for name in tuple(TESTS)[:2] if name in found]
-    found["README's command and slow tests"] = {name: round(sum(one[name] for one in both), 1) for name in ("seconds", "cpu_seconds")}
+    sums = {name: round(sum(one[name] for one in both), 1) for name in ("seconds", "cpu_seconds")}
+    found["README's command and slow tests"] = sums
     return found
 
 
