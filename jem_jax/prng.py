@@ -59,7 +59,7 @@ def integers(key: Array, shape: tuple[int, ...], bound: int | np.ndarray | Array
     Returns:
       int32, of `shape`.
     """
-    return (jax.random.bits(key, shape) % jnp.asarray(bound, jnp.uint32)).astype(jnp.int32)
+    return (jax.random.bits(key, shape, jnp.uint32) % jnp.asarray(bound, jnp.uint32)).astype(jnp.int32)
 
 
 def of_batch(key: Array, batch_size: int) -> Array:

@@ -79,7 +79,7 @@ def draw(key: Array, buffer: Array, fresh: Array, *, reinit_prob: float, labels:
     batch_size = fresh.shape[0]
     chex.assert_equal_shape([buffer[0, 0], fresh[0]])
     # One draw for both: each takes a loop of its own in the compiled program.
-    bits = jax.vmap(lambda k: jax.random.bits(k, (2,)))(prng.of_batch(key, batch_size))
+    bits = jax.vmap(lambda k: jax.random.bits(k, (2,), jnp.uint32))(prng.of_batch(key, batch_size))
     slots = _slots(bits[:, 0], buffer.shape[0])
     stored = buffer[slots, _classes(buffer, labels, slots.shape)]
     again = (bits[:, 1] >> 8).astype(jnp.float32) * 2.0**-24 < reinit_prob

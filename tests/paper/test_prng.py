@@ -50,6 +50,12 @@ def test_integers_are_uniform_below_their_bounds():
         assert np.sum((observed - count / number) ** 2) / (count / number) < number + 5 * np.sqrt(2 * number)
 
 
+def test_float64_changes_no_integers():
+    usual = prng.integers(jax.random.key(0), (20,), 1000)
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(prng.integers(jax.random.key(0), (20,), 1000), usual)
+
+
 def test_streams_differ_from_each_other_from_iterations_and_from_recoveries():
     run = jax.random.key(0)
     streams = [prng.stream(run, name) for name in prng.STREAMS]

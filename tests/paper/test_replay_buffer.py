@@ -118,6 +118,15 @@ def test_fresh_chains_and_a_new_buffer_are_uniform_and_differ_between_examples_a
     assert (one_class.shape, one_class.dtype) == ((5, 1, 4, 2), jnp.float32)
 
 
+def test_float64_changes_neither_slots_nor_who_starts_afresh():
+    buffer, fresh = np.zeros((640, 1, 2), np.float32), np.ones((64, 2), np.float32)
+    usual = replay_buffer.draw(KEY, buffer, fresh, reinit_prob=0.5)
+    with jax.enable_x64(True):
+        double = replay_buffer.draw(KEY, buffer, fresh, reinit_prob=0.5)
+    assert 0 < np.mean(usual.x) < 1
+    jax.tree.map(np.testing.assert_array_equal, double, usual)
+
+
 # What is written.
 
 
