@@ -70,8 +70,10 @@ def main() -> None:
             summary = {"command": _compared(rounds)}
     path = RESULTS / "minutes.json"
     old = json.loads(path.read_text()) if path.exists() else {"summary": {}, "runs": {}}
+    summary = old["summary"] | summary
     command = f"python -m experiments.speed.minutes --against={given.against} --rounds={given.rounds}"
-    store("minutes", command, old["summary"] | summary, old["runs"] | found)
+    command += "".join(f", again with --{part}" for part in ("tests", "step") if part in summary)
+    store("minutes", command, summary, old["runs"] | found)
 
 
 def _round(tree: Path, scratch: Path) -> dict[str, dict[str, float]]:
@@ -124,9 +126,9 @@ def _iteration(tree: Path, workdir: Path) -> float:
     config = PAPER if (tree / PAPER).exists() else CONFIG
     flags = ("training.epochs=8", "training.baseline=False", "evaluation.sections=classification")
     command = [sys.executable, "-m", "jem_jax.main", f"--config={config}", f"--workdir={workdir}"]
+    command += [f"--config.{flag}" for flag in flags]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
-    flagged = [*command, *(f"--config.{flag}" for flag in flags)]
-    subprocess.run(flagged, cwd=tree, env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=tree, env=environment, check=True, stdout=subprocess.DEVNULL)
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return 1e3 / statistics.median([line["iterations_per_second"] for line in lines if "loss" in line][1:])
 

@@ -1,9 +1,9 @@
 """Signs that a training diverges, looked for in every iteration, as pure functions on arrays.
 
 An iteration is *unfit* where its loss or gradients are not finite or its |log p~| runs away; it must not enter the
-state. Four slower faults leave every number finite. They count once they have lasted for some iterations: data and
-samples lie too far apart in log p~, the samples of a batch have become alike, they have left the range of the data, or
-the classifier has forgotten what it knew. The watch records the first alarm, which the host reads later.
+state. Four slower faults leave every number finite, and count once they have lasted for some iterations. Data and
+samples lie too far apart in log p~. The samples of a batch have become alike, or have left the range of the data. The
+classifier has forgotten what it knew. The watch records the first alarm, which the host reads later.
 
 Devices exchange the images' moments rather than measures made of them, so that any number of devices decides alike.
 """

@@ -98,8 +98,10 @@ class _Training:
     @property
     def step_fn(self) -> Step:
         """The compiled step of the next iteration."""
-        self.begin_compiling([self.program])
-        return self.compiling[self.program].result()
+        program = self.program
+        if program not in self.compiling:
+            self.begin_compiling([program])
+        return self.compiling[program].result()
 
     def begin_compiling(self, programs: Collection[Program]) -> None:
         """Begins to compile those of the programs that are not; each is checked to return what a checkpoint can hold.
@@ -107,10 +109,11 @@ class _Training:
         It needs shapes alone, so that the first state and buffer can be made meanwhile.
         """
         missing = [program for program in programs if program not in self.compiling]
-        if missing:
-            state, buffer = template(self.config, self.dataset.image_shape, self.dataset.num_classes)
-            rows = None if buffer is None else devices.rows_of(buffer)
-            data, self.compiling_since = self.setup.data.at(self.step), time.monotonic()
+        if not missing:
+            return
+        self.compiling_since = time.monotonic()
+        state, buffer = template(self.config, self.dataset.image_shape, self.dataset.num_classes)
+        rows, data = None if buffer is None else devices.rows_of(buffer), self.setup.data.at(self.step)
         for program in missing:
             traced = preflight.trace(self.setup.step(program), state, rows, data)
             self.compiling[program] = self.compilers.submit(traced.compile)
