@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import SHORT, SHORTEST, TINY, Command, contents, finished_run, metrics
+from command import SHORTEST, TINY, contents, finished_run, metrics
 from PIL import Image
 
-import jem_jax
 from jem_jax import config as configuration
 from jem_jax.common.errors import UserError
 from jem_jax.main import main
@@ -49,32 +48,6 @@ def _report(run: Path) -> dict:
 def _accuracy(report: dict) -> str:
     """As the command prints it."""
     return f"{100 * report['jem']['accuracy']:.2f} %"
-
-
-@pytest.mark.slow
-def test_the_whole_command_as_the_readme_has_it(tmp_path):
-    arguments = (*SHORT, "--config=configs/digits.py")
-    status, output, errors = Command(*arguments, cwd=tmp_path, flags="").wait(300)
-    assert (status, errors) == (0, "")
-    run = tmp_path / "runs" / "digits"
-
-    report = _report(run)
-    assert report["run"]["iterations"] == 18
-    assert report["run"]["split_sizes"] == {"train": 1167, "validation": 130, "test": 500}
-    assert report["run"]["seconds"].keys() == {"training", "evaluation"}
-    assert report["sections"].keys() == {"classification", "samples"}
-    assert report["run"]["versions"]["jem_jax"] == jem_jax.__version__
-
-    pictures = [run / "report" / f"{name}.png" for name in ("samples", "samples_by_class", "buffer_by_class")]
-    for picture in (*pictures, run / "samples" / "buffer_0000018.png"):
-        assert _is_a_picture(picture)
-
-    # What is about to happen, what came of it, and where to look.
-    assert "JEM: 4 CPU devices; 77,418 parameters; " in output
-    assert "18 iterations will take about" in output
-    for path in (*pictures, run / "report" / "report.json", run / "report" / "report.html"):
-        assert str(path.relative_to(tmp_path)) in output
-    assert _accuracy(report) in output
 
 
 def test_a_classifier_of_the_same_shape_is_trained_and_evaluated_beside_it(run, capsys):

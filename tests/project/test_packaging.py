@@ -8,8 +8,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
-from command import HELPERS, TINY
+from command import SHORT
+from PIL import Image
+
+import jem_jax
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,21 +40,37 @@ def test_the_wheel_holds_every_module_and_config_and_the_type_marker(wheel):
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_runs_a_config_that_came_with_it(wheel, tmp_path):
+def test_an_installed_wheel_runs_the_readmes_command(wheel, tmp_path):
     target = tmp_path / "site"
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, wheel], check=True
     )
-    # The tests' folder has the network.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(target), str(HELPERS)])}
-    where = subprocess.run(
-        [sys.executable, "-c", "import jem_jax; print(jem_jax.__file__)"],
-        cwd=tmp_path, env=environment, check=True, capture_output=True, text=True,
-    )  # fmt: skip
+    # Compiled as users do: without the tests' own flags.
+    how = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(target), "XLA_FLAGS": ""}}
+    how |= {"capture_output": True, "text": True}
+    where = subprocess.run([sys.executable, "-c", "import jem_jax; print(jem_jax.__file__)"], **how)
     assert Path(where.stdout.strip()).is_relative_to(target)
-    script = target / "bin" / "jem-jax"
-    subprocess.run(
-        [sys.executable, script, *TINY, "--config=configs/digits.py"], cwd=tmp_path, env=environment, check=True
-    )
-    report = json.loads((tmp_path / "runs" / "digits" / "report" / "report.json").read_text())
-    assert 0 <= report["jem"]["accuracy"] <= 1
+    ended = subprocess.run([sys.executable, target / "bin" / "jem-jax", *SHORT, "--config=configs/digits.py"], **how)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    output = ended.stdout
+
+    run = tmp_path / "runs" / "digits"
+    report = json.loads((run / "report" / "report.json").read_text())
+    assert report["run"]["iterations"] == 18
+    assert report["run"]["split_sizes"] == {"train": 1167, "validation": 130, "test": 500}
+    assert report["run"]["seconds"].keys() == {"training", "evaluation"}
+    assert report["sections"].keys() == {"classification", "samples"}
+    assert report["run"]["versions"]["jem_jax"] == jem_jax.__version__
+
+    pictures = [run / "report" / f"{name}.png" for name in ("samples", "samples_by_class", "buffer_by_class")]
+    for picture in (*pictures, run / "samples" / "buffer_0000018.png"):
+        pixels = np.asarray(Image.open(picture).convert("L"))
+        assert min(pixels.shape) > 8
+        assert len(np.unique(pixels)) > 8
+
+    # What is about to happen, what came of it, and where to look.
+    assert "JEM: 4 CPU devices; 77,418 parameters; " in output
+    assert "18 iterations will take about" in output
+    for path in (*pictures, run / "report" / "report.json", run / "report" / "report.html"):
+        assert str(path.relative_to(tmp_path)) in output
+    assert f"{100 * report['jem']['accuracy']:.2f} %" in output

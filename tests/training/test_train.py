@@ -4,11 +4,11 @@ import dataclasses
 import json
 import shutil
 
+import compilation
 import jax
 import numpy as np
 import pytest
 import tiny
-from command import TINY, Command, restored
 from command import metrics as metrics_of
 
 import jem_jax
@@ -169,15 +169,12 @@ def test_a_finished_run_returns_at_once(whole, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_streamed_images_train_as_resident_ones_do(tmp_path):
+def test_streamed_images_train_as_resident_ones_do(tmp_path, monkeypatch):
     # With XLA's own fusions, of which other tests do without: only with those do both programs round alike.
-    arguments = (*TINY, "--config.evaluation.sections=training")
-    places = {place: Command(*arguments, f"--config.data.place={place}", f"--workdir={place}", cwd=tmp_path,
-                             flags="--xla_backend_optimization_level=0") for place in ("device", "host")}  # fmt: skip
-    assert [command.wait()[0] for command in places.values()] == [0, 0]
-    resident, streamed = (tmp_path / place for place in places)
-    assert not tiny.differing(restored(resident).tree, restored(streamed).tree)
-    assert metrics_of(resident) == metrics_of(streamed)
+    monkeypatch.setattr(devices, "_on_cpu", lambda **_: compilation.hlo_of_users())
+    for place in ("device", "host"):
+        _train(tmp_path / place, **{"data.place": place})
+    _assert_same_run(tmp_path / "device", tmp_path / "host")
 
 
 # Interrupted

@@ -1,0 +1,92 @@
+"""What a model folder's log p~ says of other images, and how much of its accuracy an attack leaves; on a CPU.
+
+    python -m experiments.paper.model_scores experiments/models/cifar10 --data=cifar10.npz --outside=cifar100.npz
+
+A report measures more, with chains for every image, for which a CPU takes hours.
+"""
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import jem_jax
+from experiments.runs import RESULTS
+from jem_jax import datasets, energy
+from jem_jax.augment import to_float
+from jem_jax.config import Data
+from jem_jax.datasets import ood_sets
+from jem_jax.evaluation import adversarial, ood
+
+BATCH = 50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, help="a model folder")
+    parser.add_argument("--data", required=True, help="its data, as config.data.name has it")
+    parser.add_argument("--outside", nargs="*", default=[], help="other data sets")
+    parser.add_argument("--images", type=int, default=2000, help="of each set, at most")
+    parser.add_argument("--attacked", type=int, default=500, help="test images that are attacked")
+    flags = parser.parse_args()
+    started = time.monotonic()
+    logits, _, config = jem_jax.load(flags.model)
+    data = Data(name=flags.data)
+    test = datasets.load(data).test
+    logits_fn = jax.jit(logits)
+    chosen = test.rows(np.random.default_rng(config.seed).permutation(len(test))[: flags.images])
+    sets = ood_sets.builtin(test, flags.images, config.seed)
+    for name in flags.outside:
+        sets[Path(name).stem] = ood_sets.named(data, name, test.images.shape[1:], flags.images, config.seed)
+
+    def log_density(images: np.ndarray) -> np.ndarray:
+        return np.asarray(energy.log_density(in_batches(logits_fn, images)))
+
+    inside = log_density(to_float(chosen.images))
+    found = {name: ood.detection(inside, log_density(outside.images))._asdict() for name, outside in sets.items()}
+    attacked = chosen.rows(np.arange(flags.attacked))
+    robust = {norm: accuracy_under(logits, attacked, norm, epsilon) for norm, epsilon in (("l2", 0.5), ("linf", 0.03))}
+    result = {
+        "command": "python -m experiments.paper.model_scores "
+        f"{flags.model} --data={Path(flags.data).name} --outside {' '.join(Path(name).name for name in flags.outside)} "
+        f"--images={flags.images} --attacked={flags.attacked}",
+        "machine": f"{jax.device_count()} device, {platform.machine()} CPU",
+        "seconds": round(time.monotonic() - started),
+        "jem": {"ood": {name: {"log_density": scores} for name, scores in found.items()}, "pgd": robust},
+        "attack": {"images": flags.attacked, "steps": 20, "restarts": 1},
+        "inside": len(inside),
+    }
+    path = RESULTS / f"{flags.model.name}_model.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["jem"], indent=1), path, sep="\n")
+
+
+def in_batches(function, *arrays: np.ndarray) -> np.ndarray:
+    """`function` of arrays [N, ...], some rows at a time; the last rows are padded, so that one program serves all."""
+    results = []
+    for start in range(0, len(arrays[0]), BATCH):
+        rows = np.minimum(np.arange(start, start + BATCH), len(arrays[0]) - 1)
+        results.append(np.asarray(function(*(array[rows] for array in arrays))))
+    return np.concatenate(results)[: len(arrays[0])]
+
+
+def accuracy_under(logits, attacked, norm: str, epsilon: float) -> dict[str, float]:
+    """The share of images that are right without an attack and with one of 20 steps."""
+    attack = jax.jit(
+        lambda x, labels: adversarial.pgd(
+            jax.random.key(0), lambda _, x: logits(x), x, labels, epsilon, norm=norm, num_steps=20, until_all_fall=True
+        )[1]
+    )
+    clean = in_batches(
+        lambda x, labels: logits(x).argmax(axis=-1) == labels, to_float(attacked.images), attacked.labels
+    )
+    margins = in_batches(attack, to_float(attacked.images), attacked.labels)
+    return {"0": float(clean.mean()), f"{epsilon:g}": float((margins < 0).mean())}
+
+
+if __name__ == "__main__":
+    main()
