@@ -164,7 +164,7 @@ def _run(name: str, entry: Entry, flags: argparse.Namespace, environment: Any) -
     folder = flags.runs / (f"{name}_tiny" if flags.rehearse else name.removesuffix("_report"))
     settings = [f"data.name={flags.data}", *entry.settings, *flags.set]
     if flags.rehearse:
-        settings = [*entry.settings, *_TINY]
+        settings = [*entry.settings, *_TINY, *flags.set]
     command = [
         sys.executable, "-m", "jem_jax.main", f"--config=configs/{entry.config}.py", f"--workdir={folder}",
         *(f"--config.{setting}" for setting in settings),

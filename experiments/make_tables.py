@@ -119,11 +119,17 @@ def overview() -> str:
         ("cifar10_fast", "cifar10_fast", "one H200", ""),
         ("cifar10_ten_minutes", "queue/ten_minutes_late_p_x", "one H200, p(x) from 40 % on", "cifar10"),
     ):
-        rows.append((_named(name, stored), *_run_cells(stored_run(stored)[1], machine), _model(model)))
+        rows.append((_named(name, stored), *_run_cells(_with_scores(stored, model), machine), _model(model)))
     name = _named("fashion_mnist_fast", SHIPPED)
-    rows.append((name, *_run_cells(stored_run(SHIPPED)[1], "2 CPU cores"), _model("fashion_mnist")))
+    rows.append((name, *_run_cells(_with_scores(SHIPPED, "fashion_mnist"), "2 CPU cores"), _model("fashion_mnist")))
     heads = ("config, raw result", "training", "test accuracy, %", "ECE, %", "AUROC, log p~", "PGD L2 0.5, %", "model")
     return table(heads, rows)
+
+
+def _with_scores(stored: str, model: str) -> Numbers:
+    """A stored run, with what was measured afterwards of the model folder that it became."""
+    run = stored_run(stored)[1]
+    return {**run, "jem": run["jem"] | read(f"{model}_model")["jem"]} if model else run
 
 
 def stored_run(stored: str) -> tuple[str, Numbers]:
@@ -157,6 +163,24 @@ def _run_cells(run: Numbers, machine: str) -> tuple[str, ...]:
         f"{statistics.mean(scores):.2f}" if scores else "–",
         "–" if robust is None else f"{100 * robust:.1f}",
     )
+
+
+def model_scores() -> str:
+    """What log p~ of the models that come with the code detects, and what an attack leaves of their accuracy."""
+    found = {name: read(f"{name}_model") for name in ("cifar10", "fashion_mnist")}
+    sets = list(dict.fromkeys(key for result in found.values() for key in result["jem"]["ood"]))
+    rows = [
+        (key.replace("_", " "), *(
+            f"{scores[key]['log_density']['auroc']:.2f}" if key in scores else "–"
+            for scores in (result["jem"]["ood"] for result in found.values())
+        ))
+        for key in sets
+    ]  # fmt: skip
+    for norm, epsilon, title in (("l2", "0", "no attack"), ("l2", "0.5", "L2 0.5"), ("linf", "0.03", "L∞ 0.03")):
+        accuracies = [result["jem"]["pgd"][norm][epsilon] for result in found.values()]
+        rows.append((f"accuracy, {title}, %", *(f"{100 * accuracy:.1f}" for accuracy in accuracies)))
+    commands = "\n\n".join(f"`{result['command']}`, {result['seconds']} s, 2 CPU cores." for result in found.values())
+    return f"{table(('', *found), rows)}\n\n{commands}"
 
 
 # --- results.md: digits ---
@@ -687,6 +711,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10-ten-minutes": partial(single_runs, {"queue/ten_minutes_late_p_x": "JEM, p(x) from 40 % on",
                                                  "queue/classifier": "cross-entropy alone"}),
     "fashion-mnist-fast": partial(single_runs, {SHIPPED: "JEM"}),
+    "model-scores": model_scores,
     "divergence-few-steps": partial(divergence, "few steps"),
     "divergence-harsh": partial(divergence, "harsh"),
     "divergence-healthy": healthy,

@@ -43,7 +43,7 @@ def _assert_same(run, other):
 
 
 @pytest.mark.slow
-def test_stopped_killed_and_gone_on_with_it_is_the_same_run_bit_for_bit(undisturbed, tmp_path):
+def test_stopped_killed_and_gone_on_with_it_is_the_same_run_bit_for_bit(undisturbed, tmp_path, capsys):
     run = tmp_path / "runs" / "digits"
     moments = (
         (signal.SIGINT, lambda: steps_logged(run) >= 3, 130),
@@ -65,9 +65,10 @@ def test_stopped_killed_and_gone_on_with_it_is_the_same_run_bit_for_bit(undistur
         stopped = checkpoint.steps(run / "checkpoints")[-1]
         assert f"stopped at iteration {stopped} of {STEPS}; saved in runs/digits. The same command goes on" in output
         assert checkpoint.damage(run / "checkpoints" / str(stopped)) is None
-    ended, output, errors = Command(*LONG, cwd=tmp_path).wait()
-    assert (ended, errors) == (0, "")
-    assert f"JEM: going on from iteration {stopped} of {STEPS}" in output
+    assert main([*LONG, f"--workdir={run}"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert f"JEM: going on from iteration {stopped} of {STEPS}" in said.out
     _assert_same(run, undisturbed)
 
 
