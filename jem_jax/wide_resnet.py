@@ -41,7 +41,8 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[B, H, W, C] -> [B, ⌈H/stride⌉, ⌈W/stride⌉, features] in `dtype`."""
         channels = x.shape[-1]
-        init = _uniform(self.size**2 * channels)
+        # Flax traces the initialiser in every pass, to compare shapes; zeros are traced in a tenth of the time.
+        init = _uniform(self.size**2 * channels) if self.is_initializing() else nn.initializers.zeros
         kernel = self.param("kernel", init, (self.size, self.size, channels, self.features))
         bias = self.param("bias", init, (self.features,))
         y = convolution.conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)

@@ -288,6 +288,9 @@ def _compile_and_announce(training: _Training, title: str) -> None:
         if warning and processes.is_first():
             print(f"{title}: {warning}", flush=True)
     training.begin_compiling(training.programs_to_come)
+    # While the compiler works.
+    variables, last = training.state.evaluation_variables, setup.phases[-1].program
+    flops = forecast.flops_per_iteration(training.config, setup.network, variables, training.dataset.image_shape, last)
     steps = {program: compiling.result() for program, compiling in training.compiling.items()}
     compiled = time.monotonic() - training.compiling_since
     seconds = {
@@ -300,10 +303,6 @@ def _compile_and_announce(training: _Training, title: str) -> None:
     edges = [step, *(phase.first for phase in phases), training.total_steps]
     left = sum(
         (end - first) * seconds[program] for program, first, end in zip(programs, edges, edges[1:], strict=False)
-    )
-    variables = training.state.evaluation_variables
-    flops = forecast.flops_per_iteration(
-        training.config, setup.network, variables, training.dataset.image_shape, programs[-1]
     )
     if processes.is_first():
         several = f"{len(seconds)} programs " if len(seconds) > 1 else ""
