@@ -285,17 +285,8 @@ def variant(kind, state):
     if kind == "float64":
         return {key: value.astype(np.float64) for key, value in state.items()}
     state = {key: value for key, value in state.items() if not key.startswith("f.linear")}
-    if kind == "SADA-JEM":
-        return state
-    lists = {"f.layer1.": 0, "f.layer2.": 1, "f.layer3.": 2, "f.bn1.": 3}
-    repeats = {}
-    for key, value in state.items():
-        if key.startswith("f.conv1."):
-            repeats[key.replace("f.conv1", "f.layer_one")] = value
-        for start, index in lists.items():
-            if key.startswith(start):
-                repeats[f"f.other_layers.{index}.{key.removeprefix(start)}"] = value
-    return {**state, **repeats}
+    repeats = {"f.conv1.weight": "f.layer_one.weight", "f.bn1.bias": "f.other_layers.3.bias"} if kind == "JEM++" else {}
+    return {**state, **{repeat: state[name] for name, repeat in repeats.items()}}
 
 
 @pytest.mark.parametrize("kind", ["module.", "model._orig_mod.", "SADA-JEM", "JEM++", "float64"])
@@ -542,10 +533,7 @@ def test_changed_bytes_are_noticed(torch, tmp_path):
         (lambda tensor: {"a": tensor.to_sparse()}, "a is not an ordinary tensor"),
         (lambda tensor: {"a": tensor}, "missing f.conv1.weight"),
         (
-            lambda tensor: {
-                **{name: tensor.new_tensor(array) for name, array in GOOD.items()},
-                "replay_buffer": tensor[None, None],
-            },
+            lambda tensor: {"replay_buffer": tensor[None, None]} | {key: tensor.new_tensor(GOOD[key]) for key in GOOD},
             r"replay_buffer is \[1, 1, 2, 2\]: expected \[N, 3, H, W\]",
         ),
     ],
