@@ -38,9 +38,6 @@ def _many_slots(num_slots, batch_size):
     return np.asarray(draw(draw_keys))
 
 
-# Which slots.
-
-
 @pytest.mark.parametrize(("num_slots", "batch_size"), [(8, 8), (103, 64), (1_000_000, 4096)])
 def test_a_slot_is_uniform_in_an_interval_of_its_own(num_slots, batch_size):
     edges, slots = _interval_edges(num_slots, batch_size), _many_slots(num_slots, batch_size)
@@ -63,9 +60,6 @@ def test_the_slots_of_different_examples_are_independent():
     several = slots.T[np.ptp(slots, axis=0) > 0]  # not those of a single slot
     correlation = np.corrcoef(several)[~np.eye(103 - 64, dtype=bool)]
     assert np.all(np.abs(correlation) < 5 / math.sqrt(len(slots)))
-
-
-# What is drawn.
 
 
 def test_without_reinitialisation_an_example_is_what_its_slot_holds_for_its_class():
@@ -120,9 +114,6 @@ def test_float64_changes_neither_slots_nor_who_starts_afresh():
     jax.tree.map(np.testing.assert_array_equal, double, usual)
 
 
-# What is written.
-
-
 def test_what_is_written_is_drawn_again_unclipped_and_to_the_last_bit():
     buffer = _numbered(10)
     x = np.array([[1e30, -3.7], [1 + 2.0**-23, 2e-38], [-0.0, np.pi], [np.inf, -1.0]], np.float32)
@@ -148,9 +139,6 @@ def test_chains_of_another_precision_take_the_buffers():
     assert jax.eval_shape(lambda x: _write(buffer, np.arange(4), x), half).dtype == jnp.float32
 
 
-# Cut over devices.
-
-
 def test_pieces_of_buffer_and_batch_begin_draw_and_write_what_the_whole_does():
     fresh = 10 + np.arange(24, dtype=np.float32).reshape(8, 3)
     labels = np.array([0, 1, 1, 0, 1, 0, 0, 1])
@@ -170,9 +158,6 @@ def test_pieces_of_buffer_and_batch_begin_draw_and_write_what_the_whole_does():
         np.testing.assert_array_equal(ours.reshape(theirs.shape), theirs)
 
 
-# Cost.
-
-
 def test_memory_of_drawing_and_writing_back_does_not_grow_with_the_buffer():
     def iteration(buffer, key, fresh, discard):
         x, slots = replay_buffer.draw(key, buffer, fresh, reinit_prob=0.05)
@@ -187,9 +172,6 @@ def test_memory_of_drawing_and_writing_back_does_not_grow_with_the_buffer():
     assert large.temp_size_in_bytes - small.temp_size_in_bytes < 1024
     assert large.temp_size_in_bytes < 1_000_000
     assert large.alias_size_in_bytes == 1_000_000 * 8 * 4  # written in place
-
-
-# Errors.
 
 
 def test_a_buffer_that_does_not_fit_the_batch_is_an_error():

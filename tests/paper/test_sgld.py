@@ -48,9 +48,6 @@ def _assert_close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
 
 
-# The distribution that a chain samples.
-
-
 @jax.jit
 def _gaussian_ends(precision, step_size, noise_std):
     """20,000 independent values after 70 steps from zero."""
@@ -95,21 +92,10 @@ def test_noise_is_standard_normal_and_independent_over_steps_examples_and_pixels
         assert abs(neighbours) < limit, axis
 
 
-# One step and the chain, value by value.
-
-
-def test_without_noise_the_chain_is_gradient_ascent_and_draws_none():
-    start = np.random.default_rng(0).normal(size=(4, 3))
-    expected = start.copy()
-    for _ in range(7):
-        expected += 0.3 * (1.3 * np.cos(1.3 * expected + 0.4) - 0.2 * expected)
-    with jax.enable_x64(True):
-        for noise_std, draws in ((0, False), (jnp.zeros(()), True)):
-            how = {"num_steps": 7, "step_size": 0.3, "noise_std": noise_std}
-            traced = jax.jit(lambda x, how=how: sgld.chain(KEY, _ripple, x, **how)).trace(start)
-            assert ("erf_inv" in str(traced.jaxpr)) == draws
-            ends = traced.lower().compile()(start)
-            np.testing.assert_allclose(ends, expected, rtol=1e-13)
+def test_without_noise_none_is_drawn():
+    for noise_std, draws in ((0, False), (jnp.zeros(()), True)):
+        chain = lambda x, how={**SETTINGS, "noise_std": noise_std}: sgld.chain(KEY, _ripple, x, **how)  # noqa: E731
+        assert ("erf_inv" in str(jax.make_jaxpr(chain)(_starts(4, 3)))) == draws
 
 
 def test_a_step_equals_blackjax():
@@ -159,9 +145,6 @@ def test_wrong_numbers_of_steps_are_an_error():
             function(KEY, _ripple, np.ones((2, 3)), **more, **SETTINGS | {"num_steps": -1})
 
 
-# Randomness belongs to the example.
-
-
 def test_an_examples_chain_depends_on_its_key_and_not_on_the_batch_around_it():
     x, example_keys = _starts(6, 3), jax.random.split(KEY, 6)
     ends = np.asarray(_chain(example_keys, x))
@@ -203,20 +186,6 @@ def test_jempps_two_loops_are_a_chain_of_its_outer_steps_alone():
 def test_the_chain_keeps_the_dtype_of_x():
     settings, x = SETTINGS | {"noise_std": jnp.float32(0.2)}, jnp.ones((2, 3), jnp.bfloat16)
     assert jax.eval_shape(lambda x: sgld.chain(KEY, _ripple, x, **settings), x).dtype == jnp.bfloat16
-
-
-def test_the_chain_is_differentiable_in_its_start_and_its_parameters():
-    # Without noise a Gaussian chain ends in (1 - αλ)^K x.
-    def end(precision, x):
-        return sgld.chain(KEY, _gaussian(precision), x, num_steps=5, step_size=0.3, noise_std=0).sum()
-
-    by_precision, by_x = jax.jit(jax.grad(end, argnums=(0, 1)))(0.7, np.ones((1, 1), np.float32))
-    contraction = 1 - 0.3 * 0.7
-    np.testing.assert_allclose(by_precision, -0.3 * 5 * contraction**4, rtol=1e-5)
-    np.testing.assert_allclose(by_x, [[contraction**5]], rtol=1e-5)
-
-
-# Cost.
 
 
 def test_a_sampler_is_compiled_once_for_all_parameters():

@@ -93,9 +93,6 @@ def in_float64(model, variables):
     return model.clone(dtype=jnp.float64), jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
 
 
-# The official network and loss, in float32.
-
-
 @pytest.mark.parametrize("name", REFERENCES)
 def test_evaluation_agrees_with_the_official_network(name):
     model, expected = imported(name)[0], reference(name)
@@ -240,9 +237,6 @@ def test_act_norm_starts_as_in_pytorch():
     assert_those_of_pytorch("wrn_10_1/act/", {"loss": loss, **in_official_names(model, variables)})
 
 
-# What the names and shapes of a state dict tell.
-
-
 def random_network(norm, *, width=1, channels=3, num_classes=10):
     """A model, variables of it (from NumPy, since compiling their initialisation takes long), and images."""
     model = WideResNet(num_classes, depth=10, width=width, norm=norm)
@@ -295,9 +289,6 @@ def test_variants_of_the_state_dict_give_the_same_network(kind):
     state = variant(kind, official_state(BATCH))
     assert torch_import.model_from_state_dict(state) == model
     assert not tiny.differing(torch_import.variables_from_state_dict(state), variables)
-
-
-# What is wrong with a state dict or with variables: the error names the array.
 
 
 def replaced(arrays, name, array):
@@ -369,9 +360,6 @@ def test_only_a_wide_resnet_can_be_exported():
         torch_import.state_dict_from_variables(nn.Dense(3), {"params": {}})
 
 
-# The replay buffer.
-
-
 def test_official_buffer_becomes_slots_and_classes():
     classes, slots = 3, 4
     official = np.arange(classes * slots * 2 * 5 * 6, dtype=np.float64).reshape(classes * slots, 2, 5, 6)
@@ -396,9 +384,6 @@ def test_official_buffer_becomes_slots_and_classes():
 def test_wrong_buffer_is_named(array, classes, message):
     with pytest.raises(UserError, match=message):
         torch_import.buffer_from_official(array, classes)
-
-
-# Files. Without torch they say what to install.
 
 
 def test_torch_that_is_missing_or_not_to_be_trusted_with_foreign_files_says_what_to_install(monkeypatch, tmp_path):
@@ -544,9 +529,6 @@ def test_other_contents_are_named(torch, tmp_path, content, message):
     with pytest.raises(UserError, match=rf"other\.pt:? .*{message}") as error:
         torch_import.load(path)
     assert "\n" not in str(error.value)
-
-
-# The PyTorch copy itself.
 
 
 @pytest.mark.torch
