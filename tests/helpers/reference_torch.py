@@ -148,11 +148,9 @@ def batch_norm(name="wrn_10_1_batch"):
     state, x, y = official(name)
     network = load(state, norm="batch").train()
     loss = jem_loss(network, x[:IMAGES, :, ::2, ::2], y[:IMAGES])
-    gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
-    results = {"loss": loss}
-    for (key, _), gradient in zip(network.named_parameters(), gradients, strict=True):
-        if gradient is not None and gradient.numel() <= SMALL:
-            results[f"grad/{key}"] = gradient
+    loss.backward()
+    gradients = {f"grad/{key}": value.grad for key, value in network.named_parameters() if value.numel() <= SMALL}
+    results = {"loss": loss} | {key: value for key, value in gradients.items() if value is not None}
     return results | {f"after/{key}": value for key, value in network.named_buffers() if "running" in key}
 
 

@@ -19,9 +19,14 @@ def _all(logits, labels):
     }
 
 
-def _assert_are_numpys(logits, tolerance, dtype):
+@pytest.mark.parametrize(("shape", "dtype"), [((3,), jnp.float64), ((2, 4, 7), jnp.float64), ((2, 4, 7), jnp.bfloat16)])
+def test_the_definitions_agree_with_numpy_and_reduce_bfloat16_in_float32(shape, dtype):
+    random, half = np.random.default_rng(0), dtype == jnp.bfloat16
+    with jax.enable_x64(True):
+        logits = jnp.asarray(random.normal(scale=3.0, size=shape), dtype)
+        labels = random.integers(0, shape[-1], shape[:-1])
+        found = _all(logits, labels)
     exact = np.asarray(logits, np.float64)
-    labels = np.random.default_rng(1).integers(0, logits.shape[-1], logits.shape[:-1])
     marginal = special.logsumexp(exact, axis=-1)
     expected = {
         "log_density": marginal,
@@ -29,17 +34,10 @@ def _assert_are_numpys(logits, tolerance, dtype):
         "joint": np.take_along_axis(exact, labels[..., None], axis=-1)[..., 0],
         "posterior": exact - marginal[..., None],
     }
-    for name, value in _all(logits, labels).items():
-        assert value.dtype == dtype, name
+    for name, value in found.items():
+        assert value.dtype == (jnp.float32 if half else jnp.float64), name
+        tolerance = 1e-6 if half else 1e-13
         np.testing.assert_allclose(value, expected[name], rtol=tolerance, atol=tolerance, err_msg=name)
-
-
-@pytest.mark.parametrize("shape", [(3,), (2, 4, 7)])
-def test_the_definitions_agree_with_numpy_and_reduce_bfloat16_in_float32(shape):
-    logits = np.random.default_rng(0).normal(scale=3.0, size=shape)
-    with jax.enable_x64(True):
-        _assert_are_numpys(logits, 1e-13, jnp.float64)
-    _assert_are_numpys(jnp.asarray(logits, jnp.bfloat16), 1e-6, jnp.float32)
 
 
 def test_large_logits_neither_overflow_nor_underflow():

@@ -14,11 +14,6 @@ from jem_jax import prng, replay_buffer
 KEY = jax.random.key(0)
 
 
-def _interval_edges(num_slots, batch_size):
-    """In Python's integers, which do not overflow."""
-    return np.array([index * num_slots // batch_size for index in range(batch_size + 1)])
-
-
 def _numbered(num_slots, num_classes=1, shape=(2,)):
     """A buffer whose every example holds slot·1000 + class."""
     numbers = (1000.0 * np.arange(num_slots)[:, None] + np.arange(num_classes)).astype(np.float32)
@@ -40,7 +35,7 @@ def _many_slots(num_slots, batch_size):
 
 @pytest.mark.parametrize(("num_slots", "batch_size"), [(8, 8), (103, 64), (1_000_000, 4096)])
 def test_a_slot_is_uniform_in_an_interval_of_its_own(num_slots, batch_size):
-    edges, slots = _interval_edges(num_slots, batch_size), _many_slots(num_slots, batch_size)
+    edges, slots = np.arange(batch_size + 1) * num_slots // batch_size, _many_slots(num_slots, batch_size)
     assert slots.dtype == np.int32
     assert np.all((slots >= edges[:-1]) & (slots < edges[1:]))
     statistic, freedom = 0.0, 0

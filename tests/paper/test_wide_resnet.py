@@ -179,9 +179,7 @@ def test_dropout_acts_while_training_only():
     np.testing.assert_array_equal(first, run(variables, x, jax.random.key(1))[0])
 
 
-@pytest.mark.parametrize(
-    ("batch", "side", "expected"), [(32, 8, 32), (256, 8, 128), (20, 32, 5), (34, 32, 34), (8, 512, 1)]
-)
+@pytest.mark.parametrize(("batch", "side", "expected"), [(32, 8, 32), (20, 32, 5), (34, 32, 34), (8, 512, 1)])
 def test_on_a_cpu_a_batch_passes_in_parts_that_fit_the_cache(batch, side, expected, monkeypatch):
     assert examples_a_pass(batch, (side, side, 3)) == expected
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -191,16 +189,17 @@ def test_on_a_cpu_a_batch_passes_in_parts_that_fit_the_cache(batch, side, expect
 def test_batches_in_parts_or_in_one_pass_have_the_logits_of_a_pass_each(monkeypatch):
     net = Network(tiny.mlp(3))
     batches = [_images(size, 8, 8, 1) for size in (4, 2, 4)]
-    variables = net.init(KEY, batches[0])
+    variables = jax.jit(net.init)(KEY, batches[0])
     traced = []
+    run = lambda: jax.jit(lambda: net.train_logits(variables, batches, KEY))()  # noqa: E731
     monkeypatch.setattr(net, "train_pass", lambda *args: traced.append(len(args[1])) or Network.train_pass(net, *args))
-    together, state = net.train_logits(variables, batches, KEY)
+    together, state = run()
     assert (traced, state) == ([10], {}), "a cache holds all of them"
     monkeypatch.setattr("jem_jax.training.network._CPU_PIXELS", 2 * 8 * 8)
-    whole, _ = net.train_logits(variables, batches, KEY)
+    whole, _ = run()
     assert traced[1:] == [2], "a pass of a shape is traced once"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    net.train_logits(variables, batches, KEY)
+    run()
     assert traced[2:] == [10]
     for one, other in zip(whole, together, strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
