@@ -384,8 +384,9 @@ def test_wrong_buffer_is_named(array, classes, message):
 
 
 def test_a_missing_file_and_torch_that_is_missing_or_not_to_be_trusted_are_named(monkeypatch, tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path} cannot be read"):
-        torch_import.read_checkpoint(tmp_path)
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(UserError, match=f"{path} cannot be read"):
+            torch_import.read_checkpoint(path)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r'pip install "jem_jax\[torch\]"'):
         torch_import.read_checkpoint(CHECKPOINT)
