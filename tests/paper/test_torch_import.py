@@ -88,7 +88,7 @@ def imported(name):
 
 def in_float64(model, variables):
     """To be called, and the result used, where 64-bit types are enabled."""
-    return model.clone(dtype=jnp.float64), jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
+    return model.clone(dtype=jnp.float64), jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
 
 
 @pytest.mark.parametrize("name", REFERENCES)
