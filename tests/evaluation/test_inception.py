@@ -42,19 +42,6 @@ def library(monkeypatch):
     return calls
 
 
-def test_images_are_given_as_coloured_bytes_and_figures_come_back(library, weights):
-    assert fid.measure(SAMPLES, REFERENCE, weights) == (12.5, 7.5)
-    (settings,) = library
-    assert settings["feature_extractor_weights_path"] == str(weights)
-    assert settings["fid"] is settings["isc"] is True
-    ours, theirs = settings["input1"], settings["input2"]
-    assert (len(ours), len(theirs)) == (4, 5)
-    assert (ours[0].shape, ours[0].dtype) == ((3, 4, 4), np.uint8)
-    assert (ours[0].min(), ours[3].max()) == (0, 255)
-    assert np.array_equal(ours[1][0], ours[1][2])
-    assert np.array_equal(theirs[2], REFERENCE[2].transpose(2, 0, 1))
-
-
 def test_without_the_file_or_the_library_it_says_what_is_missing(weights, monkeypatch):
     with pytest.raises(fid.Unavailable, match=r"inception_weights nowhere\.pth is not a file"):
         fid.measure(SAMPLES, REFERENCE, Path("nowhere.pth"))
@@ -64,7 +51,7 @@ def test_without_the_file_or_the_library_it_says_what_is_missing(weights, monkey
         fid.measure(SAMPLES, REFERENCE, weights)
 
 
-def test_the_report_says_of_which_images_or_why_not(library, weights):
+def test_images_are_given_as_coloured_bytes_and_the_report_says_of_which_or_why_not(library, weights):
     subject = types.SimpleNamespace(
         settings=types.SimpleNamespace(inception_weights=""),
         jem=types.SimpleNamespace(buffer=SAMPLES[:, None]),
@@ -80,3 +67,12 @@ def test_the_report_says_of_which_images_or_why_not(library, weights):
     assert "were not measured" in missing
     assert "FID 12.50 and Inception score 7.50 of the whole buffer, 4 images, none chosen" in said
     assert result.models["jem"]["inception"] == {"fid": 12.5, "inception_score": 7.5, "images": 4, "reference": 5}
+    (settings,) = library
+    assert settings["feature_extractor_weights_path"] == str(weights)
+    assert settings["fid"] is settings["isc"] is True
+    ours, theirs = settings["input1"], settings["input2"]
+    assert (len(ours), len(theirs)) == (4, 5)
+    assert (ours[0].shape, ours[0].dtype) == ((3, 4, 4), np.uint8)
+    assert (ours[0].min(), ours[3].max()) == (0, 255)
+    assert np.array_equal(ours[1][0], ours[1][2])
+    assert np.array_equal(theirs[2], REFERENCE[2].transpose(2, 0, 1))

@@ -28,11 +28,6 @@ def test_the_measures_are_scikit_learns(ties):
     assert ood.fpr_at_tpr(inside, outside) == pytest.approx(false[true >= 0.95 - 1e-12].min(), abs=1e-12)
 
 
-def test_scores_that_are_all_the_same_detect_nothing():
-    found = ood.detection(np.zeros(30), np.zeros(10))
-    assert found == ood.Detection(auroc=0.5, aupr=0.75, fpr95=1.0, not_finite=0)
-
-
 def test_the_threshold_keeps_at_least_95_percent_and_no_more_than_it_must():
     inside = np.arange(20.0)
     # 19 of 20 are kept by a threshold at 1, which lets in what is at 1 or above.
@@ -100,32 +95,26 @@ def test_refinement_scores_compare_with_the_end_of_a_chain_that_clips_as_it_is_t
 TEST = tiny.dataset().test
 
 
-def test_builtin_sets_are_images_and_a_function_of_the_seed():
-    sets, again, other = (ood_sets.builtin(TEST, 9, seed=seed) for seed in (0, 0, 1))
-    for name, (description, images) in sets.items():
-        assert description
-        assert images.shape == (9, 8, 8, 1), name
-        assert images.dtype == np.float32
+def test_builtin_sets_are_what_they_say_and_a_function_of_the_seed():
+    found, again, other = (ood_sets.builtin(TEST, 12, seed=seed) for seed in (0, 0, 1))
+    sets, test = {name: some.images for name, some in found.items()}, to_float(TEST.images)
+    for name, images in sets.items():
+        assert found[name].description
+        assert (images.shape, images.dtype) == ((12, 8, 8, 1), np.float32)
         assert np.abs(images).max() <= 1
         np.testing.assert_array_equal(images, again[name].images)
-        assert not np.array_equal(images, other[name].images)
-
-
-def test_builtin_sets_are_what_they_say():
-    sets = {name: some.images for name, some in ood_sets.builtin(TEST, 12, seed=0).items()}
-    test = to_float(TEST.images)
+        assert name in ("inverted", "rotated") or not np.array_equal(images, other[name].images)
 
     def made_from(images: np.ndarray, wanted: np.ndarray) -> bool:
         return all(np.isclose(wanted, image, atol=1e-6).all(axis=(1, 2, 3)).any() for image in images)
 
     first, second = np.triu_indices(12, 1)
-    halfway = (test[first] + test[second]) / 2
+    halfway, differ = (test[first] + test[second]) / 2, TEST.labels[first] != TEST.labels[second]
     assert made_from(sets["midpoints"], halfway)
-    differ = TEST.labels[first] != TEST.labels[second]
     assert made_from(sets["midpoints_of_classes"], halfway[differ])
     assert not made_from(sets["midpoints"], halfway[differ])
     assert made_from(sets["inverted"], -test)
-    assert made_from(sets["rotated"], np.stack([np.rot90(image) for image in test]))
+    assert made_from(sets["rotated"], np.rot90(test, axes=(1, 2)))
     assert (sets["constant"].std(axis=(1, 2)) < 1e-6).all()
     assert len(np.unique(sets["constant"][:, 0, 0, 0])) > 6
     assert sets["uniform_noise"].std() == pytest.approx(1 / np.sqrt(3), rel=0.1)
@@ -136,26 +125,25 @@ def test_builtin_sets_are_what_they_say():
 
 def test_images_that_are_not_square_are_turned_upside_down():
     images = np.random.default_rng(0).integers(0, 256, (6, 6, 9, 1)).astype(np.uint8)
-    sets = ood_sets.builtin(Split(images, np.arange(6, dtype=np.int32)), 5, seed=0)
-    assert {some.images.shape for some in sets.values()} == {(5, 6, 9, 1)}
-    turned = sets["rotated"].images
-    upside_down = [np.rot90(image, 2) for image in to_float(images)]
-    assert all(any(np.allclose(image, one) for one in upside_down) for image in turned)
+    sets = ood_sets.builtin(Split(images, np.arange(6, dtype=np.int32)), 6, seed=0)
+    assert {some.images.shape for some in sets.values()} == {(6, 6, 9, 1)}
+    upside_down = to_float(images)[:, ::-1, ::-1]
+    assert all(any(np.allclose(image, one) for one in upside_down) for image in sets["rotated"].images)
 
 
 def test_another_data_set_is_brought_to_the_models_size_and_channels():
     some = ood_sets.named(Data(), "digits", (12, 12, 3), 7, seed=0)
     assert some.images.shape == (7, 12, 12, 3)
     assert "digits" in some.description
+    np.testing.assert_array_equal(some.images[..., 0], some.images[..., 2])
     as_they_are = ood_sets.named(Data(), "digits", (8, 8, 1), 7, seed=0).images
     test = to_float(datasets.load(Data()).test.images)
     assert all((image == test).all(axis=(1, 2, 3)).any() for image in as_they_are)
-    np.testing.assert_array_equal(some.images[..., 0], some.images[..., 2])
     assert ood_sets.named(Data(), "digits", (6, 9, 1), 2, seed=0).images.shape == (2, 6, 9, 1)
 
 
 def test_colour_becomes_grey_by_luma(tmp_path):
-    green = np.broadcast_to(np.array([0, 200, 0], np.uint8), (30, 8, 8, 3))
+    green = np.full((30, 8, 8, 3), [0, 200, 0], np.uint8)
     np.savez(tmp_path / "green.npz", images=green, labels=np.arange(30) % 3)
     some = ood_sets.named(Data(), str(tmp_path / "green.npz"), (8, 8, 1), 3, seed=0)
     np.testing.assert_allclose(some.images, round(0.587 * 200) / 127.5 - 1, atol=1e-6)
@@ -167,8 +155,7 @@ def test_a_set_that_is_not_there_says_so():
 
 
 @pytest.mark.parametrize(("count", "classes", "side", "empty"),
-                         [(1, 1, 8, {"midpoints", "midpoints_of_classes"}), (5, 1, 8, {"midpoints_of_classes"}),
-                          (2, 2, 112, set()), (2, 2, 450, set())])  # fmt: skip
+                         [(1, 1, 8, {"midpoints", "midpoints_of_classes"}), (2, 2, 450, set())])  # fmt: skip
 def test_few_and_large_test_images_make_the_sets_they_can(count, classes, side, empty):
     images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     test = Split(images, (np.arange(count) % classes).astype(np.int32))

@@ -1,7 +1,5 @@
 """What the model draws: chains, film strips, hidden pixels, and the measures of their quality."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,29 +16,25 @@ SHAPE = (8, 8, 1)
 SETTINGS = {"step_size": 0.05, "noise_std": 0.01}
 
 
-@pytest.fixture(scope="module")
-def net():
-    """An untrained network and its variables."""
-    net = network.build(tiny.config(**{"model.factory": "tiny:mlp"}).model, tiny.CLASSES)
-    return net, jax.jit(net.init)(jax.random.key(0), np.zeros((1, *SHAPE), np.float32))
+def _ripple(x):
+    return jnp.sum(jnp.sin(1.3 * x + 0.4) - 0.1 * x**2, axis=(1, 2, 3))
 
 
-def test_a_chain_depends_on_its_place_alone(net):
-    model, variables = net
-    chains = lambda keys, logits_fn, _, x: sgld.chain(keys, energy.marginal(logits_fn), x, num_steps=5, **SETTINGS)  # noqa: E731
+def test_a_chain_depends_on_its_place_alone():
+    model = network.build(tiny.config(**{"model.factory": "tiny:mlp"}).model, tiny.CLASSES)
     start, configs = np.zeros((12, *SHAPE), np.float32), (tiny.config(**{"evaluation.batch_size": n}) for n in (4, 12))
+    variables = jax.jit(model.init)(jax.random.key(0), start)
+    chains = lambda keys, logits_fn, _, x: sgld.chain(keys, energy.marginal(logits_fn), x, num_steps=5, **SETTINGS)  # noqa: E731
     one, other = (inputs.over_examples(some, model, chains, 1)(variables, jax.random.key(3), start) for some in configs)
     np.testing.assert_allclose(one, other, atol=1e-5)
     assert len(np.unique(one[:, 0, 0, 0])) == 12
 
 
-def test_a_chain_of_no_known_pixels_is_a_trajectory(net):
-    model, variables = net
-    density, nothing = energy.marginal(functools.partial(model.logits, variables)), np.zeros((4, *SHAPE), bool)
+def test_a_chain_of_no_known_pixels_is_a_trajectory():
     start, key = np.random.default_rng(0).uniform(-1, 1, (4, *SHAPE)).astype(np.float32), jax.random.key(3)
-    how = {"num_steps": 6, "every": 2, **SETTINGS}
-    states = jax.jit(lambda: inpainting.inpaint(key, density, start, nothing, **how))()
-    expected = jax.jit(lambda: sgld.trajectory(key, density, start, **how))()
+    how, nothing = {"num_steps": 6, "every": 2, **SETTINGS}, np.zeros((4, *SHAPE), bool)
+    states = jax.jit(lambda: inpainting.inpaint(key, _ripple, start, nothing, **how))()
+    expected = jax.jit(lambda: sgld.trajectory(key, _ripple, start, **how))()
     np.testing.assert_allclose(states, np.swapaxes(expected, 0, 1), atol=1e-5)
     np.testing.assert_array_equal(states[:, 0], start)
 
@@ -51,11 +45,9 @@ def test_images_are_put_to_the_class_that_wins():
     assert [row.tolist() for row in rows] == [[1], [], [0, 2]]
 
 
-def test_known_pixels_stay_to_the_last_bit_and_hidden_ones_do_not(net):
-    model, variables = net
+def test_known_pixels_stay_to_the_last_bit_and_hidden_ones_do_not():
     images = np.random.default_rng(0).uniform(-1, 1, (6, *SHAPE)).astype(np.float32)
-    density = energy.marginal(functools.partial(model.logits, variables))
-    fill = jax.jit(lambda known: inpainting.inpaint(jax.random.key(0), density, images, known, num_steps=5, **SETTINGS))
+    fill = jax.jit(lambda known: inpainting.inpaint(jax.random.key(0), _ripple, images, known, num_steps=5, **SETTINGS))
     for name, known in inpainting.masks(SHAPE).items():
         filled = np.asarray(fill(known))
         np.testing.assert_array_equal(filled[:, known], images[:, known], err_msg=name)
@@ -90,30 +82,19 @@ def test_masks_hide_what_they_say_and_the_error_is_of_hidden_pixels_alone():
     assert inpainting.error(images, np.full_like(images, 9), known) == pytest.approx(0.5)
 
 
-def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return features.mean(axis=0), np.cov(features, rowvar=False)
-
-
 def test_the_frechet_distance_is_its_formula():
     random = np.random.default_rng(0)
     one = random.normal(size=(400, 5)) @ random.normal(size=(5, 5)) + 1
     other = random.normal(size=(300, 5)) @ random.normal(size=(5, 5))
-    (mean, covariance), (other_mean, other_covariance) = _moments(one), _moments(other)
+    covariance, other_covariance = np.cov(one.T), np.cov(other.T)
     root = linalg.sqrtm(covariance @ other_covariance).real
-    expected = ((mean - other_mean) ** 2).sum() + np.trace(covariance + other_covariance - 2 * root)
+    expected = ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(covariance + other_covariance - 2 * root)
     assert sample_quality.frechet_distance(one, other) == pytest.approx(expected, rel=1e-6)
     assert sample_quality.frechet_distance(other, one) == pytest.approx(expected, rel=1e-6)
-
-
-def test_fewer_images_than_features_are_enough():
-    """Covariances are singular then."""
-    random = np.random.default_rng(0)
+    # Fewer images than features are enough; covariances are singular then.
     one, other = random.normal(size=(4, 9)), random.normal(size=(5, 9))
-    (_, covariance), (_, other_covariance) = _moments(one), _moments(other)
-    found = sample_quality.frechet_distance(one, other)
-    assert found > 0
-    assert np.isfinite(found)
-    assert found <= ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(covariance + other_covariance)
+    apart = ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(np.cov(one.T) + np.cov(other.T))
+    assert 0 < sample_quality.frechet_distance(one, other) <= apart
 
 
 @pytest.mark.parametrize("bad", [np.zeros((1, 3)), np.full((4, 3), np.nan)])

@@ -15,10 +15,6 @@ KEY = jax.random.key(0)
 SETTINGS = {"num_steps": 6, "step_size": 0.3, "noise_std": 0.2}
 
 
-def _gaussian(precision):
-    return lambda x: -0.5 * precision * jnp.sum(x**2, axis=tuple(range(1, x.ndim)))
-
-
 def _linear(slope):
     """A log density whose gradient is `slope` everywhere."""
     return lambda x: jnp.sum(slope * x, axis=tuple(range(1, x.ndim)))
@@ -48,17 +44,14 @@ def _assert_close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
 
 
-# The distribution that a chain samples.
-
-
 @jax.jit
 def _gaussian_ends(precision, step_size, noise_std):
     """20,000 independent values after 70 steps from zero."""
-    settings = {"num_steps": 70, "step_size": step_size, "noise_std": noise_std}
-    return sgld.chain(KEY, _gaussian(precision), jnp.zeros((200, 100)), **settings)
+    density = lambda x: -0.5 * precision * jnp.sum(x**2, axis=1)  # noqa: E731
+    return sgld.chain(KEY, density, jnp.zeros((200, 100)), num_steps=70, step_size=step_size, noise_std=noise_std)
 
 
-@pytest.mark.parametrize(("precision", "step_size", "noise_std"), [(1.0, 0.1, 0.3), (2.5, 0.6, 0.7), (1.0, 1.9, 0.5)])
+@pytest.mark.parametrize(("precision", "step_size", "noise_std"), [(1.0, 0.1, 0.3), (2.5, 0.6, 0.7)])
 def test_a_gaussian_chain_has_the_stationary_variance_of_its_discretisation(precision, step_size, noise_std):
     contraction = 1 - step_size * precision
     assert contraction**140 < 1e-6  # what is left of the start
@@ -66,23 +59,6 @@ def test_a_gaussian_chain_has_the_stationary_variance_of_its_discretisation(prec
     values = np.asarray(_gaussian_ends(precision, step_size, noise_std), np.float64).ravel()
     assert abs(values.mean()) < 5 * math.sqrt(variance / values.size)
     assert abs(np.mean(values**2) / variance - 1) < 5 * math.sqrt(2 / values.size)
-
-
-def test_the_textbook_noise_visits_the_modes_of_a_mixture_by_their_weights():
-    step_size, num_chains = 0.02, 2000
-    means, weights = np.array([-1.5, 1.5]), np.array([0.3, 0.7])
-
-    def logits_fn(x):
-        return jnp.log(weights) - 0.5 * (x[:, None] - means) ** 2
-
-    start = np.full(num_chains, -1.5, np.float32)  # all in the lighter mode
-    how = {"num_steps": 750, "step_size": step_size, "noise_std": math.sqrt(2 * step_size)}
-    x = jax.jit(lambda x: sgld.chain(KEY, energy.marginal(logits_fn), x, **how))(start)
-    responsibility = np.exp(np.asarray(energy.log_posterior(logits_fn(x)), np.float64))[:, 0]
-    assert abs(responsibility.mean() - weights[0]) < 5 * responsibility.std() / math.sqrt(num_chains)
-    left = np.mean(np.asarray(x) < 0)
-    expected = np.sum(weights * stats.norm.cdf(0, loc=means))
-    assert abs(left - expected) < 5 * math.sqrt(expected * (1 - expected) / num_chains)
 
 
 def test_noise_is_standard_normal_and_independent_over_steps_examples_and_pixels():
@@ -95,21 +71,10 @@ def test_noise_is_standard_normal_and_independent_over_steps_examples_and_pixels
         assert abs(neighbours) < limit, axis
 
 
-# One step and the chain, value by value.
-
-
-def test_without_noise_the_chain_is_gradient_ascent_and_draws_none():
-    start = np.random.default_rng(0).normal(size=(4, 3))
-    expected = start.copy()
-    for _ in range(7):
-        expected += 0.3 * (1.3 * np.cos(1.3 * expected + 0.4) - 0.2 * expected)
-    with jax.enable_x64(True):
-        for noise_std, draws in ((0, False), (jnp.zeros(()), True)):
-            how = {"num_steps": 7, "step_size": 0.3, "noise_std": noise_std}
-            traced = jax.jit(lambda x, how=how: sgld.chain(KEY, _ripple, x, **how)).trace(start)
-            assert ("erf_inv" in str(traced.jaxpr)) == draws
-            ends = traced.lower().compile()(start)
-            np.testing.assert_allclose(ends, expected, rtol=1e-13)
+def test_without_noise_none_is_drawn():
+    for noise_std, draws in ((0, False), (jnp.zeros(()), True)):
+        chain = lambda x, how={**SETTINGS, "noise_std": noise_std}: sgld.chain(KEY, _ripple, x, **how)  # noqa: E731
+        assert ("erf_inv" in str(jax.make_jaxpr(chain)(_starts(4, 3)))) == draws
 
 
 def test_a_step_equals_blackjax():
@@ -127,25 +92,13 @@ def test_a_step_equals_blackjax():
             np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
-def test_the_gradient_is_clipped_value_by_value_and_before_the_step_size():
-    slope, ones = np.array([[-5.0, -0.5, 0.0, 0.5, 5.0]]), np.ones((1, 5), np.float32)
-    states = _states(_linear(slope), ones, num_steps=1, step_size=3.0, grad_clip=1.0)
-    np.testing.assert_allclose(states[1], [[-2.0, -0.5, 1.0, 2.5, 4.0]])
-
-
-def test_bounds_clip_x_after_every_step_and_hold_for_the_noise_too():
-    slope, bounds = np.array([[-0.4, 0.1, 0.4]]), (-1.0, 0.5)
-    states = _states(_linear(slope), np.zeros((1, 3), np.float32), num_steps=4, bounds=bounds)
-    np.testing.assert_allclose(states[[2, 4], 0], [[-0.8, 0.2, 0.5], [-1.0, 0.4, 0.5]], rtol=1e-6)
-    noisy = _states(_linear(0.0), np.zeros((8, 50), np.float32), num_steps=3, noise_std=5.0, bounds=bounds)
-    assert (noisy[-1].min(), noisy[-1].max()) == bounds
-
-
-def test_a_schedule_gives_each_step_its_size():
-    schedule = lambda index: 1.0 / (1 + index)  # noqa: E731
-    states = _states(_linear(1.0), np.zeros((2, 3), np.float32), num_steps=5, step_size=schedule)
-    expected = np.broadcast_to(1 / np.arange(1, 6).reshape(5, 1, 1), (5, 2, 3))
-    np.testing.assert_allclose(np.diff(states, axis=0), expected, rtol=1e-5)
+def test_gradients_are_clipped_before_the_step_and_x_after_it_and_a_schedule_gives_each_step_its_size():
+    slope, schedule = np.array([[-5.0, -0.1, 0.5, 5.0]]), lambda index: 1.0 / (1 + index)
+    settings = {"num_steps": 2, "step_size": schedule, "grad_clip": 1.0, "bounds": (-1.2, 1.6)}
+    states = _states(_linear(slope), np.zeros((1, 4), np.float32), **settings)
+    np.testing.assert_allclose(states[1:, 0], [[-1, -0.1, 0.5, 1], [-1.2, -0.15, 0.75, 1.5]], rtol=1e-6)
+    noisy = _states(_linear(0.0), np.zeros((8, 50), np.float32), noise_std=5.0, **settings)
+    assert (noisy[-1].min(), noisy[-1].max()) == pytest.approx((-1.2, 1.6))
 
 
 def test_a_trajectory_holds_the_states_that_the_chain_passes():
@@ -159,12 +112,11 @@ def test_a_trajectory_holds_the_states_that_the_chain_passes():
 
 def test_no_steps_change_nothing():
     x = _starts(6, 3)
-    np.testing.assert_array_equal(sgld.chain(KEY, _ripple, x, **SETTINGS | {"num_steps": 0}), x)
     np.testing.assert_array_equal(_states(_ripple, x, **SETTINGS | {"num_steps": 0}), x[None])
 
 
 def test_wrong_numbers_of_steps_are_an_error():
-    for every in (4, 12, 0, -1):
+    for every in (4, 0):
         with pytest.raises(ValueError, match="every must be positive and divide num_steps"):
             _states(_ripple, np.ones((2, 3)), every=every, **SETTINGS)
     for function, more in ((sgld.chain, {}), (sgld.trajectory, {"every": 1})):
@@ -172,23 +124,14 @@ def test_wrong_numbers_of_steps_are_an_error():
             function(KEY, _ripple, np.ones((2, 3)), **more, **SETTINGS | {"num_steps": -1})
 
 
-# Randomness belongs to the example.
-
-
-@pytest.mark.parametrize("shape", [(), (2, 2, 2)])
-def test_an_examples_chain_does_not_depend_on_the_batch_around_it(shape):
-    x, example_keys = _starts(6, *shape), jax.random.split(KEY, 6)
+def test_an_examples_chain_depends_on_its_key_and_not_on_the_batch_around_it():
+    x, example_keys = _starts(6, 3), jax.random.split(KEY, 6)
     ends = np.asarray(_chain(example_keys, x))
-    assert ends.shape == x.shape
     # Examples 4 and 0 stay, elsewhere in a batch of others.
     places = np.array([4, 2, 2, 0, 2, 2])
     _assert_close(np.asarray(_chain(example_keys[places], x[places]))[[0, 3]], ends[[4, 0]])
-
-
-def test_the_key_decides_the_chain():
-    x = _starts(6, 3)
-    np.testing.assert_array_equal(_chain(KEY, x), _chain(KEY, x))
-    assert np.all(np.asarray(_chain(KEY, x)) != _chain(jax.random.key(1), x))
+    np.testing.assert_array_equal(_chain(example_keys, x), ends)
+    assert np.all(np.asarray(_chain(example_keys[::-1], x)) != ends)
 
 
 def test_jempps_two_loops_are_a_chain_of_its_outer_steps_alone():
@@ -222,20 +165,6 @@ def test_jempps_two_loops_are_a_chain_of_its_outer_steps_alone():
 def test_the_chain_keeps_the_dtype_of_x():
     settings, x = SETTINGS | {"noise_std": jnp.float32(0.2)}, jnp.ones((2, 3), jnp.bfloat16)
     assert jax.eval_shape(lambda x: sgld.chain(KEY, _ripple, x, **settings), x).dtype == jnp.bfloat16
-
-
-def test_the_chain_is_differentiable_in_its_start_and_its_parameters():
-    # Without noise a Gaussian chain ends in (1 - αλ)^K x.
-    def end(precision, x):
-        return sgld.chain(KEY, _gaussian(precision), x, num_steps=5, step_size=0.3, noise_std=0).sum()
-
-    by_precision, by_x = jax.jit(jax.grad(end, argnums=(0, 1)))(0.7, np.ones((1, 1), np.float32))
-    contraction = 1 - 0.3 * 0.7
-    np.testing.assert_allclose(by_precision, -0.3 * 5 * contraction**4, rtol=1e-5)
-    np.testing.assert_allclose(by_x, [[contraction**5]], rtol=1e-5)
-
-
-# Cost.
 
 
 def test_a_sampler_is_compiled_once_for_all_parameters():

@@ -9,7 +9,6 @@ import sys
 import types
 from pathlib import Path
 
-import compilation
 import flax.linen as nn
 import fuzzing
 import jax
@@ -25,7 +24,7 @@ from jem_jax.wide_resnet import NORMS, WideResNet
 
 DATA = Path(__file__).parents[1] / "data"
 CHECKPOINT = DATA / "reference" / "official_checkpoint_wrn_10_1.pt"
-BATCH, LAYER = "wrn_10_1_batch", "wrn_16_1_layer"
+COPY, BATCH, LAYER = "torch_copy.npz", "wrn_10_1_batch", "wrn_16_1_layer"
 REFERENCES = {"wrn_10_1": "none", BATCH: "batch", LAYER: "layer"}
 IMAGES, SMALL = 2, 1000
 """images of the copy's arrays, and entries of its largest parameter gradient"""
@@ -46,15 +45,13 @@ def assert_close(actual, expected, tolerance, name=""):
 
 
 @functools.cache
+def stored(path):
+    with np.load(DATA / path) as arrays:
+        return dict(arrays)
+
+
 def reference(name):
-    with np.load(DATA / "reference" / f"official_{name}.npz") as arrays:
-        return dict(arrays)
-
-
-@functools.cache
-def copy():
-    with np.load(DATA / "torch_copy.npz") as arrays:
-        return dict(arrays)
+    return stored(f"reference/official_{name}.npz")
 
 
 def section(arrays, prefix):
@@ -91,32 +88,32 @@ def imported(name):
 
 def in_float64(model, variables):
     """To be called, and the result used, where 64-bit types are enabled."""
-    return model.clone(dtype=jnp.float64), jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
-
-
-# The official network and loss, in float32.
+    return model.clone(dtype=jnp.float64), jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
 
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_evaluation_agrees_with_the_official_network(name):
-    model = imported(name)[0]
-    variables = torch_import.variables_from_state_dict(nudged_state(name, "x"), model.norm)
-    logits = jax.jit(functools.partial(model.apply, variables))  # traced once for all of these
+    model, expected = imported(name)[0], reference(name)
+    count = len(expected["x"])
 
     @jax.jit
-    def everything(x, y):
-        marginal, conditional = energy.marginal(logits), energy.conditional(logits, y)
-        return {
-            "logits": logits(x),
-            "features": model.apply(variables, x, features=True),
-            "log_px": marginal(x),
-            "log_pxy": conditional(x),
-            "grad_log_px": energy.score(marginal, x).transpose(0, 3, 1, 2),
-            "grad_log_pxy": energy.score(conditional, x).transpose(0, 3, 1, 2),
-        }
+    def run(variables, x, y):
+        logits = jax.jit(functools.partial(model.apply, variables))  # traced once for all of these
 
-    for key, value in everything(nhwc(reference(name)["x"]), reference(name)["y"]).items():
-        assert_close(value, reference(name)[key], 1e-5, key)
+        def densities(twice):
+            """log p~(x) of the first half and log p~(x, y) of the second: one gradient compiles in half the time."""
+            found = logits(twice)
+            return jnp.concatenate([energy.log_density(found[:count]), energy.joint_log_density(found[count:], y)])
+
+        twice = jnp.concatenate([x, x])
+        scores = energy.score(densities, twice).transpose(0, 3, 1, 2)
+        return logits(x), model.apply(variables, x, features=True), densities(twice), scores
+
+    variables = torch_import.variables_from_state_dict(nudged_state(name, "x"), model.norm)
+    logits, features, densities, scores = run(variables, nhwc(expected["x"]), expected["y"])
+    found = {"logits": logits, "features": features, "log_px": densities[:count], "log_pxy": densities[count:]}
+    for key, value in {**found, "grad_log_px": scores[:count], "grad_log_pxy": scores[count:]}.items():
+        assert_close(value, expected[key], 1e-5, key)
 
 
 def jem_loss(model, variables, x_p, x_q, x_lab, y):
@@ -141,17 +138,11 @@ def test_the_loss_and_every_parameter_gradient_agree_with_the_official_ones(name
     params = torch_import.variables_from_state_dict(nudged_state(name, "train"), model.norm)["params"]
     train = section(reference(name), "train/")
     batches = [nhwc(train[key]) for key in ("x_p", "x_q", "x_lab")]
-    loss_fn = jax.value_and_grad(
-        lambda params: jem_loss(model, {"params": params}, *batches, train["y_lab"]), has_aux=True
-    )
-    (loss, (terms, _)), gradients = jax.jit(loss_fn)(params)
-    found = {
-        "loss": loss,
-        "loss_ce": terms["cross_entropy"],
-        "f_p": terms["log_px_data"],
-        "f_q": terms["log_px_samples"],
-    }
-    assert found == pytest.approx({key: float(train[key]) for key in found}, rel=1e-5)
+    loss_fn = lambda params: jem_loss(model, {"params": params}, *batches, train["y_lab"])  # noqa: E731
+    (_, (terms, _)), gradients = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
+    names = {"loss": "loss", "loss_ce": "cross_entropy", "f_p": "log_px_data", "f_q": "log_px_samples"}
+    for key, term in names.items():
+        assert terms[term] == pytest.approx(train[key], rel=1e-5), key
     contrast = terms["log_px_samples"] - terms["log_px_data"]
     assert contrast == pytest.approx(train["loss_px"], abs=1e-5 * abs(train["f_q"]))
     found = torch_import.state_dict_from_variables(model, {"params": gradients})
@@ -165,27 +156,25 @@ def test_the_loss_and_every_parameter_gradient_agree_with_the_official_ones(name
 # In float64, against the PyTorch copy: the same to rounding, chains of any length included.
 
 
-@pytest.mark.parametrize(
-    ("kind", "ends", "clips"),
-    [
-        ("step_size_1", {5: "chain_5", 20: "chain_20"}, {}),
-        ("clipped", {5: "chain_5_clipped"}, {"grad_clip": 1.0, "bounds": (-1.0, 1.0)}),
-    ],
-)
-def test_chains_are_those_of_pytorch(kind, ends, clips):
+def test_chains_are_those_of_pytorch():
+    x = nhwc(reference("wrn_10_1")["x"][:IMAGES])
     with jax.enable_x64(True):
         model, variables = in_float64(*imported("wrn_10_1"))
-        density = energy.marginal(functools.partial(model.apply, variables))
-        chain = functools.partial(
-            sgld.trajectory, log_density=density, num_steps=max(ends), every=5, step_size=1.0, noise_std=0.0, **clips
-        )
+
         # Convolutions of float64 are plain loops on a CPU, which without optimisations take thirty times as long.
-        chain = jax.jit(chain, compiler_options=compilation.as_users_do())
-        states = chain(jax.random.key(0), x=jnp.asarray(nhwc(reference("wrn_10_1")["x"][:IMAGES]), jnp.float64))
-    assert states.dtype == np.float64
-    for count, name in ends.items():
-        assert_close(nchw(states[count // 5]), copy()[f"wrn_10_1/none/{name}"], 1e-12, name)
-    assert_close(nchw(states[1]), reference("wrn_10_1")[f"chain_5_steps_{kind}_no_noise"][:IMAGES], 2e-3)
+        @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
+        def states(variables, x, limit):
+            """Of 20 steps of size 1 without noise, every fifth; `limit` bounds gradients and x."""
+            density = energy.marginal(functools.partial(model.apply, variables))
+            how = {"num_steps": 20, "every": 5, "step_size": 1.0, "noise_std": 0.0}
+            return sgld.trajectory(jax.random.key(0), density, x, grad_clip=limit, bounds=(-limit, limit), **how)
+
+        free, clipped = (np.asarray(states(variables, x.astype(np.float64), limit)) for limit in (np.inf, 1.0))
+    assert free.dtype == np.float64
+    for name, state in (("chain_5", free[1]), ("chain_20", free[4]), ("chain_5_clipped", clipped[1])):
+        assert_close(nchw(state), stored(COPY)[f"wrn_10_1/none/{name}"], 1e-12, name)
+    for kind, state in (("step_size_1", free[1]), ("clipped", clipped[1])):
+        assert_close(nchw(state), reference("wrn_10_1")[f"chain_5_steps_{kind}_no_noise"][:IMAGES], 2e-3, kind)
 
 
 def in_official_names(model, tree):
@@ -201,14 +190,14 @@ def in_official_names(model, tree):
 
 def assert_those_of_pytorch(where, found):
     """The stored arrays of one norm, of which there are some."""
-    expected = section(copy(), where)
+    expected = section(stored(COPY), where)
     assert len(expected) > 10
     for key, value in expected.items():
         assert_close(found[key.split("/")[-1]], value, 1e-10, key)
 
 
 def three_batches(name):
-    x = jnp.asarray(nhwc(reference(name)["x"][:IMAGES]), jnp.float64)
+    x = nhwc(reference(name)["x"][:IMAGES, :, ::2, ::2]).astype(np.float64)
     return x, -x, x[:, :, ::-1], reference(name)["y"][:IMAGES]
 
 
@@ -246,9 +235,6 @@ def test_act_norm_starts_as_in_pytorch():
     assert_those_of_pytorch("wrn_10_1/act/", {"loss": loss, **in_official_names(model, variables)})
 
 
-# What the names and shapes of a state dict tell.
-
-
 def random_network(norm, *, width=1, channels=3, num_classes=10):
     """A model, variables of it (from NumPy, since compiling their initialisation takes long), and images."""
     model = WideResNet(num_classes, depth=10, width=width, norm=norm)
@@ -260,11 +246,10 @@ def random_network(norm, *, width=1, channels=3, num_classes=10):
     return model, traverse_util.unflatten_dict(leaves), x
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_any_network_survives_the_way_there_and_back(norm):
+@pytest.mark.parametrize(("norm", "given"), [("act", None), ("instance", "instance")])
+def test_any_network_survives_the_way_there_and_back(norm, given):
     model, variables, _ = random_network(norm, width=2, channels=1, num_classes=7)
     state = torch_import.state_dict_from_variables(model, variables)
-    given = norm if norm in ("layer", "instance") else None
     assert torch_import.model_from_state_dict(state, given) == model
     assert not tiny.differing(torch_import.variables_from_state_dict(state, given), variables)
     assert state["f.linear.weight"].shape == (10, 128)  # whatever the number of classes
@@ -292,17 +277,8 @@ def variant(kind, state):
     if kind == "float64":
         return {key: value.astype(np.float64) for key, value in state.items()}
     state = {key: value for key, value in state.items() if not key.startswith("f.linear")}
-    if kind == "SADA-JEM":
-        return state
-    lists = {"f.layer1.": 0, "f.layer2.": 1, "f.layer3.": 2, "f.bn1.": 3}
-    repeats = {}
-    for key, value in state.items():
-        if key.startswith("f.conv1."):
-            repeats[key.replace("f.conv1", "f.layer_one")] = value
-        for start, index in lists.items():
-            if key.startswith(start):
-                repeats[f"f.other_layers.{index}.{key.removeprefix(start)}"] = value
-    return {**state, **repeats}
+    repeats = {"f.conv1.weight": "f.layer_one.weight", "f.bn1.bias": "f.other_layers.3.bias"} if kind == "JEM++" else {}
+    return {**state, **{repeat: state[name] for name, repeat in repeats.items()}}
 
 
 @pytest.mark.parametrize("kind", ["module.", "model._orig_mod.", "SADA-JEM", "JEM++", "float64"])
@@ -311,9 +287,6 @@ def test_variants_of_the_state_dict_give_the_same_network(kind):
     state = variant(kind, official_state(BATCH))
     assert torch_import.model_from_state_dict(state) == model
     assert not tiny.differing(torch_import.variables_from_state_dict(state), variables)
-
-
-# What is wrong with a state dict or with variables: the error names the array.
 
 
 def replaced(arrays, name, array):
@@ -328,21 +301,18 @@ GOOD, ONE = official_state(BATCH), np.arange(32) == 1
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        *[(name, None, f"missing {name}") for name in (STEM, BIAS, CLASSES)],
+        (STEM, None, f"missing {STEM}"),
         ("f.bn1.running_mean", None, r"missing f.bn1.running_mean: expected an array \[64\]"),
         (3, GOOD[BIAS], "unexpected 3"),
         ("f.layer4.0.conv1.bias", np.zeros(128), "unexpected f.layer4.0.conv1.bias: a WRN-10-1 with norm batch"),
         ("module.f.conv1.bias", np.zeros(16), "unexpected module.f.conv1.bias"),
-        ("f.bn1.loc", np.zeros((1, 64, 1, 1)), "unexpected f.bn1.loc: a WRN-10-1 with norm batch"),
         (STEM, GOOD[STEM][:, :, 0], r"f.conv1.weight is \[16, 3, 3\]: expected \[16, ch"),
         (STEM, GOOD[STEM][:, :, :1], r"f.conv1.weight is \[16, 3, 1, 3\]: expected"),
         (BLOCK, GOOD[BLOCK][:8], r"is \[8, 16, 3, 3\]: expected \[16·width"),
         (CLASSES, GOOD[CLASSES].T, "class_output.*expected"),
-        (BIAS, GOOD[BIAS][0], rf"{BIAS} is \[\]: expected \[32\]"),
         (BIAS, np.where(ONE, np.nan, GOOD[BIAS]), f"{BIAS}: 1 of 32 numbers are NaN or infinite"),
         (BIAS, np.where(ONE, 1e300, np.zeros(32)), f"{BIAS}: 1 of 32 numbers are NaN"),
         (BIAS, np.zeros(32, np.int32), f"{BIAS} is of int32: expected float32"),
-        (BIAS, GOOD[BIAS].astype(str), f"{BIAS} is of <U32: expected float32"),
         ("f.bn1.running_var", np.full(64, -1.0), "f.bn1.running_var holds a negative number"),
     ],
 )
@@ -352,24 +322,19 @@ def test_a_wrong_state_dict_is_refused(name, array, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("state", "message"), [({}, "f.conv1.weight"), ([1], "got a list")])
-def test_what_is_no_state_dict_is_refused(state, message):
-    with pytest.raises(UserError, match=message):
-        torch_import.variables_from_state_dict(state)
-
-
 @pytest.mark.parametrize(
-    ("name", "norm", "message"),
+    ("state", "norm", "message"),
     [
-        ("wrn_10_1", "batch", "norm='batch' does not fit .* norm none"),
-        (BATCH, "layer", "norm='layer' does not fit .* norm batch"),
-        (LAYER, "group", "norm must be one of none, batch, .*, not 'group'"),
-        (LAYER, None, 'give norm="layer" or norm="instance"'),
+        ({}, None, "missing f.conv1.weight"),
+        ([1], None, "got a list"),
+        (GOOD, "layer", "norm='layer' does not fit .* norm batch"),
+        (official_state(LAYER), "group", "norm must be one of none, batch, .*, not 'group'"),
+        (official_state(LAYER), None, 'give norm="layer" or norm="instance"'),
     ],
 )
-def test_a_norm_that_does_not_fit_is_refused(name, norm, message):
+def test_what_is_no_state_dict_and_a_norm_that_does_not_fit_are_refused(state, norm, message):
     with pytest.raises(UserError, match=message):
-        torch_import.variables_from_state_dict(official_state(name), norm)
+        torch_import.variables_from_state_dict(state, norm)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +343,6 @@ def test_a_norm_that_does_not_fit_is_refused(name, norm, message):
         ("params/classes/bias", None, r"missing params/classes/bias: expected an array \[10\] in a WRN-10-1"),
         ("params/extra/bias", np.zeros(3), "unexpected params/extra/bias: a WRN-10-1"),
         ("params/conv1/kernel", np.zeros((1, 3, 3, 3, 16)), r"conv1/kernel is .*, 16\]: expected \[3, 3, 3, 16\]"),
-        ("params/conv1/bias", np.full(16, np.nan), "params/conv1/bias: 16 of 16 numbers are NaN or infinite"),
         ("batch_stats/norm/norm/mean", None, "missing batch_stats/norm/norm/mean"),
     ],
 )
@@ -394,9 +358,6 @@ def test_only_a_wide_resnet_can_be_exported():
         torch_import.state_dict_from_variables(nn.Dense(3), {"params": {}})
 
 
-# The replay buffer.
-
-
 def test_official_buffer_becomes_slots_and_classes():
     classes, slots = 3, 4
     official = np.arange(classes * slots * 2 * 5 * 6, dtype=np.float64).reshape(classes * slots, 2, 5, 6)
@@ -406,9 +367,7 @@ def test_official_buffer_becomes_slots_and_classes():
     for slot, label in np.ndindex(slots, classes):  # the official sampler finds class y from row y·N/classes on
         np.testing.assert_array_equal(buffer[slot, label].transpose(2, 0, 1), official[label * slots + slot])
     np.testing.assert_array_equal(torch_import.buffer_to_official(buffer), official)
-    plain = torch_import.buffer_from_official(official)
-    assert plain.shape == (classes * slots, 1, 5, 6, 2)
-    np.testing.assert_array_equal(torch_import.buffer_to_official(plain), official)
+    assert torch_import.buffer_from_official(official).shape == (classes * slots, 1, 5, 6, 2)
 
 
 @pytest.mark.parametrize(
@@ -417,8 +376,6 @@ def test_official_buffer_becomes_slots_and_classes():
         (np.zeros((4, 3, 8)), 1, r"replay_buffer is \[4, 3, 8\]: expected \[images, channels, H, W\]"),
         (np.zeros((0, 3, 8, 8)), 1, r"replay_buffer is \[0, 3, 8, 8\]: expected"),
         (np.zeros((10, 3, 8, 8)), 3, "replay_buffer holds 10 images: expected a multiple of the 3 classes"),
-        (np.full((1, 1, 2, 2), np.nan), 1, "replay_buffer: 4 of 4 numbers are NaN or infinite"),
-        (np.zeros((1, 1, 2, 2), np.uint8), 1, "replay_buffer is of uint8: expected float32"),
     ],
 )
 def test_wrong_buffer_is_named(array, classes, message):
@@ -426,10 +383,10 @@ def test_wrong_buffer_is_named(array, classes, message):
         torch_import.buffer_from_official(array, classes)
 
 
-# Files. Without torch they say what to install.
-
-
-def test_torch_that_is_missing_or_not_to_be_trusted_with_foreign_files_says_what_to_install(monkeypatch, tmp_path):
+def test_a_missing_file_and_torch_that_is_missing_or_not_to_be_trusted_are_named(monkeypatch, tmp_path):
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(UserError, match=f"{path} cannot be read"):
+            torch_import.read_checkpoint(path)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r'pip install "jem_jax\[torch\]"'):
         torch_import.read_checkpoint(CHECKPOINT)
@@ -438,12 +395,6 @@ def test_torch_that_is_missing_or_not_to_be_trusted_with_foreign_files_says_what
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(__version__="2.5.1"))
     with pytest.raises(UserError, match=r"torch 2\.5\.1 does not read foreign files safely"):
         torch_import.read_checkpoint(CHECKPOINT)
-
-
-def test_missing_file_is_named(tmp_path):
-    for path in (tmp_path / "none.pt", tmp_path):
-        with pytest.raises(UserError, match=f"{path} cannot be read"):
-            torch_import.read_checkpoint(path)
 
 
 @pytest.fixture
@@ -473,25 +424,19 @@ def test_official_checkpoint_is_read(torch):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize(("place", "legacy"), [(None, False), (None, True), ("state_dict", False), ("net", False)])
-def test_state_dicts_of_either_format_are_found_where_people_put_them(torch, tmp_path, place, legacy):
-    state = {key: torch.nn.Parameter(torch.tensor(value)) for key, value in official_state().items()}
+@pytest.mark.parametrize(
+    ("place", "legacy", "dtype"),
+    [(None, False, "float32"), (None, True, "float32"), ("state_dict", False, "float32"), ("net", False, "bfloat16")],
+)
+def test_state_dicts_of_either_format_are_found_where_people_put_them(torch, tmp_path, place, legacy, dtype):
+    tensors = {key: torch.tensor(array, dtype=getattr(torch, dtype)) for key, array in official_state().items()}
+    state = {key: torch.nn.Parameter(tensor) for key, tensor in tensors.items()}
     content = {"epoch": 3, "optimizer": {"lr": 0.1}, place: state} if place else state
     path = tmp_path / "x.pt"
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     read, images = torch_import.read_checkpoint(path)
-    assert images is None
-    assert torch_import.load(path).buffer is None
-    assert not tiny.differing(read, official_state())
-
-
-@pytest.mark.torch
-def test_half_precision_is_read_as_float32(torch, tmp_path):
-    path = tmp_path / "half.pt"
-    torch.save({"model_state_dict": {"a": torch.ones(2, dtype=torch.bfloat16)}, "replay_buffer": torch.zeros(0)}, path)
-    state, images = torch_import.read_checkpoint(path)
-    assert state["a"].dtype == np.float32
-    assert images is None
+    assert images is torch_import.load(path).buffer is None
+    assert not tiny.differing(read, {key: tensor.float().numpy() for key, tensor in tensors.items()})
 
 
 @pytest.mark.torch
@@ -566,6 +511,10 @@ def test_changed_bytes_are_noticed(torch, tmp_path):
         (lambda tensor: {"a": tensor, "replay_buffer": [1]}, "replay_buffer is a list: expected a tensor"),
         (lambda tensor: {"a": tensor.to_sparse()}, "a is not an ordinary tensor"),
         (lambda tensor: {"a": tensor}, "missing f.conv1.weight"),
+        (
+            lambda tensor: {"replay_buffer": tensor[None, None]} | {key: tensor.new_tensor(GOOD[key]) for key in GOOD},
+            r"replay_buffer is \[1, 1, 2, 2\]: expected \[N, 3, H, W\]",
+        ),
     ],
 )
 def test_other_contents_are_named(torch, tmp_path, content, message):
@@ -574,17 +523,6 @@ def test_other_contents_are_named(torch, tmp_path, content, message):
     with pytest.raises(UserError, match=rf"other\.pt:? .*{message}") as error:
         torch_import.load(path)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.torch
-def test_buffer_of_other_channels_is_named(torch, tmp_path):
-    path = tmp_path / "grey.pt"
-    torch_import.write_checkpoint(path, official_state(), np.zeros((4, 1, 32, 32), np.float32))
-    with pytest.raises(UserError, match=r"replay_buffer is \[4, 1, 32, 32\]: expected \[N, 3, H, W\]"):
-        torch_import.load(path)
-
-
-# The PyTorch copy itself.
 
 
 @pytest.mark.torch
@@ -601,9 +539,9 @@ def test_the_copy_is_a_copy_of_the_official_network(torch_copy, name):
 @pytest.mark.torch
 def test_the_stored_arrays_are_those_the_copy_gives(torch_copy):
     arrays = torch_copy.arrays()
-    assert arrays.keys() == copy().keys() - {"meta"}
+    assert arrays.keys() == stored(COPY).keys() - {"meta"}
     for key, value in arrays.items():
-        assert_close(copy()[key], value, 1e-10)
+        assert_close(stored(COPY)[key], value, 1e-10)
 
 
 @pytest.mark.torch
