@@ -20,6 +20,46 @@ from jem_jax.training import divergence, quantities
 
 DEVICES = 4
 UNALTERED = {"data.pad": 0, "data.flip": False, "data.input_noise": 0.0}
+PLAIN = {**UNALTERED, "sampler.noise_std": 0.0, "sampler.reinit_prob": 0.0}
+"""Nothing is drawn at random but which images and slots."""
+CONDITIONAL = {"sampler.class_conditional": True, "sampler.buffer_size": 96}
+EVERY_WEIGHT = {
+    "objective.p_x": 0.7,
+    "objective.p_y_given_x": 1.5,
+    "objective.energy_l2": 0.1,
+    "sampler.step_size": 5.0,
+    "optimizer.clip_norm": 0.01,
+    **CONDITIONAL,
+}
+CASES = {
+    "an example at a time": EVERY_WEIGHT,
+    "shared batch": {
+        **EVERY_WEIGHT,
+        "model.factory": "tiny:plain_batch_norm_mlp",
+        "objective.share_batch": True,
+        "training.batch_size": 16,
+    },
+    "p(x, y)": {
+        "objective.p_x": 0.0,
+        "objective.p_xy": 1.0,
+        "sampler.buffer_size": 96,
+        "sampler.step_size": 5.0,
+        "sampler.grad_clip": 0.05,
+        "sampler.clip_x": True,
+    },
+    "SAM": {
+        "model.factory": "tiny:plain_batch_norm_mlp",
+        "sampler.batch_statistics": True,
+        "optimizer.sam_rho": 0.5,
+        "optimizer.sam_adaptive": True,
+        "optimizer.weight_decay": 0.1,
+        "optimizer.ema_decay": 0.75,
+        "training.batch_size": 16,
+        "training.labelled_batch_size": 32,
+    },
+}
+"""What an iteration computes is compared in these with the algorithm."""
+
 _COMMUNICATION = re.compile(
     r"\s(all-reduce|all-gather|all-to-all|ragged-all-to-all|reduce-scatter|collective-permute|collective-broadcast"
     r"|infeed|outfeed|send|recv)(?:-start)?\("
@@ -45,8 +85,9 @@ class Compiled(NamedTuple):
 
 @pytest.fixture(scope="module")
 def full_program():
-    """A run with all that a state can hold: batch statistics, Adam's moments, averaged parameters; and dropout."""
-    return Compiled.of(**tiny.FULL)
+    """A run with all that a state can hold: batch statistics, Adam's moments, averaged parameters; and dropout. Its
+    images are shifted."""
+    return Compiled.of(**tiny.FULL, **UNALTERED | {"data.pad": 3})
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +98,7 @@ def full(full_program):
 @pytest.fixture(scope="module")
 def sharp_program():
     """A JEM whose loss has a second gradient."""
-    return Compiled.of(**{"model.factory": "tiny:mlp", "optimizer.sam_rho": 0.1})
+    return Compiled.of(**PLAIN, **CASES["SAM"])
 
 
 def _losses(state):
@@ -95,8 +136,10 @@ def test_a_gradient_is_one_all_reduce_the_chain_none_and_the_buffer_is_not_copie
     assert set(made) == {"parameter", "bitcast"}
 
 
-def test_a_step_moves_nothing_between_host_and_devices(full):
-    state, buffer = full.step(full.state, full.buffer, full.data.at(0))
+def test_a_step_updates_the_buffer_in_place_and_moves_nothing_between_host_and_devices(full):
+    old = full.buffer
+    state, buffer = full.step(full.state, old, full.data.at(0))
+    assert old.is_deleted()
     with jax.transfer_guard("disallow_explicit"):
         for number in (1, 2):
             state, buffer = full.step(state, buffer, full.data.at(number))
@@ -104,12 +147,6 @@ def test_a_step_moves_nothing_between_host_and_devices(full):
     unplaced = full.data.at(3)._replace(order=np.array(full.data.at(3).order))
     with jax.transfer_guard("disallow"), pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         full.step(state, buffer, unplaced)
-
-
-def test_the_buffer_is_updated_in_place(full):
-    buffer = full.buffer
-    full.step(full.state, buffer, full.data.at(0))
-    assert buffer.is_deleted()
 
 
 def test_the_chain_takes_as_many_steps_in_a_turn_as_the_settings_say():
@@ -267,40 +304,6 @@ def _batches(config, number):
 
 NUMBER = 7
 """an iteration of the second epoch"""
-CASES = {
-    "every weight": {
-        "objective.p_x": 0.7,
-        "objective.p_y_given_x": 1.5,
-        "objective.energy_l2": 0.1,
-        "sampler.class_conditional": True,
-        "sampler.buffer_size": 96,
-        "sampler.step_size": 5.0,
-        "optimizer.clip_norm": 0.01,
-    },
-    "p(x, y)": {
-        "objective.p_x": 0.0,
-        "objective.p_xy": 1.0,
-        "sampler.buffer_size": 96,
-        "sampler.step_size": 5.0,
-        "sampler.grad_clip": 0.05,
-    },
-    "shared batch": {
-        "model.factory": "tiny:plain_batch_norm_mlp",
-        "objective.share_batch": True,
-        "training.batch_size": 16,
-    },
-    "SAM": {
-        "model.factory": "tiny:plain_batch_norm_mlp",
-        "sampler.batch_statistics": True,
-        "optimizer.sam_rho": 0.5,
-        "optimizer.sam_adaptive": True,
-        "optimizer.weight_decay": 0.1,
-        "optimizer.ema_decay": 0.75,
-        "training.batch_size": 16,
-        "training.labelled_batch_size": 32,
-    },
-}
-CASES["an example at a time"] = CASES["every weight"]
 
 
 def _ends(start, config, slots, classes):
@@ -318,6 +321,7 @@ def _ends(start, config, slots, classes):
     x, classes = _by_device(start.chains[slots, classes]), _by_device(classes)
     for _ in range(sampler.num_steps):
         x = x + sampler.step_size * np.clip(score(x, classes), -limit, limit)
+        x = np.clip(x, -1, 1) if sampler.clip_x else x
     return x.reshape(-1, *x.shape[2:])
 
 
@@ -356,10 +360,9 @@ def _loss(start, config, batches, labels, classes):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_iteration_is_the_algorithm(case, monkeypatch):
-    chains = {"sampler.noise_std": 0.0, "sampler.reinit_prob": 0.0}
-    config = tiny.config(**{"model.factory": "tiny:mlp", **UNALTERED, **chains, **CASES[case]})
-    start = tiny.start(config)
+def test_an_iteration_is_the_algorithm(case, monkeypatch, request):
+    config = tiny.config(**{"model.factory": "tiny:mlp", **PLAIN, **CASES[case]})
+    start = request.getfixturevalue("sharp_program").start if case == "SAM" else tiny.start(config)
     with monkeypatch.context() as patch:
         # On a CPU large images pass an example at a time.
         patch.setattr("jem_jax.training.network._CPU_PIXELS", tiny.SIDE**2 if "example" in case else 2**13)
@@ -404,19 +407,15 @@ def test_an_iteration_is_the_algorithm(case, monkeypatch):
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-AFRESH = {"sampler.noise_std": 0.0, "sampler.reinit_prob": 1.0}
-CONDITIONAL = {"sampler.class_conditional": True, "sampler.buffer_size": 96}
+AFRESH = {"data.augment_p_x": False, "sampler.noise_std": 0.0, "sampler.reinit_prob": 1.0}
 ALTERED = {
-    "shifted": {"data.pad": 3, "sampler.noise_std": 0.5, "sampler.reinit_prob": 0.0},
-    "shifted where labelled": {"data.pad": 3, "data.augment_p_x": False, **AFRESH},
-    "mirrored where labelled": {
-        "data.flip": True, "data.augment_p_x": False, "sampler.init": "class_gaussians", **AFRESH, **CONDITIONAL,
-    },
     "noisy": {
-        "data.input_noise": 0.5, "data.augment_p_x": False, "sampler.noise_std": 10.0, "sampler.clip_x": True,
+        "data.input_noise": 0.5, "data.augment_p_x": False, "sampler.noise_std": 0.5, "sampler.reinit_prob": 0.0,
     },
+    "shifted where labelled": {"data.pad": 3, **AFRESH},
+    "mirrored where labelled": {"data.flip": True, "sampler.init": "class_gaussians", **AFRESH, **CONDITIONAL},
 }  # fmt: skip
-"""How images are altered; and, which another test looks at, what chains do beside following their gradient."""
+"""How images are altered; and, which other tests look at, what chains do beside following their gradient."""
 
 
 @functools.cache
@@ -431,24 +430,32 @@ def _one_step(name):
     return start, state, tiny.whole(buffer)[places], places
 
 
-@pytest.mark.parametrize("name", ALTERED)
-def test_images_of_p_x_are_shifted_and_mirrored_where_they_are_to_be_but_all_get_noise(name):
-    start, state, _, _ = _one_step(name)
+def _altered(start, state):
+    """Whether the first iteration altered the images of p(x), and the labelled ones."""
     data, labelled, labels = _batches(tiny.config(), 0)
     logits = np.array(jax.jit(start.network.logits)({"params": start.state.params}, np.concatenate([data, labelled])))
     log_z = np.logaddexp.reduce(logits, axis=1)
-    altered = _losses(state)["log_px_data"] != pytest.approx(log_z[:8].mean(), rel=1e-5)
-    assert altered == ("labelled" not in name)
-    cross_entropy = (log_z[8:] - logits[8:][np.arange(8), labels]).mean()
-    assert _losses(state)["cross_entropy"] != pytest.approx(cross_entropy, rel=1e-5)
+    plain = {"log_px_data": log_z[:8].mean(), "cross_entropy": (log_z[8:] - logits[8:][np.arange(8), labels]).mean()}
+    return [_losses(state)[name] != pytest.approx(value, rel=1e-5) for name, value in plain.items()]
 
 
-def test_every_step_of_a_chain_adds_the_noise_that_is_set_and_clips_where_it_is_to():
-    start, _, found, places = _one_step("shifted")
+def test_images_of_p_x_are_shifted_as_labelled_ones_are(full):
+    plain = np.sqrt(np.mean(_batches(tiny.config(), 0)[0] ** 2))
+    state, _ = full.step(full.state, full.buffer, full.data.at(0))
+    assert _losses(state)["data_rms"] != pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_with_augment_p_x_off_images_of_p_x_get_noise_alone(name):
+    start, state, _, _ = _one_step(name)
+    assert _altered(start, state) == [name == "noisy", True]
+
+
+def test_every_step_of_a_chain_adds_the_noise_that_is_set():
+    start, _, found, places = _one_step("noisy")
     moved = found - start.chains[places]
     assert moved.std() == pytest.approx(0.5 * np.sqrt(3), rel=0.1)
     assert moved.mean() == pytest.approx(0, abs=0.1)
-    assert np.abs(_one_step("noisy")[2]).max() == 1
 
 
 def test_chains_that_start_afresh_do_so_where_it_is_set():
