@@ -14,7 +14,7 @@ from command import metrics as metrics_of
 import jem_jax
 from jem_jax.augment import to_float
 from jem_jax.common.errors import UserError
-from jem_jax.datasets import Split, digits
+from jem_jax.datasets import Split
 from jem_jax.distributed import devices
 from jem_jax.distributed.interrupts import Interrupted
 from jem_jax.evaluation import classification
@@ -30,7 +30,7 @@ SETTINGS = {**tiny.FULL, "training.epochs": EPOCHS, "recovery.patience": 5}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def proof():
+def proof(shared_steps):
     """Checkpoints of these short runs count as good after five iterations."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recovery, "MIN_AGE", 5)
@@ -159,15 +159,6 @@ def test_a_run_that_ends_in_its_warm_up_is_warned_of():
     assert preflight.long_warmup(whole, 50) is None
 
 
-def test_a_finished_run_returns_at_once(whole, tmp_path, capsys):
-    copy, stop = shutil.copytree(whole, tmp_path / "copy"), tiny.Stop()
-    trained = _train(copy, stop)
-    assert trained.steps == LAST
-    assert trained.seconds >= _checkpoint(whole).note["seconds"]
-    assert (stop.asked, capsys.readouterr().out) == ([], "")
-    _assert_same_run(copy, whole)
-
-
 @pytest.mark.slow
 def test_streamed_images_train_as_resident_ones_do(tmp_path, monkeypatch):
     # With XLA's own fusions, of which other tests do without: only with those do both programs round alike.
@@ -202,6 +193,8 @@ def test_a_run_cut_off_again_and_again_is_the_undisturbed_one_bit_for_bit(whole,
             assert [path.name for path in (tmp_path / workdir.SET_ASIDE).iterdir()] == [f"best-{best[0]}"]
     assert began == [0, 0, 3, 5, 5]
     _assert_same_run(tmp_path, whole)
+    finished = tiny.Stop()
+    assert (_train(tmp_path, finished).steps, finished.asked) == (LAST, [])
     said = capsys.readouterr().out
     assert "tiny: warning: batch norm sees 2 images on each of 4 devices" in said
     assert "tiny: going on from iteration 3 of 15" in said
@@ -261,8 +254,7 @@ def run_with_baseline(whole, tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("baseline", [False, True])
-@pytest.mark.parametrize("best", [False, True])
+@pytest.mark.parametrize(("baseline", "best"), [(False, False), (False, True), (True, False)])
 def test_load_gives_what_was_validated(run_with_baseline, baseline, best):
     loaded = jem_jax.load(str(run_with_baseline), baseline=baseline, best=best)
     trained_in = run_with_baseline / workdir.BASELINE if baseline else run_with_baseline
@@ -291,12 +283,9 @@ def test_a_loaded_model_has_the_buffer_the_settings_averaged_parameters_and_thei
         assert tiny.differing(model.variables[kind], other)
 
 
-def test_loaded_logits_have_a_gradient_for_each_image(run_with_baseline):
+def test_loaded_logits_are_those_of_each_image_alone(run_with_baseline):
     logits = jem_jax.load(run_with_baseline).logits
     x = to_float(tiny.dataset().test.images[:2])
-    gradient = jax.jit(jax.grad(lambda x: logits(x).sum()))(x)
-    assert gradient.shape == x.shape
-    assert np.abs(gradient).max() > 0
     one = jax.jit(jax.vmap(lambda image: logits(image[None])[0]))(x)
     np.testing.assert_allclose(one, jax.jit(logits)(x), rtol=1e-4, atol=1e-5)
 
@@ -306,12 +295,6 @@ def test_the_baseline_is_a_plain_classifier_of_the_same_settings():
     plain = quantities.classifier_config(tiny.config(**SETTINGS, **joint))
     assert plain == tiny.config(**SETTINGS, **{"objective.p_x": 0.0})
     assert quantities.buffer_size(plain, 3) == (0, 1)
-
-
-def test_a_buffer_of_fewer_chains_than_classes_is_refused():
-    settings = {"sampler.class_conditional": True, "sampler.buffer_size": 8, "training.batch_size": 8}
-    with pytest.raises(UserError, match=r"config\.sampler\.buffer_size 8 "):
-        preflight.check_sizes(tiny.config(**settings), digits.load())
 
 
 def test_more_iterations_than_can_be_counted_are_refused():
