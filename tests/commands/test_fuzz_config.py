@@ -156,10 +156,10 @@ MOST = {
     "sampler.unroll": 5,
     "model.depth": 28,
     "model.width": 100,
-    "evaluation.sample_steps": 50,
-    "evaluation.num_samples": 100,
-    "evaluation.ood_images": 100,
-    "evaluation.attack_steps": 5,
+    "evaluation.sample_steps": 5,
+    "evaluation.num_samples": 20,
+    "evaluation.ood_images": 20,
+    "evaluation.attack_steps": 2,
     "evaluation.attack_restarts": 2,
 }
 

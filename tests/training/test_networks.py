@@ -39,7 +39,6 @@ def _module(call):
 
 CALLS = {
     "TrainTrue": lambda self, x, train=True: _both(self, x, not train),
-    "Deterministic": lambda self, x, deterministic=True: _both(self, x, deterministic),
     "TestFlag": lambda self, x, scale=1.0, *, test: scale * _both(self, x, test),
 }
 """How networks say that they train."""
@@ -52,14 +51,6 @@ class MutableCollection(Module):
     def __call__(self, x, enable_dropout=None):
         evaluates = not self.is_mutable_collection("batch_stats")
         return _layers(self, x, {"use_running_average": evaluates}, {"deterministic": not enable_dropout})
-
-
-class Field(Module):
-    train: bool = False
-
-    @nn.compact
-    def __call__(self, x):
-        return _both(self, x, not self.train)
 
 
 class MergedField(Module):
@@ -104,7 +95,7 @@ def _passes(factory):
 
 
 FACTORIES = {name: _module(call) for name, call in CALLS.items()}
-FACTORIES |= {one.__name__: one for one in (MutableCollection, Field, MergedField, remat, jit)}
+FACTORIES |= {one.__name__: one for one in (MutableCollection, MergedField, remat, jit)}
 
 
 @pytest.mark.parametrize("name", FACTORIES)
@@ -274,9 +265,6 @@ REFUSED = {
     "must give logits [4, 3] for 4 images, not tuple": lambda self, x: (_layers(self, x), x),
     "must give logits [4, 3] for 4 images, not int32 [4, 3]": lambda self, x: _layers(self, x).astype(jnp.int32),
     "does not take images of 8×8×1": lambda self, x, y: _layers(self, x + y),
-    "cannot be trained": (
-        lambda self, x, train=False: _layers(self, x, {"use_running_average": False} if train else None)
-    ),
 }
 
 
