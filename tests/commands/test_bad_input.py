@@ -8,6 +8,7 @@ import shutil
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,11 @@ from command import SHORT, TINY, Command, contents, finished_run, free_port, res
 from jem_jax import datasets
 from jem_jax.common import files
 from jem_jax.common.errors import UserError
-from jem_jax.datasets import Split
+from jem_jax.datasets import Split, checks
 from jem_jax.distributed import processes, rendezvous
 from jem_jax.main import main
 from jem_jax.runs import workdir
 from jem_jax.runs.checkpoint import Checkpoints
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A copy of a finished run that a test may spoil."""
-    return shutil.copytree(finished_run(), tmp_path / "run")
 
 
 @pytest.fixture
@@ -115,6 +110,7 @@ WRONG_SIZES = [
     (["sampler.buffer_size=120", "objective.p_x=0", "objective.p_xy=1"], FEWER),
     (["training.batch_size=2000", "sampler.buffer_size=2000"],
      "config.training.batch_size 2000 is larger than the 1167 training images"),
+    (["sampler.buffer_size=400000000"], "GiB; lower config.sampler.buffer_size first"),
     (["training.labelled_batch_size=1200"],
      "config.training.labelled_batch_size 1200 is larger than the 1167 training images"),
     (["data.labels_per_class=1000"], "config.data.labels_per_class 1000 is more than the "),
@@ -126,7 +122,8 @@ WRONG_SIZES = [
 
 
 @pytest.mark.parametrize(("settings", "said"), WRONG_SIZES)
-def test_what_does_not_fit(refused, settings, said):
+def test_what_does_not_fit(refused, monkeypatch, settings, said):
+    monkeypatch.setattr(checks, "memory", lambda: 2**30)
     assert said in refused(*TINY, *(f"--config.{setting}" for setting in settings))
 
 
@@ -163,23 +160,17 @@ def test_processes_that_do_not_come(refused, monkeypatch):
 
 
 def _meet(*calls):
-    """What each of several processes, as threads, gets from a rendezvous of (count, number)."""
+    """What each of several processes, as threads, is told in a rendezvous of (count, number); None where they met."""
     address = f"127.0.0.1:{free_port()}"
-    said = {}
 
-    def process(place, count, number):
+    def process(call):
         try:
-            rendezvous.meet(address, count, number, 5)
-            said[place] = None
+            return rendezvous.meet(address, *call, 5)
         except UserError as error:
-            said[place] = str(error)
+            return str(error)
 
-    threads = [threading.Thread(target=process, args=(place, *call)) for place, call in enumerate(calls)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return said
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(process, calls))
 
 
 @pytest.mark.parametrize(
@@ -198,15 +189,15 @@ def test_processes_that_disagree(calls, first, second):
 def test_processes_that_all_come_meet_and_other_callers_neither_count_nor_hold_them_up(monkeypatch):
     monkeypatch.setattr(rendezvous, "_HELLO_SECONDS", 0.2)
     port = free_port()
-    first = threading.Thread(target=rendezvous.meet, args=(f"127.0.0.1:{port}", 2, 0, 5))
-    first.start()
+    meeting = threading.Thread(target=rendezvous.meet, args=(f"127.0.0.1:{port}", 2, 0, 5))
+    meeting.start()
     for greeting in (b"GET / HTTP/1.1\r\n\r\n", b""):
         with rendezvous._call("127.0.0.1", port, time.monotonic() + 5) as stray:
             stray.sendall(greeting)
-    assert first.is_alive()
+    assert meeting.is_alive()
     with rendezvous._call("127.0.0.1", port, time.monotonic() + 5):
         rendezvous.meet(f"127.0.0.1:{port}", 2, 1, 5)
-        first.join()
+        meeting.join()
 
 
 def test_a_port_that_is_taken():

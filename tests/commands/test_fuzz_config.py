@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-import shutil
 
 import fuzzing
 import jax
@@ -83,7 +82,7 @@ def _taken_or_refused(function, *arguments):
     return None
 
 
-@fuzzing.examples(200)
+@fuzzing.examples(100)
 @given(_changes())
 def test_any_value_is_a_setting_or_refused_in_one_line(change):
     key, value = change
@@ -96,7 +95,7 @@ def test_any_value_is_a_setting_or_refused_in_one_line(change):
         assert type(config) is type(FIELDS[key].default)
 
 
-@fuzzing.examples(50)
+@fuzzing.examples(25)
 @given(st.recursive(anything, lambda inner: st.dictionaries(st.sampled_from(sorted(vars(Config()))), inner)))
 def test_any_object_is_settings_or_refused_in_one_line(settings):
     config = _taken_or_refused(configuration.validate, settings)
@@ -251,18 +250,12 @@ def test_what_is_taken_runs_or_is_refused_in_one_line(part, data):
     assert _run_two_iterations(_any(data, PARTS[part])) in (2, None)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A finished run, to be measured."""
-    return shutil.copytree(finished_run(), tmp_path_factory.mktemp("trained") / "run")
-
-
-def _measure(trained, changes, more=""):
+def _measure(folder, changes, more=""):
     """The failures of the sections, or None where a setting that was left had to be refused too."""
     if not fuzzing.LONG:
         # Attacks through refinement compile for ten seconds.
         changes["evaluation.refined_linf"] = ()
-    facts = workdir.read_facts(trained)
+    facts = workdir.read_facts(finished_run())
     dataset = datasets.load(facts.config.data)
 
     def measured(changes):
@@ -271,18 +264,19 @@ def _measure(trained, changes, more=""):
         config = configuration.validate(settings)
         names = [section.name for section in sections.wanted(config.evaluation)]
         preflight.check_memory(config, dataset, trains=False, sections=names)
-        return report.write(trained, dataclasses.replace(facts, config=config), dataset, {}, lambda _: None).failures
+        facts_of = dataclasses.replace(facts, config=config)
+        return report.write(finished_run(), facts_of, dataset, {}, lambda _: None, folder).failures
 
     return _refused_or_done(changes, measured)
 
 
 @pytest.mark.parametrize(("kind", "more"), [("least", ""), ("greatest", ",adversarial")])
-def test_the_ends_of_all_ranges_are_measured(trained, kind, more):
-    assert _measure(trained, _ends(MEASURED, kind), more) == {}
+def test_the_ends_of_all_ranges_are_measured(tmp_path, kind, more):
+    assert _measure(tmp_path, _ends(MEASURED, kind), more) == {}
 
 
 @only_long
 @fuzzing.examples(1)
 @given(st.data())
-def test_what_is_taken_is_measured_or_refused_in_one_line(trained, data):
-    assert _measure(trained, _any(data, MEASURED)) in ({}, None)
+def test_what_is_taken_is_measured_or_refused_in_one_line(tmp_path, data):
+    assert _measure(tmp_path, _any(data, MEASURED)) in ({}, None)

@@ -14,12 +14,6 @@ from jem_jax.common.errors import UserError
 from jem_jax.main import main
 
 
-@pytest.fixture
-def run(tmp_path):
-    """A copy of a finished run."""
-    return shutil.copytree(finished_run(), tmp_path / "run")
-
-
 def _is_a_picture(path: Path) -> bool:
     pixels = np.asarray(Image.open(path).convert("L"))
     return min(pixels.shape) > 8 and len(np.unique(pixels)) > 8

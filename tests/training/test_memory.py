@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 import tiny
-from command import TINY
 
 from jem_jax.commands import config_files
 from jem_jax.common.errors import UserError
 from jem_jax.datasets import Dataset, Split, checks
 from jem_jax.distributed import devices
-from jem_jax.main import main
 from jem_jax.training import preflight
 
 IMAGES = {"digits": (8, 8, 1), "fashion_mnist": (28, 28, 1), "cifar10_small": (32, 32, 3)}
@@ -77,13 +75,3 @@ def test_an_accelerator_is_filled_by_its_own_part_alone(monkeypatch):
     _check(tiny.config(**{"sampler.buffer_size": 2_500_000}), dataset)
     line = _refused(tiny.config(**{"sampler.buffer_size": 3_100_000}), dataset)
     assert "each device has 1 GiB: the replay buffer 1.1" in line
-
-
-def test_the_command_refuses_before_it_compiles_or_writes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(checks, "memory", lambda: 2**30)
-    arguments = [*TINY, f"--workdir={tmp_path / 'run'}", "--config.sampler.buffer_size=400000000"]
-    assert main(arguments) == 2
-    line = capsys.readouterr().err
-    assert "lower config.sampler.buffer_size first" in line
-    assert len(line.splitlines()) == 1
-    assert not (tmp_path / "run").exists()

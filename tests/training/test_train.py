@@ -71,23 +71,11 @@ def _assert_same_run(one, other):
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory):
-    """A run that nothing interrupted, and the summed metrics after each of its iterations."""
-    directory, sums, iterate = tmp_path_factory.mktemp("whole"), [], loop._iterate
-
-    def noted(training):
-        iterate(training)
-        sums.append(jax.device_get(training.state.window.sums))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_iterate", noted)
-        assert _train(directory).steps == LAST
-    return directory, sums
-
-
-@pytest.fixture(scope="module")
-def whole(watched):
-    return watched[0]
+def whole(tmp_path_factory):
+    """A run that nothing interrupted."""
+    directory = tmp_path_factory.mktemp("whole")
+    assert _train(directory).steps == LAST
+    return directory
 
 
 # To its end
@@ -117,26 +105,19 @@ def test_a_run_writes_a_line_every_so_many_iterations_and_at_every_validation(wh
     for line in progress:
         assert line["epoch"] == line["step"] / STEPS
         assert {"accuracy", "cross_entropy", "log_px_data", "log_px_samples", *TIME_FIELDS} <= line.keys()
+        # The mean of three or four iterations is near that of any other.
+        assert line["data_rms"] == pytest.approx(progress[0]["data_rms"], rel=0.1)
     assert all(np.isfinite(value) for line in lines for value in line.values())
 
 
-def test_a_line_of_the_log_is_the_mean_since_the_one_before(watched):
-    directory, sums = watched
-    before = 0
-    for line in (line for line in _lines(directory) if "loss" in line):
-        for name, total in sums[line["step"] - 1].items():
-            assert line[name] == pytest.approx(total / (line["step"] - before), rel=1e-6), name
-        before = line["step"]
-
-
 def test_a_flax_module_named_by_its_factory_learns_and_leaves_checkpoints_and_a_picture(whole):
-    params = _checkpoint(whole).tree["state"]["params"]
-    assert params.keys() == {"hidden", "norm", "classes"}
+    tree = _checkpoint(whole).tree
+    assert tree["state"]["params"].keys() == {"hidden", "norm", "classes"}
+    assert int(tree["state"]["step"]) == 15
     nll = [line["validation_nll"] for line in _lines(whole) if "validation_nll" in line]
     assert nll[-1] < nll[0]
     assert checkpoint.steps(whole / workdir.CHECKPOINTS) == [10, 15]
     assert checkpoint.newest_whole(whole / workdir.CHECKPOINTS) == (15, {})
-    assert int(_checkpoint(whole).tree["state"]["step"]) == 15
     assert [path.name for path in (whole / workdir.SAMPLES).iterdir()] == ["buffer_0000015.png"]
 
 

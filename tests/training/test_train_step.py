@@ -2,7 +2,6 @@
 
 import functools
 import re
-from typing import NamedTuple
 
 import compilation
 import jax
@@ -66,39 +65,32 @@ _COMMUNICATION = re.compile(
 )
 
 
-class Compiled(NamedTuple):
-    """A run's start, its step compiled ahead as the loop does, for arguments of these shapes alone, and its program."""
-
-    start: tiny.Start
-    hlo: str
-    """optimised, with all of XLA's optimisations"""
-
-    @classmethod
-    def of(cls, **settings) -> "Compiled":
-        start = tiny.start(tiny.config(**settings))
-        mapped, places = start.step.func, start.step.args
-        lowered = mapped.lower(*places, start.state, start.buffer, start.data.at(0))
-        program = lowered.compile(compilation.hlo_of_users())
-        step = lambda *arguments: jax.block_until_ready(program(*places, *arguments))  # noqa: E731
-        return cls(start._replace(step=step), program.as_text())
+def _compiled(**settings):
+    """A run's start, its step compiled ahead as the loop does, for arguments of these shapes alone; and its program,
+    optimised with all of XLA's optimisations."""
+    start = tiny.start(tiny.config(**settings))
+    mapped, places = start.step.func, start.step.args
+    program = mapped.lower(*places, start.state, start.buffer, start.data.at(0)).compile(compilation.hlo_of_users())
+    step = lambda *arguments: jax.block_until_ready(program(*places, *arguments))  # noqa: E731
+    return start._replace(step=step), program.as_text()
 
 
 @pytest.fixture(scope="module")
 def full_program():
     """A run with all that a state can hold: batch statistics, Adam's moments, averaged parameters; and dropout. Its
     images are shifted."""
-    return Compiled.of(**tiny.FULL, **UNALTERED | {"data.pad": 3})
+    return _compiled(**tiny.FULL, **UNALTERED | {"data.pad": 3})
 
 
 @pytest.fixture(scope="module")
 def full(full_program):
-    return full_program.start
+    return full_program[0]
 
 
 @pytest.fixture(scope="module")
 def sharp_program():
     """A JEM whose loss has a second gradient."""
-    return Compiled.of(**PLAIN, **CASES["SAM"])
+    return _compiled(**PLAIN, **CASES["SAM"])
 
 
 def _losses(state):
@@ -265,7 +257,7 @@ def test_the_first_undone_iteration_stays_recorded_and_the_next_good_one_trains(
 
 
 def test_an_iteration_that_is_not_finite_in_its_first_of_two_passes_is_undone(sharp_program):
-    sharp = sharp_program.start
+    sharp, _ = sharp_program
     bias = devices.replicate(np.full(tiny.CLASSES, np.inf, np.float32))
     params = {**sharp.state.params, "classes": {**sharp.state.params["classes"], "bias": bias}}
     state, buffer = sharp.step(sharp.state._replace(params=params), sharp.buffer, sharp.data.at(0))
@@ -362,7 +354,7 @@ def _loss(start, config, batches, labels, classes):
 @pytest.mark.parametrize("case", CASES)
 def test_an_iteration_is_the_algorithm(case, monkeypatch, request):
     config = tiny.config(**{"model.factory": "tiny:mlp", **PLAIN, **CASES[case]})
-    start = request.getfixturevalue("sharp_program").start if case == "SAM" else tiny.start(config)
+    start = request.getfixturevalue("sharp_program")[0] if case == "SAM" else tiny.start(config)
     with monkeypatch.context() as patch:
         # On a CPU large images pass an example at a time.
         patch.setattr("jem_jax.training.network._CPU_PIXELS", tiny.SIDE**2 if "example" in case else 2**13)
