@@ -127,8 +127,8 @@ def test_what_does_not_fit(refused, monkeypatch, settings, said):
 
 
 def test_what_does_not_fit_costs_neither_the_run_it_was_to_overwrite_nor_a_new_workdir(refused, run):
-    assert "config.training.batch_size 30" in refused(*TINY, f"--workdir={run}", "--overwrite", f"--config.{BATCH}")
-    assert "config.training.batch_size 30" in refused(*TINY, "--workdir=new", f"--config.{BATCH}")
+    for flags in ([f"--workdir={run}", "--overwrite"], ["--workdir=new"]):
+        assert "config.training.batch_size 30" in refused(*TINY, *flags, f"--config.{BATCH}")
     assert not Path("new").exists()
 
 

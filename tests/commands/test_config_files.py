@@ -71,11 +71,9 @@ def test_a_wrong_file_is_named_with_its_line(write, tmp_path, text, said):
     ("name", "text", "value"),
     [
         ("sampler.num_steps", "40", 40),
-        ("sampler.step_size", "2", 2.0),
         ("optimizer.decay_epochs", "(20, 30)", (20.0, 30.0)),
         ("optimizer.decay_epochs", "()", ()),
         ("sampler.clip_x", "true", True),
-        ("data.flip", "false", False),
         # What looks like a word or a number stays text where text is wanted.
         ("data.name", "3", "3"),
         ("model.factory", "package.module:function", "package.module:function"),
@@ -83,7 +81,6 @@ def test_a_wrong_file_is_named_with_its_line(write, tmp_path, text, said):
         ("optimizer.decay_epochs", "20,30", (20.0, 30.0)),
         ("evaluation.attack_linf", "0.03", (0.03,)),
         ("evaluation.attack_linf", "[2/255,0.03]", (2 / 255, 0.03)),
-        ("data.input_noise", " 1/255", 1 / 255),
         ("training.epochs", "1e2", 100),
         ("data.flip", "0", False),
         ("data.flip", "Yes", True),

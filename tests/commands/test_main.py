@@ -14,11 +14,6 @@ from jem_jax.common.errors import UserError
 from jem_jax.main import main
 
 
-def _is_a_picture(path: Path) -> bool:
-    pixels = np.asarray(Image.open(path).convert("L"))
-    return min(pixels.shape) > 8 and len(np.unique(pixels)) > 8
-
-
 def test_the_help_lists_every_flag_and_setting(capsys):
     with pytest.raises(SystemExit) as left:
         main(["--help"])
@@ -108,8 +103,10 @@ def test_sample_draws_pictures_and_leaves_the_rest(run, capsys):
     assert main([*TINY, f"--workdir={run}", "--mode=sample", "--config.evaluation.num_samples=20"]) == 0
     assert "drawing 20 samples in 5 steps" in capsys.readouterr().out
     assert before.items() <= contents(run).items()
-    pictures = [run / "samples" / f"{name}.png" for name in ("samples", "samples_by_class", "buffer_by_class")]
-    assert all(_is_a_picture(picture) for picture in pictures)
+    for name in ("samples", "samples_by_class", "buffer_by_class"):
+        pixels = np.asarray(Image.open(run / "samples" / f"{name}.png").convert("L"))
+        assert min(pixels.shape) > 8
+        assert len(np.unique(pixels)) > 8
 
 
 def test_debug_shows_the_traceback():

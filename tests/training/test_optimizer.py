@@ -41,6 +41,11 @@ def test_learning_rates(case):
     np.testing.assert_allclose(found, list(rates.values()), rtol=1e-6, atol=1e-7)
 
 
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match="one of adam, sgd, not 'lion'"):
+        optimizer.build(Optimizer(name="lion"), STEPS_PER_EPOCH)
+
+
 # The last parameter has no gradient: weight decay alone pulls on it.
 GRADIENTS = np.random.default_rng(0).normal(size=(6, 5)) * np.array([1e-3, 0.1, 1.0, 10.0, 0.0])
 START = np.random.default_rng(1).normal(size=5)

@@ -389,8 +389,8 @@ def test_an_iteration_is_the_algorithm(case, monkeypatch, request):
         assert sums[name] == pytest.approx(float(terms[name]), rel=1e-4), name
     # Weight decay is that of the weights that move, not of those climbed to.
     moved = jax.tree.map(lambda w, g: w - 0.05 * (scale * g + settings.weight_decay * w), params, gradients)
-    expected, found = {"params": moved, "statistics": statistics}, {"params": state.params}
-    found |= {"statistics": state.model_state}
+    expected = {"params": moved, "statistics": statistics}
+    found = {"params": state.params, "statistics": state.model_state}
     if settings.ema_decay:
         expected["ema"] = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, params, moved)
         found["ema"] = state.ema
@@ -461,11 +461,10 @@ def test_chains_that_start_afresh_do_so_where_it_is_set():
         assert np.isclose(starts[:, label], x, atol=1e-5).all(axis=(1, 2, 3)).any()
 
 
-def test_the_watch_holds_to_the_limits_that_are_set():
-    settings = {"recovery.max_gap": 7.0, "recovery.patience": 3}
-    clipped = {**settings, "sampler.clip_x": True}
-    assert quantities.limits(tiny.config(**settings)) == divergence.Limits(7.0, divergence.MAX_RMS, 3)
-    assert quantities.limits(tiny.config(**clipped)) == divergence.Limits(7.0, divergence.MAX_CLIPPED_RMS, 3)
+@pytest.mark.parametrize(("clip", "rms"), [(False, divergence.MAX_RMS), (True, divergence.MAX_CLIPPED_RMS)])
+def test_the_watch_holds_to_the_limits_that_are_set(clip, rms):
+    config = tiny.config(**{"recovery.max_gap": 7.0, "recovery.patience": 3, "sampler.clip_x": clip})
+    assert quantities.limits(config) == divergence.Limits(7.0, rms, 3)
 
 
 def test_a_gap_that_energy_l2_bounds_is_noticed_at_half_the_bound():
