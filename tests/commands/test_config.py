@@ -62,21 +62,16 @@ def test_a_config_dict_and_nested_dicts_are_the_same_to_it():
 
 # Each setting that is refused, and what the error says of it after "config.KEY ".
 REFUSED = [
-    ("model.dept", 1, "is not a setting; did you mean config.model.depth?"),
     ("model.xyzzy", 1, "is not a setting; there are: factory, depth, width"),
     ("num_steps", 1, "is not a setting; did you mean config.sampler.num_steps?"),
     ("nonsense", 1, "is not a setting; there are: data, model, sampler"),
     ("sampler.num_steps", 2.5, "must be of type int, not 2.5"),
     ("sampler.num_steps", True, "must be of type int, not True"),
-    ("sampler.step_size", "1.0", "must be of type float, not '1.0'"),
     ("sampler.clip_x", 1, "must be of type bool, not 1"),
-    ("model.norm", 3, "must be of type str, not 3"),
     ("optimizer.decay_epochs", 20, "must be a tuple of numbers such as (20, 30), not 20"),
-    ("optimizer.decay_epochs", ("a",), "must be a tuple of numbers such as (20, 30), not ('a',)"),
     ("model", 3, "must be a group of settings, not 3"),
     ("sampler.num_steps", 0, "must be at least 1 and at most 100000, not 0"),
     ("optimizer.decay_epochs", (3, 0), "must be above 0"),
-    ("seed", 2**31, "must be at least 0 and at most 2147483647"),
     ("optimizer.learning_rate", float("inf"), "must be above 0 and at most 100, not inf"),
     ("sampler.step_size", 10**400, "must be of type float"),
     ("model.norm", "bogus", "must be one of none, batch, instance, layer, act; not 'bogus'"),

@@ -103,11 +103,9 @@ WRONG_OVERRIDES = [
     *[("optimizer.learning_rate", text, f"must be above 0 and at most 100, not {float(text)}")
       for text in ("nan", "-inf", "1e400")],
     *[(name, text, "must be") for name, text in (
-        ("sampler.num_steps", "2.5"), ("sampler.num_steps", ""), ("sampler.num_steps", "none"),
-        ("optimizer.decay_epochs", "(3,"), ("sampler.clip_x", "maybe"), ("sampler.clip_x", "2"),
+        ("sampler.num_steps", ""), ("optimizer.decay_epochs", "(3,"), ("sampler.clip_x", "maybe"),
         ("training.epochs", "5/2"), ("optimizer.decay_epochs", "8/0"), ("optimizer.decay_epochs", "8**255"),
-        ("evaluation.attack_linf", "8/'a'"), ("optimizer.learning_rate", "1,5"), ("model", "3"),
-        ("training.epochs", "__import__('os').abort()"),
+        ("optimizer.learning_rate", "1,5"), ("model", "3"), ("training.epochs", "__import__('os').abort()"),
     )],
     *[(name, "a", f"must be a tuple of numbers such as {example}, not 'a'") for name, example in (
         ("optimizer.decay_epochs", "(20, 30)"), ("schedule.num_steps", "(0.1, 1, 0.3, 5)"),

@@ -153,16 +153,14 @@ def test_the_chain_takes_as_many_steps_in_a_turn_as_the_settings_say():
 
 
 FIRST_STEPS = {
+    **EVERY_WEIGHT,
     "model.factory": "tiny:mlp",
     "data.augment_p_x": False,
     "objective.p_xy": 0.5,
-    "objective.energy_l2": 0.1,
-    "sampler.class_conditional": True,
-    "sampler.buffer_size": 48,
+    "sampler.step_size": 1.0,
     "sampler.init": "class_gaussians",
     "sampler.reinit_prob": 0.5,
     "sampler.clip_x": True,
-    "optimizer.weight_decay": 0.01,
     "optimizer.sam_rho": 0.5,
     "optimizer.sam_adaptive": True,
     "training.labelled_batch_size": 16,
