@@ -59,11 +59,6 @@ CASES = {
 }
 """What an iteration computes is compared in these with the algorithm."""
 
-_COMMUNICATION = re.compile(
-    r"\s(all-reduce|all-gather|all-to-all|ragged-all-to-all|reduce-scatter|collective-permute|collective-broadcast"
-    r"|infeed|outfeed|send|recv)(?:-start)?\("
-)
-
 
 def _compiled(**settings):
     """A run's start, its step compiled ahead as the loop does, for arguments of these shapes alone; and its program,
@@ -100,32 +95,19 @@ def _losses(state):
 # The compiled program
 
 
-def _reached(computations: dict[str, str], name: str) -> set[str]:
-    """A computation and all that it calls."""
-    seen, to_see = set(), [name]
-    while to_see:
-        one = to_see.pop()
-        if one not in seen:
-            seen.add(one)
-            to_see += [found for found in re.findall(r"%([\w.\-]+)", computations[one]) if found in computations]
-    return seen
-
-
 @pytest.mark.parametrize(("run", "meetings"), [("full", 1), ("sharp", 2)])
 def test_a_gradient_is_one_all_reduce_the_chain_none_and_the_buffer_is_not_copied(run, meetings, request):
-    start, hlo = request.getfixturevalue(f"{run}_program")
-    assert f"num_partitions={DEVICES}" in hlo
-    computations = scripts.load("described").computations(hlo)
-    assert _COMMUNICATION.findall("".join(computations.values())) == meetings * ["all-reduce"]
-    assert "callback" not in hlo
-    bodies = re.findall(r"\swhile\(.*body=%([\w.\-]+)", hlo)
-    loops = ["".join(computations[name] for name in _reached(computations, body)) for body in bodies]
-    chains = [loop for loop in loops if re.search(r"\s(convolution|dot)\(", loop)]
-    assert len(chains) == 1
-    assert not any(_COMMUNICATION.search(loop) for loop in loops)
+    start, text = request.getfixturevalue(f"{run}_program")
+    assert f"num_partitions={DEVICES}" in text
+    hlo = scripts.load("hlo").Hlo(text, turns=3)
+    assert [found["kind"] for found in hlo.collectives()] == meetings * ["all-reduce"]
+    loops = [[op.kind for op in hlo.all(body)] for body in re.findall(r"\swhile\(.*body=%([\w.\-]+)", text)]
+    assert sum("dot" in kinds for kinds in loops) == 1, "the chain's"
+    assert not any("all-reduce" in kinds for kinds in loops)
+    assert hlo.host_transfers() == 0
+    assert not re.search(r"callback|collective-broadcast\(|ragged-all-to-all\(", text)
     of_the_buffer = re.escape(f"f32[1,{','.join(map(str, start.buffer.shape[1:]))}]")
-    made = re.findall(rf" = {of_the_buffer}\S* ([\w-]+)\(", hlo)
-    assert set(made) == {"parameter", "bitcast"}
+    assert set(re.findall(rf" = {of_the_buffer}\S* ([\w-]+)\(", text)) == {"parameter", "bitcast"}
 
 
 def test_a_step_updates_the_buffer_in_place_and_moves_nothing_between_host_and_devices(full):
