@@ -4,7 +4,6 @@ import pytest
 
 from jem_jax.commands import config_files
 from jem_jax.common.errors import UserError
-from jem_jax.config import Config
 
 
 @pytest.fixture
@@ -29,11 +28,6 @@ def _error(*arguments):
 GOOD = "from jem_jax.config import default\n\ndef get_config():\n    config = default()\n    return config\n"
 
 
-def test_a_file_of_ones_own_is_read(write):
-    name = write(GOOD.replace("    return", "    config.seed = 5\n    return"))
-    assert config_files.read(name).seed == 5
-
-
 @pytest.mark.parametrize("name", ["digits", "digits.py", "configs/digits.py", "configs/digits"])
 def test_what_comes_with_the_package_is_found_from_anywhere(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -41,7 +35,9 @@ def test_what_comes_with_the_package_is_found_from_anywhere(name, tmp_path, monk
 
 
 def test_a_file_of_ones_own_goes_before_the_packages(write):
-    assert config_files.read(write(GOOD, "digits.py")) == Config()
+    assert (
+        config_files.read(write(GOOD.replace("    return", "    config.seed = 5\n    return"), "digits.py")).seed == 5
+    )
 
 
 @pytest.mark.parametrize("name", ["elsewhere/digits.py", "nope", "configs"])
@@ -66,41 +62,28 @@ def test_a_missing_file_is_said_with_those_there_are(name, tmp_path, monkeypatch
     ],
 )
 def test_a_wrong_file_is_named_with_its_line(write, tmp_path, text, said):
+    assert _error(write(text, "mine.yaml")) == "config file mine.yaml must be a Python file, *.py"
     for name in (write(text), str(tmp_path / "mine.py")):
         assert _error(name).startswith(f"config file {name}{said}")
-
-
-def test_a_file_that_is_no_python_file_is_an_error(write):
-    assert _error(write("seed: 3\n", "mine.yaml")) == "config file mine.yaml must be a Python file, *.py"
 
 
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
         ("sampler.num_steps", "40", 40),
-        ("sampler.step_size", "2", 2.0),
         ("optimizer.decay_epochs", "(20, 30)", (20.0, 30.0)),
         ("optimizer.decay_epochs", "()", ()),
-        ("sampler.clip_x", "True", True),
         ("sampler.clip_x", "true", True),
-        ("data.flip", "false", False),
         # What looks like a word or a number stays text where text is wanted.
-        ("model.norm", "none", "none"),
         ("data.name", "3", "3"),
         ("model.factory", "package.module:function", "package.module:function"),
-        ("seed", "12", 12),
         # As people type them in a shell.
         ("optimizer.decay_epochs", "20,30", (20.0, 30.0)),
         ("evaluation.attack_linf", "0.03", (0.03,)),
-        ("evaluation.attack_linf", "(2/255, 8/255)", (2 / 255, 8 / 255)),
         ("evaluation.attack_linf", "[2/255,0.03]", (2 / 255, 0.03)),
-        ("data.input_noise", " 1/255", 1 / 255),
         ("training.epochs", "1e2", 100),
-        ("seed", "100/2", 50),
         ("data.flip", "0", False),
         ("data.flip", "Yes", True),
-        ("data.flip", "off", False),
-        ("data.name", "8/255", "8/255"),
     ],
 )
 def test_overrides_are_read_as_what_the_setting_is(name, text, value):
@@ -120,11 +103,9 @@ WRONG_OVERRIDES = [
     *[("optimizer.learning_rate", text, f"must be above 0 and at most 100, not {float(text)}")
       for text in ("nan", "-inf", "1e400")],
     *[(name, text, "must be") for name, text in (
-        ("sampler.num_steps", "2.5"), ("sampler.num_steps", ""), ("sampler.num_steps", "none"),
-        ("optimizer.decay_epochs", "(3,"), ("sampler.clip_x", "maybe"), ("sampler.clip_x", "2"),
+        ("sampler.num_steps", ""), ("optimizer.decay_epochs", "(3,"), ("sampler.clip_x", "maybe"),
         ("training.epochs", "5/2"), ("optimizer.decay_epochs", "8/0"), ("optimizer.decay_epochs", "8**255"),
-        ("evaluation.attack_linf", "8/'a'"), ("optimizer.learning_rate", "1,5"), ("model", "3"),
-        ("training.epochs", "__import__('os').abort()"),
+        ("optimizer.learning_rate", "1,5"), ("model", "3"), ("training.epochs", "__import__('os').abort()"),
     )],
     *[(name, "a", f"must be a tuple of numbers such as {example}, not 'a'") for name, example in (
         ("optimizer.decay_epochs", "(20, 30)"), ("schedule.num_steps", "(0.1, 1, 0.3, 5)"),

@@ -67,27 +67,21 @@ def test_jax_settings_are_given_back():
             jax.config.update(name, value)
 
 
-@pytest.mark.parametrize(
-    ("context", "value"),
-    [("enable_x64", True), ("numpy_rank_promotion", "raise"), ("default_prng_impl", "rbg"), ("disable_jit", True)],
-)
-def test_jax_contexts_of_the_caller_change_nothing(context, value):
+def test_jax_contexts_of_the_caller_change_nothing():
     before = jax.config.values
-    with getattr(jax, context)(value):
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"), jax.default_prng_impl("rbg"), jax.disable_jit(True):
         with processes.own_settings():
             traced = jax.jit(lambda x: x + np.arange(2, dtype=np.int32))
             assert traced(jax.numpy.ones((2, 2))).dtype == np.float32
             assert "jit" in str(jax.make_jaxpr(traced)(1.0))
             assert jax.random.key_data(jax.random.key(0)).tolist() == [0, 0]
-        if context == "enable_x64":
-            assert jax.numpy.arange(3).dtype == np.int64
+        assert jax.numpy.arange(3).dtype == np.int64
     assert jax.config.values == before
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("JAX_NUM_CPU_DEVICES", "abc", 'JAX cannot start: Invalid value "abc" for JAX flag jax_num_cpu_devices; corr'),
         ("FLAX_PROFILE", "maybe", "JAX cannot start: invalid truth value 'maybe' for environment 'FLAX_PROFILE'; corr"),
         ("XLA_FLAGS", "--xla_nonsense=1", "XLA cannot start: Unknown flag in XLA_FLAGS: --xla_nonsense=1; correct"),
         ("XLA_FLAGS", "--xla_force_host_platform_device_count=abc", "XLA cannot start: Couldn't interpret value abc f"),
@@ -130,7 +124,7 @@ def test_a_run_takes_what_divides_of_the_devices_and_leaves_the_callers_state_al
     monkeypatch.setattr(devices, "set_by_environment", lambda: False)
     monkeypatch.setattr(devices, "_usable_cores", lambda: 4)
     before = state()
-    assert main([*TINY, f"--workdir={tmp_path / 'run'}", "--config.training.batch_size=18"]) == 0
+    assert main([*SHORTEST, f"--workdir={tmp_path / 'run'}", "--config.training.batch_size=18"]) == 0
     assert [a == b for a, b in zip(state(), before, strict=True)] == [True] * len(before)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["cpu_devices"] == 2
     assert devices.count() == jax.device_count() == 4
@@ -157,10 +151,15 @@ def test_a_thread_may_train(tmp_path):
 def test_a_loaded_model_fits_the_library_and_refuses_other_images(caplog):
     logits, buffer, config = jem_jax.load(finished_run())
     assert isinstance(buffer, jax.Array)
-    start = replay_buffer.draw(jax.random.key(0), buffer, buffer[:4, 0], reinit_prob=0.5)
-    density = energy.marginal(logits)
-    x = sgld.chain(jax.random.split(jax.random.key(1), 4), density, start.x, num_steps=2, step_size=0.1, noise_std=0.01)
-    assert replay_buffer.write(buffer, start.slots, x).shape == buffer.shape
+
+    @jax.jit
+    def sample(key, buffer):
+        start = replay_buffer.draw(key, buffer, buffer[:4, 0], reinit_prob=0.5)
+        keys = jax.random.split(key, 4)
+        x = sgld.chain(keys, energy.marginal(logits), start.x, num_steps=2, step_size=0.1, noise_std=0.01)
+        return replay_buffer.write(buffer, start.slots, x)
+
+    assert sample(jax.random.key(0), buffer).shape == buffer.shape
     assert logits(np.zeros((0, 8, 8, 1))).shape == (0, 10)
     assert logits(np.zeros((2, 8, 8, 1))).dtype == np.float32
     assert config.sampler.num_steps == 2

@@ -3,14 +3,13 @@
 import dataclasses
 import math
 import re
-import shutil
 
 import fuzzing
 import jax
 import pytest
 import tiny
 from command import finished_run
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jem_jax import config as configuration
@@ -83,7 +82,7 @@ def _taken_or_refused(function, *arguments):
     return None
 
 
-@fuzzing.examples(200)
+@fuzzing.examples(100)
 @given(_changes())
 def test_any_value_is_a_setting_or_refused_in_one_line(change):
     key, value = change
@@ -96,7 +95,7 @@ def test_any_value_is_a_setting_or_refused_in_one_line(change):
         assert type(config) is type(FIELDS[key].default)
 
 
-@fuzzing.examples(50)
+@fuzzing.examples(25)
 @given(st.recursive(anything, lambda inner: st.dictionaries(st.sampled_from(sorted(vars(Config()))), inner)))
 def test_any_object_is_settings_or_refused_in_one_line(settings):
     config = _taken_or_refused(configuration.validate, settings)
@@ -140,86 +139,64 @@ def test_any_name_is_refused_in_one_line(tmp_path_factory, name):
         _taken_or_refused(report.check, Evaluation(sections=name))
 
 
-# What settings do to a run of two iterations: all of them, several at a time, since each run is a compilation. Those of
-# a WRN, which compiles long, are the long form's.
+# What settings at the ends of their ranges do to a run of two iterations: several at a time, since each run is a
+# compilation. A WRN's own settings compile for long.
 RUNNING = sorted(key for key in FIELDS if not key.startswith(("evaluation.", "model.")))
 # Two by two: of all weights of the objective together, none would be above 0.
 PARTS = [[key for place, key in enumerate(RUNNING) if place // 2 % 2 == part] for part in range(2)]
-if fuzzing.LONG:
-    PARTS.append(sorted(key for key in FIELDS if key.startswith("model.")))
-MEASURED = sorted(key for key in FIELDS if key.startswith("evaluation.") and key != "evaluation.sections")
+# Attacks through refinement compile for ten seconds.
+MEASURED = sorted(
+    key for key in FIELDS if key.startswith("evaluation.") and not key.endswith((".sections", ".refined_linf"))
+)
 SECTIONS = "calibration,ood,samples,sample_quality,inpainting"
 """those that a number changes, but for the attacks, which compile for long"""
 # More of it would be a longer test of the same program.
 MOST = {
     "sampler.num_steps": 100,
     "sampler.unroll": 5,
-    "model.depth": 28,
-    "model.width": 100,
-    "evaluation.sample_steps": 50,
-    "evaluation.num_samples": 100,
-    "evaluation.ood_images": 100,
-    "evaluation.attack_steps": 5,
+    "evaluation.sample_steps": 5,
+    "evaluation.num_samples": 20,
+    "evaluation.ood_images": 20,
+    "evaluation.attack_steps": 2,
     "evaluation.attack_restarts": 2,
 }
 
 
-ENDS = ("least", "greatest")
-only_long = pytest.mark.skipif(not fuzzing.LONG, reason="the ends are enough in the short form")
-
-
-def _valid(key):
-    """A setting's least and greatest value, and a strategy of any in its range."""
+def _ends(key):
+    """A setting's least and greatest value."""
     field = FIELDS[key]
     low, above, high = (field.metadata[name] for name in ("low", "above", "high"))
     if isinstance(field.default, bool):
-        return (False, True), st.booleans()
+        return False, True
     if isinstance(field.default, str):
         choices = field.metadata["choices"] or ("",)
-        return (choices[0], choices[-1]), st.sampled_from(choices)
-    high = min(MOST.get(key, math.inf), high)
-    if isinstance(field.default, int):
-        ends, between = (low, int(high)), st.integers(low, int(high))
-    else:
-        ends = (low if low is not None else math.nextafter(above, math.inf), float(high))
-        between = st.floats(*ends)
-    number = st.one_of(st.sampled_from(ends), between)
-    return (tuple((end,) for end in ends), st.tuples(number)) if isinstance(field.default, tuple) else (ends, number)
+        return choices[0], choices[-1]
+    least = low if low is not None else math.nextafter(above, math.inf)
+    ends = least, type(least)(min(MOST.get(key, math.inf), high))
+    return tuple((end,) for end in ends) if isinstance(field.default, tuple) else ends
 
 
-def _ends(keys, kind):
-    return {key: _valid(key)[0][ENDS.index(kind)] for key in keys}
-
-
-def _any(data, keys):
-    """Values for all of them; not the least ones, which Hypothesis tries first and which have a test of their own."""
-    changes = {key: data.draw(_valid(key)[1], key) for key in keys}
-    assume(changes != _ends(keys, "least"))
-    return changes
-
-
-def _refused_or_done(changes, function):
-    """Calls it with the changes, without those that a refusal names, until it is done or none is left."""
+def _done(keys, end, function):
+    """What the function gives for these settings at one of their ends, without those that a refusal names."""
+    changes = {key: _ends(key)[end] for key in keys}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checks, "memory", lambda: 2**30)
-        while changes:
+        while True:
             try:
                 return function(changes)
             except UserError as error:
                 said = _in_a_line(error)
             named = [key for key in changes if re.search(rf"\b{re.escape(key)}\b", said)]
-            changes = {key: value for key, value in changes.items() if key not in (named or changes)}
-    return None
+            assert named, said
+            changes = {key: value for key, value in changes.items() if key not in named}
 
 
-def _run_two_iterations(changes):
-    """2 where they were done, or None where a setting that was left had to be refused too."""
-    # A buffer that suits any number of classes and devices that the others may ask for.
-    rest = {"sampler.buffer_size": 24}
-    if not any(key.startswith("model.") for key in changes):
-        rest["model.factory"] = "tiny:mlp"
-
+@pytest.mark.parametrize("end", [0, 1], ids=["least", "greatest"])
+@pytest.mark.parametrize("part", range(len(PARTS)))
+def test_the_ends_of_all_ranges_run(part, end):
     def two_iterations(changes):
+        # A buffer that suits any number of classes and devices that the others may ask for.
+        rest = {"model.factory": "tiny:mlp", "sampler.buffer_size": 24}
         config, dataset = tiny.config(**{**rest, **changes}), tiny.dataset()
         preflight.check(config, dataset)
         preflight.check_memory(config, dataset, trains=True, sections=())
@@ -228,61 +205,23 @@ def _run_two_iterations(changes):
         for number in range(2):
             state, buffer = start.step(state, buffer, start.data.at(number))
         start.data.close()
-        if fuzzing.LONG:
-            # As in conftest.py: a few hundred programs take all the memory maps that a process may have.
-            jax.clear_caches()
         return int(jax.device_get(state.step))
 
-    return _refused_or_done(changes, two_iterations)
+    assert _done(PARTS[part], end, two_iterations) == 2
 
 
-@pytest.mark.parametrize("kind", ENDS)
-@pytest.mark.parametrize("part", range(len(PARTS)))
-def test_the_ends_of_all_ranges_run(part, kind):
-    # Nothing but the settings that a refusal names is left out.
-    assert _run_two_iterations(_ends(PARTS[part], kind)) == 2
-
-
-@only_long
-@pytest.mark.parametrize("part", range(len(PARTS)))
-@fuzzing.examples(1)
-@given(st.data())
-def test_what_is_taken_runs_or_is_refused_in_one_line(part, data):
-    assert _run_two_iterations(_any(data, PARTS[part])) in (2, None)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A finished run, to be measured."""
-    return shutil.copytree(finished_run(), tmp_path_factory.mktemp("trained") / "run")
-
-
-def _measure(trained, changes, more=""):
-    """The failures of the sections, or None where a setting that was left had to be refused too."""
-    if not fuzzing.LONG:
-        # Attacks through refinement compile for ten seconds.
-        changes["evaluation.refined_linf"] = ()
-    facts = workdir.read_facts(trained)
+@pytest.mark.parametrize(("end", "more"), [(0, ""), (1, ",adversarial")], ids=["least", "greatest"])
+def test_the_ends_of_all_ranges_are_measured(tmp_path, end, more):
+    facts = workdir.read_facts(finished_run())
     dataset = datasets.load(facts.config.data)
 
-    def measured(changes):
+    def failures(changes):
         evaluation = {key.removeprefix("evaluation."): value for key, value in changes.items()}
-        settings = {**configuration.as_dict(facts.config), "evaluation": {"sections": SECTIONS + more, **evaluation}}
-        config = configuration.validate(settings)
+        evaluation |= {"sections": SECTIONS + more, "refined_linf": ()}
+        config = configuration.validate({**configuration.as_dict(facts.config), "evaluation": evaluation})
         names = [section.name for section in sections.wanted(config.evaluation)]
         preflight.check_memory(config, dataset, trains=False, sections=names)
-        return report.write(trained, dataclasses.replace(facts, config=config), dataset, {}, lambda _: None).failures
+        changed = dataclasses.replace(facts, config=config)
+        return report.write(finished_run(), changed, dataset, {}, lambda _: None, tmp_path).failures
 
-    return _refused_or_done(changes, measured)
-
-
-@pytest.mark.parametrize(("kind", "more"), [("least", ""), ("greatest", ",adversarial")])
-def test_the_ends_of_all_ranges_are_measured(trained, kind, more):
-    assert _measure(trained, _ends(MEASURED, kind), more) == {}
-
-
-@only_long
-@fuzzing.examples(1)
-@given(st.data())
-def test_what_is_taken_is_measured_or_refused_in_one_line(trained, data):
-    assert _measure(trained, _any(data, MEASURED)) in ({}, None)
+    assert _done(MEASURED, end, failures) == {}

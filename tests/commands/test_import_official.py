@@ -47,29 +47,30 @@ def command(*arguments):
     return import_official.command([str(argument) for argument in arguments])
 
 
-def test_the_workdir_holds_the_official_network_and_buffer(config_file, tmp_path):
-    workdir = tmp_path / "run"
-    assert command(CHECKPOINT, f"--config={config_file}", f"--workdir={workdir}") == 0
-    logits, buffer, config = jem_jax.load(workdir)
+def _assert_official(logits):
+    """They are those of the official network."""
     official = np.load(ARRAYS)
     ours = np.asarray(logits(official["x"].transpose(0, 2, 3, 1)))
     np.testing.assert_allclose(ours, official["logits"], atol=1e-5 * abs(official["logits"]).max())
-    _, official_buffer = torch_import.read_checkpoint(CHECKPOINT)
-    np.testing.assert_array_equal(buffer[:, 0], official_buffer.transpose(0, 2, 3, 1))
-    assert (config.model.depth, config.model.width, config.sampler.buffer_size) == (10, 1, 20)
 
 
-def test_the_printed_command_evaluates_and_the_run_can_go_on(config_file, tmp_path, capsys):
+def test_the_workdir_holds_the_official_network_and_buffer_and_the_printed_command_evaluates(
+    config_file, tmp_path, capsys
+):
     workdir = tmp_path / "run"
     assert command(CHECKPOINT, f"--config={config_file}", f"--workdir={workdir}") == 0
     printed = capsys.readouterr().out.splitlines()[-1].split()
+    logits, buffer, config = jem_jax.load(workdir)
+    _assert_official(logits)
+    _, official_buffer = torch_import.read_checkpoint(CHECKPOINT)
+    np.testing.assert_array_equal(buffer[:, 0], official_buffer.transpose(0, 2, 3, 1))
+    assert (config.model.depth, config.model.width, config.sampler.buffer_size) == (10, 1, 20)
     assert printed[:3] == ["python", "-m", "jem_jax.main"]
-    assert main.main(printed[3:]) == 0
-    report = json.loads((workdir / "report" / "report.json").read_text())
-    assert report["run"]["iterations"] == 0
-    assert main.main([argument for argument in printed[3:] if not argument.startswith("--mode")]) == 0
-    report = json.loads((workdir / "report" / "report.json").read_text())
-    assert report["run"]["iterations"] == 64 // 4
+    further = [argument for argument in printed[3:] if not argument.startswith("--mode")]
+    for arguments, iterations in ((printed[3:], 0), (further, 64 // 4)):
+        assert main.main(arguments) == 0
+        report = json.loads((workdir / "report" / "report.json").read_text())
+        assert report["run"]["iterations"] == iterations
 
 
 @pytest.mark.parametrize(("p_x", "slots"), [("1.0", 40), ("0.0", None)])
@@ -82,9 +83,7 @@ def test_weights_without_a_buffer_are_evaluated_and_trained_further(config_file,
     printed = capsys.readouterr().out
     assert ("holds no replay buffer; its chains begin afresh" in printed) == (slots is not None)
     logits, buffer, _ = jem_jax.load(run)
-    official = np.load(ARRAYS)
-    ours = np.asarray(logits(official["x"].transpose(0, 2, 3, 1)))
-    np.testing.assert_allclose(ours, official["logits"], atol=1e-5 * abs(official["logits"]).max())
+    _assert_official(logits)
     assert (buffer is None) == (slots is None)
     if buffer is not None:
         assert buffer.shape == (slots, 1, 32, 32, 3)

@@ -9,37 +9,40 @@ import tiny
 
 from jem_jax import datasets
 from jem_jax.augment import to_float
+from jem_jax.commands import config_files
 from jem_jax.config import Data
 from jem_jax.evaluation import sample_quality
 from jem_jax.main import main
 from jem_jax.report import inputs
 from jem_jax.runs import workdir
-from jem_jax.training import network, trained
+from jem_jax.training import loop, network, trained
 from jem_jax.training.network import Network
 
-COMMAND = (
-    "--config=digits_jempp",
-    "--config.training.epochs=6",
-    "--config.training.baseline=false",
-    "--config.model.factory=tiny:batch_norm_mlp",
-    "--config.optimizer.learning_rate=0.01",
-    "--config.sampler.num_steps=5",
-    "--config.sampler.buffer_size=1000",
-    "--config.evaluation.ood_images=70",
-    "--config.evaluation.attack_steps=1",
-    "--config.evaluation.attack_linf=()",
-    "--config.evaluation.attack_l2=()",
-    "--config.evaluation.refined_images=4",
-    "--config.evaluation.refined_linf=(0.1,)",
-    "--config.evaluation.num_samples=20",
-)
+SETTINGS = {
+    "training.epochs": 6,
+    "training.baseline": False,
+    "model.factory": "tiny:batch_norm_mlp",
+    "optimizer.learning_rate": 0.01,
+    "sampler.num_steps": 5,
+    "sampler.buffer_size": 1000,
+    "evaluation.ood_images": 70,
+    "evaluation.attack_steps": 1,
+    "evaluation.attack_linf": (),
+    "evaluation.attack_l2": (),
+    "evaluation.refined_images": 4,
+    "evaluation.refined_linf": (0.1,),
+    "evaluation.num_samples": 20,
+}
+COMMAND = ("--config=digits_jempp", *(f"--config.{name}={value}" for name, value in SETTINGS.items()))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The workdir of a small JEM with batch norm, trained on the digits in seconds."""
-    path = tmp_path_factory.mktemp("batch_statistics") / "run"
-    assert main([*COMMAND, "--config.evaluation.sections=training", f"--workdir={path}"]) == 0
+    path, dataset = tmp_path_factory.mktemp("batch_statistics"), datasets.load(Data())
+    config = config_files.read("digits_jempp", [(name, str(value)) for name, value in SETTINGS.items()])
+    workdir.write_facts(path, workdir.facts_of(config, dataset, 4))
+    loop.train(config, dataset, path, "tiny", tiny.Stop())
     return path
 
 

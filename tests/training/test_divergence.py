@@ -22,16 +22,24 @@ FAULTS = {
 
 def _watch(seen, not_finite=(), runaway=()):
     """The watch after iterations whose metrics are `seen`."""
-    watch = divergence.initial_watch()
-    for step, metrics in enumerate(seen):
-        arrays = {name: jnp.float32(value) for name, value in metrics.items()}
-        unfit = (jnp.array(step in not_finite), jnp.array(step in runaway))
-        watch = divergence.watched(watch, jnp.int32(step), *unfit, arrays, LIMITS)
-    return watch
+    undone = np.array([[step in which for which in (not_finite, runaway)] for step in range(len(seen))])
+    metrics = {name: np.float32([one[name] for one in seen]) for name in seen[0]}
+
+    def body(watch, iteration):
+        step, undone, metrics = iteration
+        return divergence.watched(watch, step, *undone, metrics, LIMITS), None
+
+    steps = np.arange(len(seen), dtype=np.int32)
+    return jax.lax.scan(body, divergence.initial_watch(), (steps, undone, metrics))[0]
 
 
 def _alarm(*args, **settings):
     return divergence.alarm(_watch(*args, **settings))
+
+
+def _alarm_of(accuracies):
+    """The alarm after iterations that are healthy but for these training accuracies."""
+    return _alarm([HEALTHY | {"accuracy": accuracy} for accuracy in accuracies])
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -58,35 +66,20 @@ def test_a_measure_that_is_not_a_number_is_a_fault(name):
     assert _alarm([HEALTHY | {name: np.nan}] * LIMITS.patience) is not None
 
 
-def _watch_of_accuracies(accuracies):
-    """The watch after iterations that are healthy but for these training accuracies."""
-    metrics = {name: jnp.float32(value) for name, value in HEALTHY.items()}
-
-    def body(watch, both):
-        step, accuracy = both
-        no = jnp.array(False)
-        return divergence.watched(watch, step, no, no, metrics | {"accuracy": accuracy}, LIMITS), None
-
-    steps = jnp.arange(len(accuracies), dtype=jnp.int32)
-    return jax.lax.scan(body, divergence.initial_watch(), (steps, jnp.asarray(accuracies, jnp.float32)))[0]
-
-
-@pytest.mark.parametrize(("before", "after"), [(0.95, 0.2), (0.9, 0.1), (0.6, 0.01)])
+@pytest.mark.parametrize(("before", "after"), [(0.95, 0.2), (0.6, 0.01)])
 def test_a_classifier_that_forgot_is_noticed_before_a_checkpoint_counts_as_good(before, after):
-    alarm = divergence.alarm(_watch_of_accuracies([before] * 300 + [after] * recovery.MIN_AGE))
-    assert alarm is not None
+    alarm = _alarm_of([before] * 300 + [after] * recovery.MIN_AGE)
     assert alarm.reason == "forgotten"
     assert alarm.step >= 300
 
 
 @pytest.mark.parametrize(("batch", "accuracy"), [(4, 0.1), (4, 0.6), (16, 0.9)])
 def test_noise_of_small_batches_is_no_forgetting(batch, accuracy):
-    drawn = np.random.default_rng(0).binomial(batch, accuracy, 20_000) / batch
-    assert divergence.alarm(_watch_of_accuracies(drawn)) is None
+    assert _alarm_of(np.random.default_rng(0).binomial(batch, accuracy, 20_000) / batch) is None
 
 
 def test_a_classifier_that_falls_by_a_third_has_not_forgotten():
-    assert divergence.alarm(_watch_of_accuracies([0.9] * 300 + [0.6] * 300)) is None
+    assert _alarm_of([0.9] * 300 + [0.6] * 300) is None
 
 
 def test_a_classifier_is_not_watched_for_faults_of_samples():
@@ -107,12 +100,12 @@ def test_an_iteration_that_is_undone_neither_counts_nor_ends_a_count():
     assert counts.tolist() == [2, 0, 0, 0]
 
 
-@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
 def test_a_single_number_that_is_not_finite_is_seen(number):
-    tree = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(4).at[1].set(number)}
-    assert divergence.finite({"a": tree["a"]})
+    finite, tree = np.zeros((3, 2), np.float32), {"b": np.array([0, number, 0], np.float32)}
+    assert divergence.finite(finite)
     assert divergence.health(tree, jnp.float32(0), 1e6, None).not_finite == 1
-    assert divergence.health(tree["a"], jnp.float32(number), 1e6, None).not_finite == 1
+    assert divergence.health(finite, jnp.float32(number), 1e6, None).not_finite == 1
 
 
 def test_measures_are_those_of_the_whole_batch_however_it_is_divided():
@@ -123,7 +116,7 @@ def test_measures_are_those_of_the_whole_batch_however_it_is_divided():
         "samples_rms": np.sqrt(np.mean(samples**2)),
         "data_rms": np.sqrt(np.mean(data**2)),
     }
-    for devices in (1, 2, 4):
+    for devices in (1, 4):
         parts = [divergence.moments(d, [s]) for d, s in zip(
             np.split(data, devices), np.split(samples, devices), strict=True)]  # fmt: skip
         mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *parts)

@@ -82,8 +82,9 @@ def _sgd(settings):
         yield x
 
 
-@pytest.mark.parametrize(("weight_decay", "clip_norm"), [(0.0, 0.0), (0.1, 1.5)])
-@pytest.mark.parametrize(("name", "formula"), [("adam", _adam), ("sgd", _sgd)])
+@pytest.mark.parametrize(
+    ("name", "formula", "weight_decay", "clip_norm"), [("adam", _adam, 0.1, 1.5), ("sgd", _sgd, 0.1, 0.0)]
+)
 def test_updates_follow_pytorchs_formulas(name, formula, weight_decay, clip_norm):
     settings = Optimizer(
         name=name,

@@ -30,7 +30,7 @@ WILD = {**SETTINGS, "optimizer.learning_rate": 90.0, "recovery.learning_rate_fac
 
 
 @pytest.fixture(scope="module", autouse=True)
-def proof():
+def proof(shared_steps):
     """Checkpoints of these short runs count as good after three iterations."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recovery, "MIN_AGE", 3)
@@ -132,7 +132,7 @@ def test_a_divergence_that_ends_a_run_is_in_a_line_its_metrics_and_its_report(tm
 
 
 def test_a_healthy_run_raises_no_alarm_and_what_proved_good_stays_so_where_later_settings_save_otherwise(tmp_path):
-    tiny.train(tmp_path, **{"model.factory": "tiny:mlp", "training.epochs": 4, "training.keep_checkpoints": 4})
+    tiny.train(tmp_path, **SETTINGS, **{"training.keep_checkpoints": 4})
     assert recovery.read(tmp_path) == ()
     assert sorted(checkpoint.regular(tmp_path / "checkpoints")) == [5, 10, 15, 20]
     # Neither twenty nor any before is due by these.

@@ -65,24 +65,18 @@ def test_what_a_program_does_is_read_from_its_text(hlo):
     assert hlo.convolution_types() == {"bf16": 1.0}
 
 
-def test_a_copy_counts_with_its_padding(hlo):
+def test_copies_padding_and_traffic(hlo):
     # 20 channels fill up to 24 rows of 8, and 16 images to 128 lanes.
-    padded = 2 * 8 * 8 * 24 * 128
-    assert hlo.copies("chain", padded) == ["copy bf16[16, 8, 8, 20] in main memory"]
-    assert hlo.copies("chain", padded + 1) == []
-
-
-def test_padding_and_traffic(hlo):
     image, moved, kernel = 2 * 8 * 8 * 16 * 128, 2 * 8 * 8 * 24 * 128, 2 * 9 * 16 * 128
+    assert hlo.copies("chain", moved) == ["copy bf16[16, 8, 8, 20] in main memory"]
+    assert hlo.copies("chain", moved + 1) == []
     written = 2 * 2 * 8 * 8 * 16 * 20
     assert hlo.padding("chain") == pytest.approx(1 - written / (image + moved), abs=1e-3)
     # The chain's state stays on the chip; its kernel and what the fusion and the copy write do not.
     assert hlo.traffic("chain") == (kernel + image) + (image + moved)
 
 
-@pytest.mark.parametrize(
-    ("width", "lanes", "filled"), [(8, 128, 0.93), (10, 128, 0.58), (16, 128, 0.97), (8, 256, 0.45), (16, 256, 0.93)]
-)
+@pytest.mark.parametrize(("width", "lanes", "filled"), [(8, 128, 0.93), (10, 128, 0.58), (16, 256, 0.93)])
 def test_lanes_are_filled_by_widths_of_8_and_16(width, lanes, filled):
     config = config_files.read("cifar10", [("model.depth", "28"), ("model.width", str(width))])
     assert tpu_program.lanes_filled(config, lanes) == pytest.approx(filled, abs=0.01)

@@ -14,7 +14,7 @@ from command import metrics as metrics_of
 import jem_jax
 from jem_jax.augment import to_float
 from jem_jax.common.errors import UserError
-from jem_jax.datasets import Split, digits
+from jem_jax.datasets import Split
 from jem_jax.distributed import devices
 from jem_jax.distributed.interrupts import Interrupted
 from jem_jax.evaluation import classification
@@ -30,7 +30,7 @@ SETTINGS = {**tiny.FULL, "training.epochs": EPOCHS, "recovery.patience": 5}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def proof():
+def proof(shared_steps):
     """Checkpoints of these short runs count as good after five iterations."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recovery, "MIN_AGE", 5)
@@ -71,23 +71,11 @@ def _assert_same_run(one, other):
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory):
-    """A run that nothing interrupted, and the summed metrics after each of its iterations."""
-    directory, sums, iterate = tmp_path_factory.mktemp("whole"), [], loop._iterate
-
-    def noted(training):
-        iterate(training)
-        sums.append(jax.device_get(training.state.window.sums))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_iterate", noted)
-        assert _train(directory).steps == LAST
-    return directory, sums
-
-
-@pytest.fixture(scope="module")
-def whole(watched):
-    return watched[0]
+def whole(tmp_path_factory):
+    """A run that nothing interrupted."""
+    directory = tmp_path_factory.mktemp("whole")
+    assert _train(directory).steps == LAST
+    return directory
 
 
 # To its end
@@ -117,26 +105,19 @@ def test_a_run_writes_a_line_every_so_many_iterations_and_at_every_validation(wh
     for line in progress:
         assert line["epoch"] == line["step"] / STEPS
         assert {"accuracy", "cross_entropy", "log_px_data", "log_px_samples", *TIME_FIELDS} <= line.keys()
+        # The mean of three or four iterations is near that of any other.
+        assert line["data_rms"] == pytest.approx(progress[0]["data_rms"], rel=0.1)
     assert all(np.isfinite(value) for line in lines for value in line.values())
 
 
-def test_a_line_of_the_log_is_the_mean_since_the_one_before(watched):
-    directory, sums = watched
-    before = 0
-    for line in (line for line in _lines(directory) if "loss" in line):
-        for name, total in sums[line["step"] - 1].items():
-            assert line[name] == pytest.approx(total / (line["step"] - before), rel=1e-6), name
-        before = line["step"]
-
-
 def test_a_flax_module_named_by_its_factory_learns_and_leaves_checkpoints_and_a_picture(whole):
-    params = _checkpoint(whole).tree["state"]["params"]
-    assert params.keys() == {"hidden", "norm", "classes"}
+    tree = _checkpoint(whole).tree
+    assert tree["state"]["params"].keys() == {"hidden", "norm", "classes"}
+    assert int(tree["state"]["step"]) == 15
     nll = [line["validation_nll"] for line in _lines(whole) if "validation_nll" in line]
     assert nll[-1] < nll[0]
     assert checkpoint.steps(whole / workdir.CHECKPOINTS) == [10, 15]
     assert checkpoint.newest_whole(whole / workdir.CHECKPOINTS) == (15, {})
-    assert int(_checkpoint(whole).tree["state"]["step"]) == 15
     assert [path.name for path in (whole / workdir.SAMPLES).iterdir()] == ["buffer_0000015.png"]
 
 
@@ -157,15 +138,6 @@ def test_a_run_that_ends_in_its_warm_up_is_warned_of():
     long, whole = (tiny.config(**{"optimizer.warmup_steps": n, "optimizer.learning_rate": 0.1}) for n in (200, 50))
     assert "reaches 0.025 of 0.1" in preflight.long_warmup(long, 50)
     assert preflight.long_warmup(whole, 50) is None
-
-
-def test_a_finished_run_returns_at_once(whole, tmp_path, capsys):
-    copy, stop = shutil.copytree(whole, tmp_path / "copy"), tiny.Stop()
-    trained = _train(copy, stop)
-    assert trained.steps == LAST
-    assert trained.seconds >= _checkpoint(whole).note["seconds"]
-    assert (stop.asked, capsys.readouterr().out) == ([], "")
-    _assert_same_run(copy, whole)
 
 
 @pytest.mark.slow
@@ -202,6 +174,8 @@ def test_a_run_cut_off_again_and_again_is_the_undisturbed_one_bit_for_bit(whole,
             assert [path.name for path in (tmp_path / workdir.SET_ASIDE).iterdir()] == [f"best-{best[0]}"]
     assert began == [0, 0, 3, 5, 5]
     _assert_same_run(tmp_path, whole)
+    finished = tiny.Stop()
+    assert (_train(tmp_path, finished).steps, finished.asked) == (LAST, [])
     said = capsys.readouterr().out
     assert "tiny: warning: batch norm sees 2 images on each of 4 devices" in said
     assert "tiny: going on from iteration 3 of 15" in said
@@ -261,8 +235,7 @@ def run_with_baseline(whole, tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("baseline", [False, True])
-@pytest.mark.parametrize("best", [False, True])
+@pytest.mark.parametrize(("baseline", "best"), [(False, False), (False, True), (True, False)])
 def test_load_gives_what_was_validated(run_with_baseline, baseline, best):
     loaded = jem_jax.load(str(run_with_baseline), baseline=baseline, best=best)
     trained_in = run_with_baseline / workdir.BASELINE if baseline else run_with_baseline
@@ -291,12 +264,9 @@ def test_a_loaded_model_has_the_buffer_the_settings_averaged_parameters_and_thei
         assert tiny.differing(model.variables[kind], other)
 
 
-def test_loaded_logits_have_a_gradient_for_each_image(run_with_baseline):
+def test_loaded_logits_are_those_of_each_image_alone(run_with_baseline):
     logits = jem_jax.load(run_with_baseline).logits
     x = to_float(tiny.dataset().test.images[:2])
-    gradient = jax.jit(jax.grad(lambda x: logits(x).sum()))(x)
-    assert gradient.shape == x.shape
-    assert np.abs(gradient).max() > 0
     one = jax.jit(jax.vmap(lambda image: logits(image[None])[0]))(x)
     np.testing.assert_allclose(one, jax.jit(logits)(x), rtol=1e-4, atol=1e-5)
 
@@ -306,12 +276,6 @@ def test_the_baseline_is_a_plain_classifier_of_the_same_settings():
     plain = quantities.classifier_config(tiny.config(**SETTINGS, **joint))
     assert plain == tiny.config(**SETTINGS, **{"objective.p_x": 0.0})
     assert quantities.buffer_size(plain, 3) == (0, 1)
-
-
-def test_a_buffer_of_fewer_chains_than_classes_is_refused():
-    settings = {"sampler.class_conditional": True, "sampler.buffer_size": 8, "training.batch_size": 8}
-    with pytest.raises(UserError, match=r"config\.sampler\.buffer_size 8 "):
-        preflight.check_sizes(tiny.config(**settings), digits.load())
 
 
 def test_more_iterations_than_can_be_counted_are_refused():

@@ -2,7 +2,6 @@
 
 import functools
 import re
-from typing import NamedTuple
 
 import compilation
 import jax
@@ -20,44 +19,73 @@ from jem_jax.training import divergence, quantities
 
 DEVICES = 4
 UNALTERED = {"data.pad": 0, "data.flip": False, "data.input_noise": 0.0}
-_COMMUNICATION = re.compile(
-    r"\s(all-reduce|all-gather|all-to-all|ragged-all-to-all|reduce-scatter|collective-permute|collective-broadcast"
-    r"|infeed|outfeed|send|recv)(?:-start)?\("
-)
+PLAIN = {**UNALTERED, "sampler.noise_std": 0.0, "sampler.reinit_prob": 0.0}
+"""Nothing is drawn at random but which images and slots."""
+CONDITIONAL = {"sampler.class_conditional": True, "sampler.buffer_size": 96}
+EVERY_WEIGHT = {
+    "objective.p_x": 0.7,
+    "objective.p_y_given_x": 1.5,
+    "objective.energy_l2": 0.1,
+    "sampler.step_size": 5.0,
+    "optimizer.clip_norm": 0.01,
+    **CONDITIONAL,
+}
+CASES = {
+    "an example at a time": EVERY_WEIGHT,
+    "shared batch": {
+        **EVERY_WEIGHT,
+        "model.factory": "tiny:plain_batch_norm_mlp",
+        "objective.share_batch": True,
+        "training.batch_size": 16,
+    },
+    "p(x, y)": {
+        "objective.p_x": 0.0,
+        "objective.p_xy": 1.0,
+        "sampler.buffer_size": 96,
+        "sampler.step_size": 5.0,
+        "sampler.grad_clip": 0.05,
+        "sampler.clip_x": True,
+    },
+    "SAM": {
+        "model.factory": "tiny:plain_batch_norm_mlp",
+        "sampler.batch_statistics": True,
+        "optimizer.sam_rho": 0.5,
+        "optimizer.sam_adaptive": True,
+        "optimizer.weight_decay": 0.1,
+        "optimizer.ema_decay": 0.75,
+        "training.batch_size": 16,
+        "training.labelled_batch_size": 32,
+    },
+}
+"""What an iteration computes is compared in these with the algorithm."""
 
 
-class Compiled(NamedTuple):
-    """A run's start, its step compiled ahead as the loop does, for arguments of these shapes alone, and its program."""
-
-    start: tiny.Start
-    hlo: str
-    """optimised, with all of XLA's optimisations"""
-
-    @classmethod
-    def of(cls, **settings) -> "Compiled":
-        start = tiny.start(tiny.config(**settings))
-        mapped, places = start.step.func, start.step.args
-        lowered = mapped.lower(*places, start.state, start.buffer, start.data.at(0))
-        program = lowered.compile(compilation.hlo_of_users())
-        step = lambda *arguments: jax.block_until_ready(program(*places, *arguments))  # noqa: E731
-        return cls(start._replace(step=step), program.as_text())
+def _compiled(**settings):
+    """A run's start, its step compiled ahead as the loop does, for arguments of these shapes alone; and its program,
+    optimised with all of XLA's optimisations."""
+    start = tiny.start(tiny.config(**settings))
+    mapped, places = start.step.func, start.step.args
+    program = mapped.lower(*places, start.state, start.buffer, start.data.at(0)).compile(compilation.hlo_of_users())
+    step = lambda *arguments: jax.block_until_ready(program(*places, *arguments))  # noqa: E731
+    return start._replace(step=step), program.as_text()
 
 
 @pytest.fixture(scope="module")
 def full_program():
-    """A run with all that a state can hold: batch statistics, Adam's moments, averaged parameters; and dropout."""
-    return Compiled.of(**tiny.FULL)
+    """A run with all that a state can hold: batch statistics, Adam's moments, averaged parameters; and dropout. Its
+    images are shifted."""
+    return _compiled(**tiny.FULL, **UNALTERED | {"data.pad": 3})
 
 
 @pytest.fixture(scope="module")
 def full(full_program):
-    return full_program.start
+    return full_program[0]
 
 
 @pytest.fixture(scope="module")
 def sharp_program():
     """A JEM whose loss has a second gradient."""
-    return Compiled.of(**{"model.factory": "tiny:mlp", "optimizer.sam_rho": 0.1})
+    return _compiled(**PLAIN, **CASES["SAM"])
 
 
 def _losses(state):
@@ -67,36 +95,25 @@ def _losses(state):
 # The compiled program
 
 
-def _reached(computations: dict[str, str], name: str) -> set[str]:
-    """A computation and all that it calls."""
-    seen, to_see = set(), [name]
-    while to_see:
-        one = to_see.pop()
-        if one not in seen:
-            seen.add(one)
-            to_see += [found for found in re.findall(r"%([\w.\-]+)", computations[one]) if found in computations]
-    return seen
-
-
 @pytest.mark.parametrize(("run", "meetings"), [("full", 1), ("sharp", 2)])
 def test_a_gradient_is_one_all_reduce_the_chain_none_and_the_buffer_is_not_copied(run, meetings, request):
-    start, hlo = request.getfixturevalue(f"{run}_program")
-    assert f"num_partitions={DEVICES}" in hlo
-    computations = scripts.load("described").computations(hlo)
-    assert _COMMUNICATION.findall("".join(computations.values())) == meetings * ["all-reduce"]
-    assert "callback" not in hlo
-    bodies = re.findall(r"\swhile\(.*body=%([\w.\-]+)", hlo)
-    loops = ["".join(computations[name] for name in _reached(computations, body)) for body in bodies]
-    chains = [loop for loop in loops if re.search(r"\s(convolution|dot)\(", loop)]
-    assert len(chains) == 1
-    assert not any(_COMMUNICATION.search(loop) for loop in loops)
+    start, text = request.getfixturevalue(f"{run}_program")
+    assert f"num_partitions={DEVICES}" in text
+    hlo = scripts.load("hlo").Hlo(text, turns=3)
+    assert [found["kind"] for found in hlo.collectives()] == meetings * ["all-reduce"]
+    loops = [[op.kind for op in hlo.all(body)] for body in re.findall(r"\swhile\(.*body=%([\w.\-]+)", text)]
+    assert sum("dot" in kinds for kinds in loops) == 1, "the chain's"
+    assert not any("all-reduce" in kinds for kinds in loops)
+    assert hlo.host_transfers() == 0
+    assert not re.search(r"callback|collective-broadcast\(|ragged-all-to-all\(", text)
     of_the_buffer = re.escape(f"f32[1,{','.join(map(str, start.buffer.shape[1:]))}]")
-    made = re.findall(rf" = {of_the_buffer}\S* ([\w-]+)\(", hlo)
-    assert set(made) == {"parameter", "bitcast"}
+    assert set(re.findall(rf" = {of_the_buffer}\S* ([\w-]+)\(", text)) == {"parameter", "bitcast"}
 
 
-def test_a_step_moves_nothing_between_host_and_devices(full):
-    state, buffer = full.step(full.state, full.buffer, full.data.at(0))
+def test_a_step_updates_the_buffer_in_place_and_moves_nothing_between_host_and_devices(full):
+    old = full.buffer
+    state, buffer = full.step(full.state, old, full.data.at(0))
+    assert old.is_deleted()
     with jax.transfer_guard("disallow_explicit"):
         for number in (1, 2):
             state, buffer = full.step(state, buffer, full.data.at(number))
@@ -104,12 +121,6 @@ def test_a_step_moves_nothing_between_host_and_devices(full):
     unplaced = full.data.at(3)._replace(order=np.array(full.data.at(3).order))
     with jax.transfer_guard("disallow"), pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         full.step(state, buffer, unplaced)
-
-
-def test_the_buffer_is_updated_in_place(full):
-    buffer = full.buffer
-    full.step(full.state, buffer, full.data.at(0))
-    assert buffer.is_deleted()
 
 
 def test_the_chain_takes_as_many_steps_in_a_turn_as_the_settings_say():
@@ -124,16 +135,14 @@ def test_the_chain_takes_as_many_steps_in_a_turn_as_the_settings_say():
 
 
 FIRST_STEPS = {
+    **EVERY_WEIGHT,
     "model.factory": "tiny:mlp",
     "data.augment_p_x": False,
     "objective.p_xy": 0.5,
-    "objective.energy_l2": 0.1,
-    "sampler.class_conditional": True,
-    "sampler.buffer_size": 48,
+    "sampler.step_size": 1.0,
     "sampler.init": "class_gaussians",
     "sampler.reinit_prob": 0.5,
     "sampler.clip_x": True,
-    "optimizer.weight_decay": 0.01,
     "optimizer.sam_rho": 0.5,
     "optimizer.sam_adaptive": True,
     "training.labelled_batch_size": 16,
@@ -228,7 +237,7 @@ def test_the_first_undone_iteration_stays_recorded_and_the_next_good_one_trains(
 
 
 def test_an_iteration_that_is_not_finite_in_its_first_of_two_passes_is_undone(sharp_program):
-    sharp = sharp_program.start
+    sharp, _ = sharp_program
     bias = devices.replicate(np.full(tiny.CLASSES, np.inf, np.float32))
     params = {**sharp.state.params, "classes": {**sharp.state.params["classes"], "bias": bias}}
     state, buffer = sharp.step(sharp.state._replace(params=params), sharp.buffer, sharp.data.at(0))
@@ -267,40 +276,6 @@ def _batches(config, number):
 
 NUMBER = 7
 """an iteration of the second epoch"""
-CASES = {
-    "every weight": {
-        "objective.p_x": 0.7,
-        "objective.p_y_given_x": 1.5,
-        "objective.energy_l2": 0.1,
-        "sampler.class_conditional": True,
-        "sampler.buffer_size": 96,
-        "sampler.step_size": 5.0,
-        "optimizer.clip_norm": 0.01,
-    },
-    "p(x, y)": {
-        "objective.p_x": 0.0,
-        "objective.p_xy": 1.0,
-        "sampler.buffer_size": 96,
-        "sampler.step_size": 5.0,
-        "sampler.grad_clip": 0.05,
-    },
-    "shared batch": {
-        "model.factory": "tiny:plain_batch_norm_mlp",
-        "objective.share_batch": True,
-        "training.batch_size": 16,
-    },
-    "SAM": {
-        "model.factory": "tiny:plain_batch_norm_mlp",
-        "sampler.batch_statistics": True,
-        "optimizer.sam_rho": 0.5,
-        "optimizer.sam_adaptive": True,
-        "optimizer.weight_decay": 0.1,
-        "optimizer.ema_decay": 0.75,
-        "training.batch_size": 16,
-        "training.labelled_batch_size": 32,
-    },
-}
-CASES["an example at a time"] = CASES["every weight"]
 
 
 def _ends(start, config, slots, classes):
@@ -318,6 +293,7 @@ def _ends(start, config, slots, classes):
     x, classes = _by_device(start.chains[slots, classes]), _by_device(classes)
     for _ in range(sampler.num_steps):
         x = x + sampler.step_size * np.clip(score(x, classes), -limit, limit)
+        x = np.clip(x, -1, 1) if sampler.clip_x else x
     return x.reshape(-1, *x.shape[2:])
 
 
@@ -356,10 +332,9 @@ def _loss(start, config, batches, labels, classes):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_iteration_is_the_algorithm(case, monkeypatch):
-    chains = {"sampler.noise_std": 0.0, "sampler.reinit_prob": 0.0}
-    config = tiny.config(**{"model.factory": "tiny:mlp", **UNALTERED, **chains, **CASES[case]})
-    start = tiny.start(config)
+def test_an_iteration_is_the_algorithm(case, monkeypatch, request):
+    config = tiny.config(**{"model.factory": "tiny:mlp", **PLAIN, **CASES[case]})
+    start = request.getfixturevalue("sharp_program")[0] if case == "SAM" else tiny.start(config)
     with monkeypatch.context() as patch:
         # On a CPU large images pass an example at a time.
         patch.setattr("jem_jax.training.network._CPU_PIXELS", tiny.SIDE**2 if "example" in case else 2**13)
@@ -394,8 +369,8 @@ def test_an_iteration_is_the_algorithm(case, monkeypatch):
         assert sums[name] == pytest.approx(float(terms[name]), rel=1e-4), name
     # Weight decay is that of the weights that move, not of those climbed to.
     moved = jax.tree.map(lambda w, g: w - 0.05 * (scale * g + settings.weight_decay * w), params, gradients)
-    expected, found = {"params": moved, "statistics": statistics}, {"params": state.params}
-    found |= {"statistics": state.model_state}
+    expected = {"params": moved, "statistics": statistics}
+    found = {"params": state.params, "statistics": state.model_state}
     if settings.ema_decay:
         expected["ema"] = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, params, moved)
         found["ema"] = state.ema
@@ -404,19 +379,15 @@ def test_an_iteration_is_the_algorithm(case, monkeypatch):
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-AFRESH = {"sampler.noise_std": 0.0, "sampler.reinit_prob": 1.0}
-CONDITIONAL = {"sampler.class_conditional": True, "sampler.buffer_size": 96}
+AFRESH = {"data.augment_p_x": False, "sampler.noise_std": 0.0, "sampler.reinit_prob": 1.0}
 ALTERED = {
-    "shifted": {"data.pad": 3, "sampler.noise_std": 0.5, "sampler.reinit_prob": 0.0},
-    "shifted where labelled": {"data.pad": 3, "data.augment_p_x": False, **AFRESH},
-    "mirrored where labelled": {
-        "data.flip": True, "data.augment_p_x": False, "sampler.init": "class_gaussians", **AFRESH, **CONDITIONAL,
-    },
     "noisy": {
-        "data.input_noise": 0.5, "data.augment_p_x": False, "sampler.noise_std": 10.0, "sampler.clip_x": True,
+        "data.input_noise": 0.5, "data.augment_p_x": False, "sampler.noise_std": 0.5, "sampler.reinit_prob": 0.0,
     },
+    "shifted where labelled": {"data.pad": 3, **AFRESH},
+    "mirrored where labelled": {"data.flip": True, "sampler.init": "class_gaussians", **AFRESH, **CONDITIONAL},
 }  # fmt: skip
-"""How images are altered; and, which another test looks at, what chains do beside following their gradient."""
+"""How images are altered; and, which other tests look at, what chains do beside following their gradient."""
 
 
 @functools.cache
@@ -431,24 +402,32 @@ def _one_step(name):
     return start, state, tiny.whole(buffer)[places], places
 
 
-@pytest.mark.parametrize("name", ALTERED)
-def test_images_of_p_x_are_shifted_and_mirrored_where_they_are_to_be_but_all_get_noise(name):
-    start, state, _, _ = _one_step(name)
+def _altered(start, state):
+    """Whether the first iteration altered the images of p(x), and the labelled ones."""
     data, labelled, labels = _batches(tiny.config(), 0)
     logits = np.array(jax.jit(start.network.logits)({"params": start.state.params}, np.concatenate([data, labelled])))
     log_z = np.logaddexp.reduce(logits, axis=1)
-    altered = _losses(state)["log_px_data"] != pytest.approx(log_z[:8].mean(), rel=1e-5)
-    assert altered == ("labelled" not in name)
-    cross_entropy = (log_z[8:] - logits[8:][np.arange(8), labels]).mean()
-    assert _losses(state)["cross_entropy"] != pytest.approx(cross_entropy, rel=1e-5)
+    plain = {"log_px_data": log_z[:8].mean(), "cross_entropy": (log_z[8:] - logits[8:][np.arange(8), labels]).mean()}
+    return [_losses(state)[name] != pytest.approx(value, rel=1e-5) for name, value in plain.items()]
 
 
-def test_every_step_of_a_chain_adds_the_noise_that_is_set_and_clips_where_it_is_to():
-    start, _, found, places = _one_step("shifted")
+def test_images_of_p_x_are_shifted_as_labelled_ones_are(full):
+    plain = np.sqrt(np.mean(_batches(tiny.config(), 0)[0] ** 2))
+    state, _ = full.step(full.state, full.buffer, full.data.at(0))
+    assert _losses(state)["data_rms"] != pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_with_augment_p_x_off_images_of_p_x_get_noise_alone(name):
+    start, state, _, _ = _one_step(name)
+    assert _altered(start, state) == [name == "noisy", True]
+
+
+def test_every_step_of_a_chain_adds_the_noise_that_is_set():
+    start, _, found, places = _one_step("noisy")
     moved = found - start.chains[places]
     assert moved.std() == pytest.approx(0.5 * np.sqrt(3), rel=0.1)
     assert moved.mean() == pytest.approx(0, abs=0.1)
-    assert np.abs(_one_step("noisy")[2]).max() == 1
 
 
 def test_chains_that_start_afresh_do_so_where_it_is_set():
@@ -462,11 +441,10 @@ def test_chains_that_start_afresh_do_so_where_it_is_set():
         assert np.isclose(starts[:, label], x, atol=1e-5).all(axis=(1, 2, 3)).any()
 
 
-def test_the_watch_holds_to_the_limits_that_are_set():
-    settings = {"recovery.max_gap": 7.0, "recovery.patience": 3}
-    clipped = {**settings, "sampler.clip_x": True}
-    assert quantities.limits(tiny.config(**settings)) == divergence.Limits(7.0, divergence.MAX_RMS, 3)
-    assert quantities.limits(tiny.config(**clipped)) == divergence.Limits(7.0, divergence.MAX_CLIPPED_RMS, 3)
+@pytest.mark.parametrize(("clip", "rms"), [(False, divergence.MAX_RMS), (True, divergence.MAX_CLIPPED_RMS)])
+def test_the_watch_holds_to_the_limits_that_are_set(clip, rms):
+    config = tiny.config(**{"recovery.max_gap": 7.0, "recovery.patience": 3, "sampler.clip_x": clip})
+    assert quantities.limits(config) == divergence.Limits(7.0, rms, 3)
 
 
 def test_a_gap_that_energy_l2_bounds_is_noticed_at_half_the_bound():
