@@ -61,8 +61,7 @@ def test_a_command_ends_as_it_would_without_its_output(tmp_path, argument, redir
 
 
 ALONE = """
-import atexit, os, signal, sys
-atexit.register(lambda: open("pyplot", "w").write(str("matplotlib.pyplot" in sys.modules)))
+import os, signal, sys
 from jem_jax.main import main
 from jem_jax.training import loop
 log = loop._log
@@ -70,7 +69,16 @@ def hang_up(training, recorder):
     os.kill(os.getpid(), signal.SIGHUP)
     log(training, recorder)
 loop._log = hang_up
-sys.exit(main())
+assert main() == 0
+open("pyplot", "w").write(str("matplotlib.pyplot" in sys.modules))
+import jax, jax.numpy as jnp
+from jem_jax.distributed import devices
+slow = lambda x: jax.lax.fori_loop(0, 200, lambda _, x: jnp.tanh(x @ x), x)
+one, several = jax.jit(slow), devices.per_device(lambda x: devices.mean(slow(x)), in_axes=(None,), out_axes=None)
+x = jnp.ones((200, 200))
+for run in (one, several):
+    jax.block_until_ready(run(x))
+open("ready", "w").write(str([run(x + 1).is_ready() for run in (one, several)]))
 """
 
 
@@ -84,6 +92,8 @@ def test_a_run_outlives_its_terminal_under_nohup_and_plots_under_any_backend(tmp
     assert json.loads((tmp_path / "run" / "report" / "report.json").read_text())["jem"]
     assert (tmp_path / "run" / "report" / "confusion.png").stat().st_size > 1000
     assert (tmp_path / "pyplot").read_text() == "False"
+    # Queued programs of several devices can block each other for good: a CPU has one program at a time.
+    assert (tmp_path / "ready").read_text() == "[True, True]"
     # What libraries print went nowhere, and not into a file that has the number of a closed stream.
     assert checkpoint.damage(tmp_path / "run" / "checkpoints" / "18") is None
 
