@@ -273,7 +273,8 @@ def test_only_what_is_missing_damaged_set_otherwise_or_failed_is_measured(run, m
     assert "FAILED" not in output
     assert _measured(output) == {"classification"}
     changed = {Path(name).name for name, text in contents(run / "report").items() if before.get(name) != text}
-    assert changed == {"report.json", "report.html", "classification.json", "confusion.png"}
+    assert "confusion.png" in changed
+    assert changed <= {"report.json", "report.html", "classification.json", "confusion.png"}
 
 
 def test_a_section_that_there_is_not_is_refused_before_the_run(tmp_path, capsys):
@@ -296,16 +297,6 @@ def test_a_damaged_report_is_none(tmp_path):
     for damage in ("", "[]", '{"run": 3}', '{"run": {"iterations": 1}, "sections": {}}'):
         (tmp_path / "report" / "report.json").write_text(damage)
         assert report.read(tmp_path) is None
-
-
-def test_a_report_is_current_for_its_iteration_settings_and_models_alone(whole):
-    found, facts = report.read(whole), workdir.read_facts(whole)
-    assert found is not None
-    assert report.is_current(found, facts, 18, baseline=True)
-    assert not report.is_current(found, facts, 19, baseline=True)
-    assert not report.is_current(found, facts, 18, baseline=False)
-    other = config.validate({**config.as_dict(facts.config), "evaluation": {"ece_bins": 3}})
-    assert not report.is_current(found, dataclasses.replace(facts, config=other), 18, baseline=True)
 
 
 def _about(**models) -> dict:
@@ -374,15 +365,6 @@ def test_an_export_is_what_fid_tools_read_and_replaces_an_older_one(run):
         np.testing.assert_array_equal(np.asarray(Image.open(folder / kind / names[3])), images[3])
 
 
-PLAIN = {
-    "html", "head", "title", "style", "body", "h1", "h2", "p", "nav", "section", "div", "table", "thead", "tbody", "tr",
-    "th", "td", "figure", "figcaption", "details", "summary", "dl", "dt", "dd", "footer",
-}  # fmt: skip
-ATTRIBUTES = {
-    ("html", "lang"), ("meta", "charset"), ("meta", "http-equiv"), ("meta", "content"), ("meta", "name"),
-    ("a", "href"), ("h2", "id"), ("img", "class"), ("img", "alt"), ("img", "src"),
-    *((tag, "class") for tag in ("p", "div", "td", "figcaption")),
-}  # fmt: skip
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "\x1b[31m'onclick='\n<b>", *"3456789")
 
 
@@ -401,5 +383,8 @@ def test_a_hostile_data_set_puts_nothing_into_the_page_or_the_terminal(tmp_path,
     assert r"\x1b]0;title\x07" in errors
     assert all(line.isprintable() for line in (output + errors).split("\n"))
     found = _Page((tmp_path / "run\x1b[31m" / "report" / "report.html").read_text())
-    assert {(tag, name) for tag, attributes in found.elements for name in attributes} <= ATTRIBUTES
-    assert {"table", "img", "details"} <= found.tags <= PLAIN | {tag for tag, _ in ATTRIBUTES}
+    assert not {"script", "svg", "b"} & found.tags
+    assert {"table", "img", "details"} <= found.tags
+    names = {name for _, attributes in found.elements for name in attributes}
+    assert names <= {"lang", "charset", "http-equiv", "content", "name", "href", "id", "class", "alt", "src"}
+    assert all(source.startswith("data:image/png;base64,") for source in found.values("src"))

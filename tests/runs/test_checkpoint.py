@@ -17,7 +17,6 @@ from jem_jax.common.errors import UserError
 from jem_jax.distributed import devices
 from jem_jax.runs import checkpoint
 from jem_jax.runs.checkpoint import Checkpoints
-from jem_jax.training import trained
 
 MANIFEST = "manifest.json"
 
@@ -90,28 +89,6 @@ def test_a_state_is_read_back_bit_for_bit(tmp_path):
     assert back["params"]["half"].dtype == jnp.bfloat16
     assert jax.dtypes.issubdtype(back["key"].dtype, jax.dtypes.prng_key)
     assert np.array_equal(jax.random.uniform(back["key"], (3,)), jax.random.uniform(state["key"], (3,)))
-
-
-FULL = tiny.config(**tiny.FULL)
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory):
-    """The checkpoint of a training state that has every field; and that state."""
-    directory, start = tmp_path_factory.mktemp("full"), tiny.start(FULL)
-    _write(directory, 0, tree=trained.tree(checkpoint.to_tree(start.state), tiny.whole(start.buffer)))
-    return directory, start
-
-
-def test_a_training_state_is_read_back_bit_for_bit(full):
-    directory, start = full
-    state, buffer = trained.template(FULL, (8, 8, 1), 3)
-    found = checkpoint.restore(directory, trained.tree(checkpoint.template_of(state), buffer))
-    assert not tiny.differing(checkpoint.from_tree(state, found.tree["state"]), start.state)
-    # From four devices, as one array that any number of them can cut.
-    assert len(start.buffer.sharding.device_set) == 4
-    assert not tiny.differing(found.tree["buffer"], start.chains)
-    assert not tiny.differing(devices.shard_buffer(found.tree["buffer"]), start.buffer)
 
 
 def test_what_is_saved_may_be_donated_at_once(tmp_path):
