@@ -78,9 +78,6 @@ def test_a_working_folder_that_is_gone_is_said(tmp_path, monkeypatch, capsys):
     assert "the working folder does not exist any more; change to one that does" in capsys.readouterr().err
 
 
-# Modules
-
-
 def _network(folder, name):
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.py").write_text(f"import {name}_part\nfrom tiny import mlp\n")
@@ -118,17 +115,11 @@ def test_config_files_import_their_own_neighbours(tmp_path):
     assert config_files.read(str(tmp_path / "link.py")).seed == 3
 
 
-# Printed commands
-
-
 def test_a_printed_command_can_be_pasted():
     overrides = [("data.name", "c 10.npz"), ("optimizer.decay_epochs", "(1, 2)"), ("model.depth", "10")]
     words = shlex.split(import_checkpoint._next_command("my config.py", "a'b; $HOME", overrides))
     assert words[4:] == ["--config=my config.py", "--workdir=a'b; $HOME",
                          *(f"--config.{name}={text}" for name, text in overrides)]  # fmt: skip
-
-
-# Accounts
 
 
 def _compilation_cache(monkeypatch):

@@ -3,7 +3,6 @@
 import functools
 import io
 import os
-import struct
 import zipfile
 
 import fuzzing
@@ -90,18 +89,13 @@ def test_a_damaged_npz(tmp_path, whole, damage, compressed):
         np.testing.assert_array_equal(found.train.labels, whole[1].train.labels)
 
 
-def _header(dtype, shape):
-    text = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode()
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
-
-
 @fuzzing.examples(150)
 @given(dtypes, st.lists(lengths, max_size=5), st.sampled_from(["images", "labels", "class_names"]), st.binary())
 def test_an_npz_with_any_header(tmp_path, whole, dtype, shape, key, content):
     path = tmp_path / "mine.npz"
     with zipfile.ZipFile(io.BytesIO(whole[0][True])) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    members[f"{key}.npy"] = _header(dtype, tuple(shape)) + content
+    members[f"{key}.npy"] = fuzzing.npy_header(dtype, tuple(shape)) + content
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in members.items():
             archive.writestr(name, data)
@@ -122,7 +116,7 @@ def test_an_npz_with_a_changed_byte_in_a_header(tmp_path, whole):
 def test_a_billion_class_names_that_take_no_room(tmp_path, dtype):
     path = _npz(tmp_path / "mine.npz")
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("class_names.npy", _header(dtype, (10**9,)))
+        archive.writestr("class_names.npy", fuzzing.npy_header(dtype, (10**9,)))
     assert _loaded_or_refused(path) is None
 
 
@@ -134,9 +128,6 @@ def test_an_object_in_an_npz_is_never_unpickled(tmp_path, key):
     # Keys of others are not read at all.
     assert (_loaded_or_refused(path) is None) == (key != "weights")
     assert not trap.exists()
-
-
-# ---- folders
 
 
 @fuzzing.examples(150)
@@ -196,9 +187,6 @@ def test_parts_that_do_not_fit_the_memory_together(tmp_path, monkeypatch):
     path = _npz(tmp_path / "mine.npz")
     assert _loaded_or_refused(path) is not None
     assert _loaded_or_refused(_npz(path, test_images=GREY, test_labels=LABELS)) is None
-
-
-# ---- .pt
 
 
 @functools.cache

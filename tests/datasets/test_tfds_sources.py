@@ -160,9 +160,6 @@ def test_archives_fetched_by_hand_are_found_by_their_names_and_checked(tmp_path,
     assert not (tmp_path / "unused").exists()
 
 
-# ---- layouts
-
-
 def _tar(folder, files):
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
@@ -312,9 +309,6 @@ def test_the_shipped_sources_are_those_of_tensorflow_datasets():
     shipped = {(a.address, str(a.size), a.sha256) for source in SOURCES.values() for a in source.archives}
     assert shipped <= known
     assert set(SOURCES) == set(KINDS)
-
-
-# ---- other sets of TFDS, by name
 
 
 class TinyPictures(tfds.core.GeneratorBasedBuilder):

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command import TINY, contents, finished_run
+from command import TINY, contents, digits_npz, finished_run
 from PIL import Image
 from scipy.special import logsumexp
 
@@ -210,16 +210,12 @@ def test_samples_are_chains_of_so_many_steps_with_and_without_a_class(seen, monk
     assert (logits[0][rows, classes] > logits[1][rows, classes]).mean() > 0.9
 
 
-def test_every_figure_is_a_picture(whole):
-    found = {path.stem for path in (whole / "report").glob("*.png")}
-    assert found == FIGURES
-    for name in found:
-        pixels = np.asarray(Image.open(whole / "report" / f"{name}.png").convert("L"))
-        assert min(pixels.shape) > 40, name
-        assert len(np.unique(pixels)) > 8, name
-
-
-def test_the_page_needs_nothing_else(whole):
+def test_the_page_needs_nothing_else_and_every_figure_is_a_picture(whole):
+    pictures = {path.stem: Image.open(path).convert("L") for path in (whole / "report").glob("*.png")}
+    assert pictures.keys() == FIGURES
+    for name, picture in pictures.items():
+        assert min(picture.size) > 40, name
+        assert len(np.unique(np.asarray(picture))) > 8, name
     found = _Page((whole / "report" / "report.html").read_text())
     fetched = found.values("src", "data", "srcset")
     assert len(fetched) == len(FIGURES)
@@ -284,9 +280,7 @@ def test_a_section_that_there_is_not_is_refused_before_the_run(tmp_path, capsys)
         assert "config.evaluation.sections" in error
         assert "classification, calibration, ood" in error
         assert not (tmp_path / "run").exists()
-
-
-def test_sections_come_in_the_pages_order_whatever_the_settings():
+    # Whatever the order in the settings, it is the page's.
     wanted = sections.wanted(Evaluation(sections=" training ,classification"))
     assert [section.name for section in wanted] == ["classification", "training"]
 
@@ -370,12 +364,8 @@ HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "\x1b[
 
 def test_a_hostile_data_set_puts_nothing_into_the_page_or_the_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    data, name = datasets.load(config.Data()), '\x1b]0;t\x07"><svg onload=alert(1)>\n.npz'
-    # As many as the digits, so that the programs are theirs.
-    arrays = {"images": data.train.images, "labels": data.train.labels, "class_names": np.array(HOSTILE)}
-    for part, split in (("val", data.validation), ("test", data.test)):
-        arrays |= {f"{part}_images": split.images, f"{part}_labels": split.labels}
-    np.savez(name, **arrays)
+    name = '\x1b]0;t\x07"><svg onload=alert(1)>\n.npz'
+    digits_npz(tmp_path / name, names=HOSTILE)
     arguments = [*TINY, f"--config.data.name={name}", "--workdir=run\x1b[31m"]
     assert main([*arguments, "--config.evaluation.sections=classification,training"]) == 0
     assert main([*TINY, "--config.data.name=\x1b]0;title\x07.npz"]) == 2

@@ -75,9 +75,6 @@ def _failing(number):
     return fail
 
 
-# Whole
-
-
 def test_a_state_is_read_back_bit_for_bit(tmp_path):
     state = _state()
     _write(tmp_path, 7, tree=checkpoint.to_tree(state))
@@ -182,9 +179,6 @@ def test_a_folder_without_checkpoints_holds_none(tmp_path):
             _read(directory)
 
 
-# Damaged
-
-
 def test_a_change_is_noticed_wherever_it_is(copy):
     path = copy / "3"
     assert checkpoint.damage(path) is None
@@ -240,9 +234,6 @@ def test_the_newest_whole_one_is_found_behind_unfinished_and_damaged_ones(copy):
     with pytest.raises(UserError, match=r"checkpoint .*/2 is damaged .*no whole one is left.*--overwrite"):
         checkpoint.newest_whole(copy)
     assert sorted(copy.rglob("*")) == before
-
-
-# Failing to write
 
 
 def test_a_checkpoint_that_cannot_be_written_is_an_error_that_names_the_folder(tmp_path, monkeypatch):

@@ -59,9 +59,6 @@ def replace(folder, name, content):
     describe(folder, lambda described: described["sha256"].update({name: hashlib.sha256(content).hexdigest()}))
 
 
-# Making and loading
-
-
 def test_it_is_the_run_but_for_float16_kernels_and_uint8_chains(exported):
     logits, buffer, config = jem_jax.load(exported)
     original, chains, original_config = jem_jax.load(finished_run())
@@ -126,9 +123,6 @@ def test_the_settings_hold_no_path():
     assert export_model._without_paths(config, None).evaluation.ood_sets == "mnist"
 
 
-# Copies of training images
-
-
 @pytest.mark.parametrize(("classes", "mirrored"), [(1, False), (3, True)])
 def test_chains_nearer_than_test_images_are_left_out(classes, mirrored):
     dataset = tiny.dataset()
@@ -144,9 +138,6 @@ def test_chains_nearer_than_test_images_are_left_out(classes, mirrored):
     # At most a thousand, evenly over the slots.
     spread = export_model._spread(np.arange(5000).reshape(2500, 2))
     assert (spread.size, spread[0, 0], spread[-1, 1]) == (1000, 0, 4999)
-
-
-# Read only
 
 
 def report_in(folder):
@@ -221,9 +212,6 @@ def test_what_a_model_folder_is_not_for_or_does_not_fit(folder, tmp_path, capsys
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-# Damaged, foreign, newer
-
-
 def _npz(**arrays):
     packed = io.BytesIO()
     np.savez(packed, **arrays)
@@ -261,9 +249,6 @@ def test_a_spoiled_folder_is_refused_in_a_line(folder, capsys, spoil, named):
     assert named in said(capsys, "--mode=sample", "--workdir=mine")
     with pytest.raises(UserError):
         jem_jax.load(folder)
-
-
-# Starting from other weights
 
 
 def test_a_run_starts_from_parameters_statistics_and_a_buffer_of_its_size(tmp_path):
