@@ -192,15 +192,14 @@ def _cifar100(train, test):
     return {"cifar-100-binary.tar.gz": _tar("cifar-100-binary", files)}
 
 
-def _mat(images, labels):
-    packed = io.BytesIO()
-    numbers = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
-    scipy.io.savemat(packed, {"X": images.transpose(1, 2, 3, 0), "y": numbers}, do_compression=True)
-    return packed.getvalue()
-
-
 def _svhn(train, test):
-    return {"train_32x32.mat": _mat(*train), "test_32x32.mat": _mat(*test)}
+    def mat(images, labels):
+        packed = io.BytesIO()
+        numbers = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
+        scipy.io.savemat(packed, {"X": images.transpose(1, 2, 3, 0), "y": numbers}, do_compression=True)
+        return packed.getvalue()
+
+    return {"train_32x32.mat": mat(*train), "test_32x32.mat": mat(*test)}
 
 
 def _mnist(train, test):

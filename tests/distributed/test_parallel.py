@@ -94,7 +94,7 @@ def test_what_is_cut_by_device_is_whole_again_and_rows_are_cut_as_gathered_ones(
 def test_examples_come_back_in_order_whatever_the_batches(total, batch_size):
     double = devices.over_examples(lambda factor, examples: {"y": factor * examples["x"]})
     x = np.arange(total * 2, dtype=np.float32).reshape(total, 2)
-    np.testing.assert_array_equal(double(jnp.float32(2), {"x": x}, batch_size)["y"], 2 * x)
+    np.testing.assert_array_equal(double(np.float32(2), {"x": x}, batch_size)["y"], 2 * x)
 
 
 def test_a_last_batch_and_fewer_examples_need_no_program_of_their_own():

@@ -19,22 +19,20 @@ try:
     LACKING = not hasattr(mosaic_gpu, "InterpretGPUParams")
 except ImportError:
     LACKING = True
+if not LACKING:
+    from experiments.kernels import convolution, copy_check
 needs_mosaic = pytest.mark.skipif(LACKING, reason="needs the interpreter of Pallas Mosaic GPU: JAX 0.11 or newer")
 SHAPE = kernel_queue.Shape(1, 16, 64)
 
 
 @pytest.fixture
 def variant():
-    from experiments.kernels.convolution import Variant
-
     # Two tiles an image, two tiles of channels, and more stages of work than there is room for.
-    return Variant(pixels=128, channels=32, stages=2, reading="copies")
+    return convolution.Variant(pixels=128, channels=32, stages=2, reading="copies")
 
 
 @needs_mosaic
 def test_every_padded_way_of_copying_is_right_in_the_interpreter():
-    from experiments.kernels import copy_check
-
     # The views of a union do not share memory there.
     ways = [way for way in copy_check.WAYS if way.border == "padded" and way.memory != "union" and way.depth == 32]
     assert [copy_check.check(way, interpret=True)["right"] for way in ways] == [True] * 4
@@ -49,8 +47,6 @@ def test_the_convolution_is_right_in_the_interpreter(variant, changes):
 
 @needs_mosaic
 def test_tiles_of_several_images_are_right_and_a_wrong_kernel_is_seen(variant, monkeypatch):
-    from experiments.kernels import convolution
-
     shape, images = kernel_queue.Shape(4, 8, 32), dataclasses.replace(variant, pixels=256)
     assert kernel_queue.check(shape, images, interpret=True)["right"]
     right = convolution.weights
@@ -61,8 +57,6 @@ def test_tiles_of_several_images_are_right_and_a_wrong_kernel_is_seen(variant, m
 @needs_mosaic
 @pytest.mark.parametrize("reading", ["filled", "padded", "copies"])
 def test_the_kernel_is_lowered_for_a_gpu(reading):
-    from experiments.kernels import convolution
-
     shape = kernel_queue.SHAPES[0]
     variant = dataclasses.replace(kernel_queue.variants(shape)["filled"], reading=reading)
     step = kernel_queue.Step("", "kernel", (shape, variant))
@@ -75,8 +69,6 @@ def test_the_kernel_is_lowered_for_a_gpu(reading):
 
 @needs_mosaic
 def test_every_variant_of_the_queue_fits_its_shape():
-    from experiments.kernels import convolution
-
     for step in kernel_queue.steps():
         if step.kind == "kernel":
             shape, variant = step.subject
@@ -86,8 +78,6 @@ def test_every_variant_of_the_queue_fits_its_shape():
 
 @needs_mosaic
 def test_a_variant_that_does_not_fit_is_refused(variant):
-    from experiments.kernels import convolution
-
     for changes, reason in (
         ({"channels": 48}, "output channels"), ({"depth": 16}, "input channels"), ({"pixels": 64}, "64 pixels"),
         ({"stages": 1, "overlap": True}, "two stages"), ({"cluster": 3}, "cluster"),

@@ -189,7 +189,6 @@ def test_a_run_that_is_only_read_is_reported_elsewhere(tmp_path, monkeypatch):
         (["--mode=evaluate", "--workdir=mine", "--config.data.name=wide.npz"],
          "mine is of other data: images of 'wide.npz' are [8, 12, 1]"),
         (["--mode=evaluate"], "required: --config"),
-        (["--mode=evaluate", "--workdir=other"], "other holds no run"),
         (["--mode=export_model", "--workdir=other"], "--mode=export_model and --model_dir go together"),
         (["--mode=export_model", "--workdir=mine", "--model_dir=m"], "mine holds no run"),
         ([*BEGIN, "--config.training.init_from=gone"], "config.training.init_from: gone holds no run"),
