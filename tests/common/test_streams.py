@@ -32,22 +32,6 @@ def test_what_an_encoding_lacks_is_written_out(monkeypatch, encoding, written):
     assert sys.stdout is stream
 
 
-@pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_a_stream_that_fails_is_left(monkeypatch, name):
-    read, write = os.pipe()
-    os.close(read)
-    full = os.open("/dev/full", os.O_WRONLY)
-    closed, full, unread = _text("utf-8"), os.fdopen(full, "w"), os.fdopen(write, "w")
-    closed.close()
-    for stream in (None, closed, full, unread):
-        monkeypatch.setattr(sys, name, stream)
-        with streams.unfailing():
-            for _ in range(2):
-                print("lost", file=getattr(sys, name), flush=True)
-        if stream is not None:
-            stream.close()
-
-
 @pytest.mark.parametrize(
     ("argument", "redirection", "status"),
     [("--help", "| head -n 1", "0\n"), ("--help", "> /dev/full", "0\n"), ("--config=gone", "2> /dev/full", "2\n")],
