@@ -32,6 +32,17 @@ def test_what_an_encoding_lacks_is_written_out(monkeypatch, encoding, written):
     assert sys.stdout is stream
 
 
+def test_a_stream_that_is_closed_or_full_is_left(monkeypatch):
+    closed, full = _text("utf-8"), open("/dev/full", "w")
+    closed.close()
+    for stream in (closed, full):
+        monkeypatch.setattr(sys, "stdout", stream)
+        with streams.unfailing():
+            print("lost", flush=True)
+            print("lost", flush=True)
+    full.close()
+
+
 @pytest.mark.parametrize(
     ("argument", "redirection", "status"),
     [("--help", "| head -n 1", "0\n"), ("--help", "> /dev/full", "0\n"), ("--config=gone", "2> /dev/full", "2\n")],
