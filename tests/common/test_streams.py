@@ -33,14 +33,14 @@ def test_what_an_encoding_lacks_is_written_out(monkeypatch, encoding, written):
 
 
 def test_a_stream_that_is_closed_or_full_is_left(monkeypatch):
-    closed, full = _text("utf-8"), open("/dev/full", "w")
+    closed = _text("utf-8")
     closed.close()
-    for stream in (closed, full):
-        monkeypatch.setattr(sys, "stdout", stream)
-        with streams.unfailing():
-            print("lost", flush=True)
-            print("lost", flush=True)
-    full.close()
+    with open("/dev/full", "w") as full:
+        for stream in (closed, full):
+            monkeypatch.setattr(sys, "stdout", stream)
+            with streams.unfailing():
+                print("lost", flush=True)
+                print("lost", flush=True)
 
 
 @pytest.mark.parametrize(

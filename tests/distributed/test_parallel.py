@@ -2,6 +2,7 @@
 
 import os
 import re
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -148,10 +149,7 @@ def test_what_an_error_of_the_runtime_means_for_a_run(monkeypatch, count, error,
 
 
 def test_an_allocation_that_fails_ends_a_run_with_one_line(tmp_path, capsys, monkeypatch):
-    def failing(*_):
-        raise MemoryError
-
-    monkeypatch.setattr(modes, "_in_workdir", failing)
+    monkeypatch.setattr(modes, "_in_workdir", Mock(side_effect=MemoryError))
     assert main(["--config=digits", f"--workdir={tmp_path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "the memory did not suffice" in line

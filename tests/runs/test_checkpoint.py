@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -64,15 +65,6 @@ def _flip(file, place):
     content = bytearray(file.read_bytes() or b"x")
     content[place] ^= 1
     file.write_bytes(content)
-
-
-def _failing(number):
-    """A function that fails as the disk does."""
-
-    def fail(*_):
-        raise OSError(number, os.strerror(number))
-
-    return fail
 
 
 def test_a_state_is_read_back_bit_for_bit(tmp_path):
@@ -204,7 +196,7 @@ def test_a_change_is_noticed_wherever_it_is(copy):
 
 
 def test_a_file_that_the_disk_does_not_give_back_is_damage(copy, monkeypatch):
-    monkeypatch.setattr(checkpoint.files, "sha256", _failing(errno.EIO))
+    monkeypatch.setattr(checkpoint.files, "sha256", Mock(side_effect=OSError(errno.EIO, os.strerror(errno.EIO))))
     assert "its files cannot be read (Input/output error)" in (checkpoint.damage(copy / "3") or "")
 
 
@@ -240,7 +232,9 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_that_names_the_folder(t
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(1, checkpoint.to_tree(_state()), {})
     checkpoints.finish()
-    monkeypatch.setattr(checkpoint, "_write_manifest", _failing(errno.ENOSPC))
+    monkeypatch.setattr(
+        checkpoint, "_write_manifest", Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    )
     checkpoints.save(2, checkpoint.to_tree(_state()), {})
     with pytest.raises(UserError, match=r"no checkpoint could be written to .*no space left.*earlier ones are kept"):
         checkpoints.close()
