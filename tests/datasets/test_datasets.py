@@ -56,21 +56,19 @@ def test_labels_that_are_used_are_so_many_of_each_class():
     assert np.bincount(labels[rows]).tolist() == [4, 4, 4]
     assert rows.tolist() == labelled_rows(labels, 4, seed=0).tolist()
     assert rows.tolist() != labelled_rows(labels, 4, seed=1).tolist()
-
-
-def test_all_labels_are_used_where_no_number_is_given_and_more_than_a_class_has_are_an_error():
+    # 0 stands for all; no class may have fewer.
     assert labelled_rows(np.zeros(5, np.int32), 0, seed=0).tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="class 1 has 2 training images, fewer than 3"):
         labelled_rows(np.array([0, 0, 0, 1, 1]), 3, seed=0)
 
 
-# The digits
-
-
 def test_digits_are_1797_images_in_three_disjoint_splits_of_all_classes():
     from sklearn.datasets import load_digits
 
+    np.random.seed(123)
+    state = np.random.get_state()[1].tolist()
     dataset = digits.load()
+    assert np.random.get_state()[1].tolist() == state
     splits = (dataset.train, dataset.validation, dataset.test)
     assert [len(split) for split in splits] == [1167, 130, 500]
     assert (dataset.image_shape, dataset.class_names) == ((8, 8, 1), tuple("0123456789"))
@@ -85,18 +83,9 @@ def test_digits_are_1797_images_in_three_disjoint_splits_of_all_classes():
     assert set.union(*found) == originals
     for split in splits:
         assert np.bincount(split.labels, minlength=10).min() > 0.05 * len(split)
-
-
-def test_digits_are_split_as_they_always_were_whatever_the_random_state():
     # Another split would make new results incomparable with old ones.
-    np.random.seed(123)
-    state = np.random.get_state()[1].tolist()
-    assert digits.load().train.labels[:12].tolist() == [2, 8, 2, 6, 6, 7, 1, 9, 8, 5, 2, 8]
-    assert digits.load().test.labels[:12].tolist() == [0, 9, 6, 9, 8, 4, 5, 8, 1, 6, 3, 0]
-    assert np.random.get_state()[1].tolist() == state
-
-
-# Images
+    assert dataset.train.labels[:12].tolist() == [2, 8, 2, 6, 6, 7, 1, 9, 8, 5, 2, 8]
+    assert dataset.test.labels[:12].tolist() == [0, 9, 6, 9, 8, 4, 5, 8, 1, 6, 3, 0]
 
 
 def test_to_float_takes_the_range_of_uint8_to_minus_one_to_one():

@@ -7,6 +7,7 @@ import tracemalloc
 import zipfile
 import zlib
 
+import fuzzing
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +21,7 @@ from jem_jax.datasets.held_out import even_order
 SIDE, COUNT, CLASSES = 8, 60, 3
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)
 LABELS = np.arange(COUNT) % CLASSES
+NO_TEXT = os.fsdecode(b"caf\xe9")
 
 
 def _load(path, **settings):
@@ -54,15 +56,15 @@ def _refused(path, words, **settings):
     assert str(path) in str(caught.value)
 
 
-# ---- .npz
-
-
 def test_an_npz_is_read_exactly_and_a_tenth_held_out_twice(tmp_path):
     path = _npz(tmp_path)
     dataset = _load(path)
     assert (_sizes(dataset), dataset.class_names) == ((48, 6, 6), ("0", "1", "2"))
     assert _all(dataset) == _pairs((IMAGES, LABELS))
-    assert _load(path, image_size=16).image_shape == (16, 16, 3)
+    resized = _load(path, image_size=16)
+    assert resized.image_shape == (16, 16, 3)
+    back = resized.test.images.reshape(-1, 8, 2, 8, 2, 3).mean((2, 4))
+    assert np.corrcoef(back.ravel(), dataset.test.images.ravel())[0, 1] > 0.95
 
 
 def test_grey_images_need_no_channel_and_names_and_parts_are_taken_and_other_keys_named(tmp_path, capsys):
@@ -112,6 +114,7 @@ def test_what_is_held_out_is_always_the_same_has_the_classes_proportions_and_lea
         ({"class_names": np.array(["a", "b"])}, "labels must be from 0 to 1; row 2 is 2"),
         ({"class_names": np.array(list("abcd"))}, r"no image of class 3 \(d\)"),
         ({"class_names": np.array(list("aab"))}, "class_names holds 'a' more than once"),
+        ({"class_names": np.array(["a", "b", NO_TEXT])}, r"'caf\\udce9' is no Unicode text"),
         ({"class_names": np.arange(3)}, "class_names must be .* strings, not int64"),
         ({"class_names": np.array([b"a", b"b", b"c"])}, r"; save class_names.astype\(str\).reshape\(-1\)"),
         ({"class_names": np.array(["a", "b", None])}, "class_names holds pickled objects"),
@@ -135,47 +138,30 @@ def test_a_file_that_is_no_zip_or_was_cut_short_says_so(tmp_path):
         _refused(path, "is not an .npz file, or it is truncated")
 
 
-def _header(shape):
-    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
-
-
 def _zip(folder, images, compression=zipfile.ZIP_DEFLATED):
     with zipfile.ZipFile(folder / "mine.npz", "w", compression) as archive:
-        archive.writestr("labels.npy", _header("(1000,)") + bytes(1000))
+        archive.writestr("labels.npy", fuzzing.npy_header("|u1", (1000,)) + bytes(1000))
         archive.writestr("images.npy", images)
     return folder / "mine.npz"
 
 
-def _refused_cheaply(path, words):
-    tracemalloc.start()
-    _refused(path, words)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 10e6
-
-
-@pytest.mark.parametrize(
-    "content",
-    [_header("(1000000, 1000, 1000, 3)"), _header("(-1, 8, 8, 3)"), _header("(2**70, 8, 8, 3)"), b"some text",
-     b"\x93NUMPY\x07\x00"],
-    ids=["huge", "negative", "beyond int64", "no array", "unknown version"],
-)  # fmt: skip
-def test_an_array_that_is_not_what_its_header_promises_costs_no_memory(tmp_path, content):
-    _refused_cheaply(_zip(tmp_path, content + bytes(100)), "mine.npz: images is damaged")
-
-
-def test_what_unpacks_to_more_than_it_says_costs_no_memory(tmp_path):
+def test_what_is_longer_than_its_header_or_archive_says_costs_no_memory(tmp_path):
     """BZIP2 and LZMA are unpacked by whole blocks: a hundred kilobytes to hundreds of megabytes."""
-    bomb = _header("(1000, 8, 8, 3)") + bytes(192_000)
-    path = _zip(tmp_path, bomb + bytes(3 * 10**7), zipfile.ZIP_LZMA)
-    data = bytearray(path.read_bytes())
+    bomb = fuzzing.npy_header("|u1", (1000, 8, 8, 3)) + bytes(192_000)
+    data = bytearray(_zip(tmp_path, bomb + bytes(3 * 10**7), zipfile.ZIP_LZMA).read_bytes())
     # Both places that say how long the images are.
     for mark, place in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
         start = data.rindex(mark) + place
         data[start : start + 4] = struct.pack("<I", len(bomb))
-    path.write_bytes(data)
-    _refused_cheaply(path, "images is compressed in a way that NumPy never uses")
+    (tmp_path / "mine.npz").write_bytes(data)
+    tracemalloc.start()
+    _refused(tmp_path / "mine.npz", "images is compressed in a way that NumPy never uses")
+    promises = [fuzzing.npy_header("|u1", (length, 1000, 1000, 3)) for length in (10**6, -1, 2**70)]
+    for content in (*promises, b"some text", b"\x93NUMPY\x07\x00"):
+        _refused(_zip(tmp_path, content + bytes(100)), "mine.npz: images is damaged")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
 
 
 def test_what_would_not_fit_the_memory_once_resized_is_refused(tmp_path, monkeypatch):
@@ -190,9 +176,6 @@ def test_what_no_file_can_be_called_is_refused(key, name):
     with pytest.raises(UserError, match=f"config.data.{key} .* cannot be a path") as caught:
         datasets.load(Data(**{"name": "cifar10", key: name}))
     assert len(str(caught.value)) < 250
-
-
-# ---- folders
 
 
 def _write(folder, images, labels, names="abc"):
@@ -270,6 +253,7 @@ def _png_header(width, height):
          r"a/000.png cannot be read as an image: Image size \(10000000000 pixels\) exceeds limit"),
         (lambda f: (f / "a/000.png").write_bytes(_png_header(10_000, 10_000)),
          r"a/000.png cannot be read as an image: Image size \(100000000 pixels\) exceeds limit"),
+        (lambda f: (f / "b").rename(f / NO_TEXT), r"'caf\\udce9' is no Unicode text"),
         (lambda f: (f / "d").mkdir(), r"class folder .*/d holds no images"),
         (lambda f: [(f / name).rename(f.parent / name) for name in "bc"], r"has 1 class; at least 2 are needed"),
         (_flatten, r"holds no class folders"),
@@ -289,9 +273,8 @@ def test_a_wrong_folder_or_file_is_named(tmp_path, spoil, words):
     [
         (("Training", "VALID", "Testing"), (60, 6, 9)),
         (("TRAIN", "validation"), (54, 6, 6)),
-        (("training_set", "test_set"), (54, 6, 6)),
         (("imagesTrain", "dev-data", "seg_testing"), (60, 6, 9)),
-        (("trainset", "Evaluation"), (54, 6, 6)),
+        (("training_set", "Evaluation"), (54, 6, 6)),
     ],
 )
 def test_parts_by_their_usual_names(tmp_path, folders, sizes):
@@ -357,10 +340,8 @@ def test_a_turned_picture_is_read_upright_in_every_format(tmp_path, kind, turn):
     ("keys", "hint"),
     [
         ("x_train y_train x_test y_test", "Rename x_test to test_images, x_train to images, y_test to test_labels"),
-        ("train_images train_labels val_images val_labels", "Rename train_images to images, train_labels to labels"),
         ("x_train labels", r"no key 'images'; there are: labels, x_train. It must hold images \[N, H, W\]"),
         ("arr_0 arr_1", "Rename arr_0 to images, arr_1 to labels"),
-        ("trainX trainY devX devY", "Rename devX to val_images, devY to val_labels, trainX to images"),
         ("tr_img tr_lbl images_te labels_te", "Rename images_te to test_images, labels_te to test_labels, tr_img"),
     ],
 )

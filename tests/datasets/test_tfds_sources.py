@@ -12,7 +12,6 @@ import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -161,9 +160,6 @@ def test_archives_fetched_by_hand_are_found_by_their_names_and_checked(tmp_path,
     assert not (tmp_path / "unused").exists()
 
 
-# ---- layouts
-
-
 def _tar(folder, files):
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
@@ -196,15 +192,14 @@ def _cifar100(train, test):
     return {"cifar-100-binary.tar.gz": _tar("cifar-100-binary", files)}
 
 
-def _mat(images, labels):
-    packed = io.BytesIO()
-    numbers = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
-    scipy.io.savemat(packed, {"X": images.transpose(1, 2, 3, 0), "y": numbers}, do_compression=True)
-    return packed.getvalue()
-
-
 def _svhn(train, test):
-    return {"train_32x32.mat": _mat(*train), "test_32x32.mat": _mat(*test)}
+    def mat(images, labels):
+        packed = io.BytesIO()
+        numbers = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
+        scipy.io.savemat(packed, {"X": images.transpose(1, 2, 3, 0), "y": numbers}, do_compression=True)
+        return packed.getvalue()
+
+    return {"train_32x32.mat": mat(*train), "test_32x32.mat": mat(*test)}
 
 
 def _mnist(train, test):
@@ -229,15 +224,8 @@ KINDS = {
 }
 
 
-class Made(NamedTuple):
-    """A tiny data set in the layout of an official one, on the local server."""
-
-    source: Source
-    train: tuple[np.ndarray, np.ndarray]
-    test: tuple[np.ndarray, np.ndarray]
-
-
 def _make(server, name, seed=0):
+    """A tiny data set in the layout of an official one, on the local server: its source, and images with labels."""
     layout, shape, classes = KINDS[name]
     random = np.random.default_rng(seed)
     train, test = (
@@ -247,16 +235,16 @@ def _make(server, name, seed=0):
     served = {file: server.add(file, content) for file, content in layout(train, test).items()}
     # The shipped source, but for the addresses, sizes and checksums of the tiny archives.
     archived = tuple(served[archive.name] for archive in SOURCES[name].archives)
-    return Made(dataclasses.replace(SOURCES[name], archives=archived, num_validation=VALIDATION), train, test)
+    return dataclasses.replace(SOURCES[name], archives=archived, num_validation=VALIDATION), train, test
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_official_layout_is_read_exactly_and_needs_no_tensorflow(server, tmp_path, name):
-    made = _make(server, name)
-    dataset = prepared.load(made.source, tmp_path)
-    validation, train = np.split(official_order(TRAIN), [VALIDATION])
-    splits = ((dataset.train, made.train, train), (dataset.validation, made.train, validation))
-    for split, (images, labels), rows in (*splits, (dataset.test, made.test, np.arange(TEST))):
+    source, train, test = _make(server, name)
+    dataset = prepared.load(source, tmp_path)
+    held_out, rest = np.split(official_order(TRAIN), [VALIDATION])
+    splits = ((dataset.train, train, rest), (dataset.validation, train, held_out))
+    for split, (images, labels), rows in (*splits, (dataset.test, test, np.arange(TEST))):
         np.testing.assert_array_equal(split.images, images[rows])
         np.testing.assert_array_equal(split.labels, labels[rows])
     assert dataset.num_classes == KINDS[name][2]
@@ -277,48 +265,39 @@ def _flip(path):
     path.write_bytes(damaged)
 
 
-def test_prepared_once_a_set_needs_neither_network_nor_archives_and_plain_tfds_reads_it(server, tmp_path):
-    made = _make(server, "cifar10")
-    interrupted = made.source.folder(tmp_path).parent / f"incomplete.ABC_{made.source.version}"
+def test_two_at_once_prepare_a_set_once_and_later_it_needs_no_network_and_plain_tfds_reads_it(server, tmp_path):
+    source, _, test = _make(server, "cifar10")
+    interrupted = source.folder(tmp_path).parent / f"incomplete.ABC_{source.version}"
     interrupted.mkdir(parents=True)
-    first = prepared.load(made.source, tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        both = set(pool.map(lambda _: prepared.load(source, tmp_path).fingerprint, range(2)))
     assert not interrupted.exists()
-    second = prepared.load(made.source, tmp_path, tmp_path / "there is no such folder")
-    assert second.fingerprint == first.fingerprint
+    assert both == {prepared.load(source, tmp_path, tmp_path / "there is no such folder").fingerprint}
     assert len(server.requests) == 1
     examples = tfds.data_source("jem_jax/cifar10", split="test", data_dir=tmp_path, download=False)
-    np.testing.assert_array_equal(examples[3]["image"], made.test[0][3])
+    np.testing.assert_array_equal(examples[3]["image"], test[0][3])
 
 
-@pytest.mark.parametrize("pattern", ["*.array_record*", "dataset_info.json"])
-def test_damaged_files_are_not_trusted_and_made_again_where_that_can_be(server, tmp_path, pattern):
-    made = _make(server, "mnist")
-    before = prepared.load(made.source, tmp_path)
-    files = sorted(made.source.folder(tmp_path).glob(pattern))
-    for path in files:
-        _flip(path)
-    missing = tmp_path / "there is no such folder"
-    with pytest.raises(UserError, match="manual_dir"):
-        prepared.load(made.source, tmp_path, missing)
-    assert sorted(made.source.folder(tmp_path).glob(pattern)) == files
-    for manual_dir in (None, missing):
-        assert prepared.load(made.source, tmp_path, manual_dir).fingerprint == before.fingerprint
+def test_damaged_files_are_not_trusted_and_made_again_where_that_can_be(server, tmp_path):
+    source, _, _ = _make(server, "mnist")
+    before, missing = prepared.load(source, tmp_path).fingerprint, tmp_path / "there is no such folder"
+    for pattern in ("*.array_record*", "dataset_info.json"):
+        files = sorted(source.folder(tmp_path).glob(pattern))
+        for path in files:
+            _flip(path)
+        with pytest.raises(UserError, match="manual_dir"):
+            prepared.load(source, tmp_path, missing)
+        assert sorted(source.folder(tmp_path).glob(pattern)) == files
+        for manual_dir in (None, missing):
+            assert prepared.load(source, tmp_path, manual_dir).fingerprint == before
 
 
 def test_what_was_prepared_from_other_archives_is_not_taken_for_these(server, tmp_path):
-    prepared.load(_make(server, "mnist", seed=0).source, tmp_path)
-    made = _make(server, "mnist", seed=10)
-    np.testing.assert_array_equal(prepared.load(made.source, tmp_path).test.images, made.test[0])
+    prepared.load(_make(server, "mnist", seed=0)[0], tmp_path)
+    source, _, test = _make(server, "mnist", seed=10)
+    np.testing.assert_array_equal(prepared.load(source, tmp_path).test.images, test[0])
     with pytest.raises(UserError, match="not in the layout expected"):
-        prepared.load(dataclasses.replace(made.source, archives=made.source.archives[::-1]), tmp_path)
-
-
-def test_two_at_once_prepare_once_and_read_the_same(server, tmp_path):
-    made = _make(server, "mnist")
-    with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(lambda _: prepared.load(made.source, tmp_path).fingerprint, range(2))
-    assert one == other
-    assert len(server.requests) == len(made.source.archives)
+        prepared.load(dataclasses.replace(source, archives=source.archives[::-1]), tmp_path)
 
 
 def test_the_shipped_sources_are_those_of_tensorflow_datasets():
@@ -329,9 +308,6 @@ def test_the_shipped_sources_are_those_of_tensorflow_datasets():
     shipped = {(a.address, str(a.size), a.sha256) for source in SOURCES.values() for a in source.archives}
     assert shipped <= known
     assert set(SOURCES) == set(KINDS)
-
-
-# ---- other sets of TFDS, by name
 
 
 class TinyPictures(tfds.core.GeneratorBasedBuilder):
@@ -409,28 +385,6 @@ def test_a_tfds_set_is_decoded_once_and_read_where_nothing_can_be_written(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("kmnst", "no set of that name.*near it: .*tfds:kmnist"),
-        ("penguins", "not for classifying images.*has species"),
-        ("tiny_pictures/sizes", r"image 1 is 12×12 and image 0 8×8; .*image_size"),
-        ("tiny_pictures/empty_class", "no image of class 1 \\(light\\)"),
-        ("tiny_pictures/needs_tensorflow", "pip install tensorflow"),
-        ("kmnist", "not prepared in .*pip install tensorflow"),
-        ("mnist", "pip install tensorflow.*--config.data.name=mnist"),
-        ("tiny_pictures/there_is_none", "tfds:tiny_pictures/there_is_none"),
-    ],
-)
-def test_a_tfds_set_that_cannot_be_had_is_one_line(tmp_path, name, words):
-    with pytest.raises(UserError, match=words) as caught:
-        _named(tmp_path, name)
-    assert "\n" not in str(caught.value)
-
-
-# ---- which is meant
-
-
-@pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"name": "cifar-10"}, "'cifar-10' is not a data set; did you mean cifar10\\? There are digits"),
@@ -441,16 +395,17 @@ def test_a_tfds_set_that_cannot_be_had_is_one_line(tmp_path, name, words):
         ({"name": "mine.npz"}, "config.data.name 'mine.npz': there is no such file or folder"),
         ({"name": __file__}, "must be an .npz file or a folder"),
         ({"name": "digits", "image_size": 10}, "image_size must be a multiple of 4, not 10"),
+        ({"name": "tfds:kmnst"}, "no set of that name.*near it: .*tfds:kmnist"),
+        ({"name": "tfds:penguins"}, "not for classifying images.*has species"),
+        ({"name": "tfds:tiny_pictures/sizes"}, r"image 1 is 12×12 and image 0 8×8; .*image_size"),
+        ({"name": "tfds:tiny_pictures/empty_class"}, "no image of class 1 \\(light\\)"),
+        ({"name": "tfds:tiny_pictures/needs_tensorflow"}, "pip install tensorflow"),
+        ({"name": "tfds:kmnist"}, "not prepared in .*pip install tensorflow"),
+        ({"name": "tfds:mnist"}, "pip install tensorflow.*--config.data.name=mnist"),
+        ({"name": "tfds:tiny_pictures/there_is_none"}, "tfds:tiny_pictures/there_is_none"),
     ],
 )
-def test_a_name_that_means_nothing_says_what_there_is(settings, words):
-    with pytest.raises(UserError, match=words):
-        datasets.load(Data(**settings))
-
-
-def test_any_set_can_be_resized():
-    small, large = datasets.load(Data()), datasets.load(Data(image_size=16))
-    assert large.image_shape == (16, 16, 1)
-    np.testing.assert_array_equal(large.test.labels, small.test.labels)
-    back = large.test.images.reshape(-1, 8, 2, 8, 2, 1).mean((2, 4))
-    assert np.corrcoef(back.ravel(), small.test.images.ravel())[0, 1] > 0.95
+def test_a_set_that_cannot_be_had_is_one_line_that_says_what_there_is(tmp_path, settings, words):
+    with pytest.raises(UserError, match=words) as caught:
+        datasets.load(Data(data_dir=str(tmp_path), **settings))
+    assert "\n" not in str(caught.value)

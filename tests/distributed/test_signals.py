@@ -1,21 +1,23 @@
 """Interrupted anywhere, a run goes on as if nothing had happened."""
 
+import shutil
 import signal
 import time
 
 import pytest
 import tiny
-from command import SHORTEST, TINY, Command, metrics, restored, steps_logged
+from command import SHORTEST, TINY, Command, finished_run, metrics, restored, steps_logged
 
+from jem_jax.commands import modes
 from jem_jax.main import main
 from jem_jax.runs import checkpoint
 from jem_jax.training import loop
 
 # A window of the log is seven iterations, so that interruptions fall into one.
-LONG = (
-    *SHORTEST, "--config.training.epochs=8", "--config.training.checkpoint_every=1", "--config.training.log_every=7",
+SOME = (
+    *SHORTEST, "--config.training.epochs=3", "--config.training.checkpoint_every=1", "--config.training.log_every=7",
 )  # fmt: skip
-STEPS = 144
+LONG = (*SOME, "--config.training.epochs=8")
 
 HANGS = """
 import time
@@ -29,21 +31,17 @@ checkpoint._write_manifest = hang_at_the_second
 """
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """A run that nobody interrupted."""
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert main([*LONG, f"--workdir={run}"]) == 0
-    return run
-
-
-def _assert_same(run, other):
-    assert tiny.differing(restored(run).tree, restored(other).tree) == []
-    assert metrics(run) == metrics(other)
+def _goes_on_as_if_nothing_had_happened(run, settings):
+    """Ends the run and compares it with one that nobody interrupted."""
+    undisturbed = run.with_name("undisturbed")
+    for workdir in (undisturbed, run):
+        assert main([*settings, f"--workdir={workdir}"]) == 0
+    assert tiny.differing(restored(run).tree, restored(undisturbed).tree) == []
+    assert metrics(run) == metrics(undisturbed)
 
 
 @pytest.mark.slow
-def test_stopped_killed_and_gone_on_with_it_is_the_same_run_bit_for_bit(undisturbed, tmp_path, capsys):
+def test_stopped_killed_and_gone_on_with_it_is_the_same_run_bit_for_bit(tmp_path, capsys):
     run = tmp_path / "runs" / "digits"
     moments = (
         (signal.SIGINT, lambda: steps_logged(run) >= 3, 130),
@@ -63,18 +61,17 @@ def test_stopped_killed_and_gone_on_with_it_is_the_same_run_bit_for_bit(undistur
             continue
         assert "stopping after this iteration; once more leaves at once" in errors
         stopped = checkpoint.steps(run / "checkpoints")[-1]
-        assert f"stopped at iteration {stopped} of {STEPS}; saved in runs/digits. The same command goes on" in output
+        assert f"stopped at iteration {stopped} of 144; saved in runs/digits. The same command goes on" in output
         assert checkpoint.damage(run / "checkpoints" / str(stopped)) is None
-    assert main([*LONG, f"--workdir={run}"]) == 0
+    _goes_on_as_if_nothing_had_happened(run, LONG)
     said = capsys.readouterr()
     assert said.err == ""
-    assert f"JEM: going on from iteration {stopped} of {STEPS}" in said.out
-    _assert_same(run, undisturbed)
+    assert f"JEM: going on from iteration {stopped} of 144" in said.out
 
 
-def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(undisturbed, tmp_path, capsys):
+def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(tmp_path, capsys):
     run = tmp_path / "runs" / "digits"
-    command = Command(*LONG, cwd=tmp_path, before=HANGS)
+    command = Command(*SOME, cwd=tmp_path, before=HANGS)
     command.wait_for((run / "checkpoints" / "36").exists)
     command.send(signal.SIGINT)
     time.sleep(1)
@@ -84,33 +81,23 @@ def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(undistu
     # The checkpoint that was being written is not one, and the one before is whole.
     assert checkpoint.steps(run / "checkpoints") == [18]
     assert checkpoint.damage(run / "checkpoints" / "18") is None
-
-    assert main([*LONG, f"--workdir={run}"]) == 0
+    _goes_on_as_if_nothing_had_happened(run, SOME)
     output = capsys.readouterr().out
     assert "36 is not used: it was never finished; moved to" in output
-    assert f"JEM: going on from iteration 18 of {STEPS}" in output
+    assert "JEM: going on from iteration 18 of 54" in output
     assert (run / "set_aside" / "checkpoints-36").is_dir()
-    _assert_same(run, undisturbed)
 
 
-NOT_YET = """
-import time
-from jem_jax.commands import modes
-from jem_jax.main import entry_point
-modes._check_shared = lambda _: time.sleep(600)
-entry_point()
-"""
-
-
-def test_before_there_is_anything_to_save_ctrl_c_ends_it_without_a_traceback(tmp_path):
-    command = Command(*LONG, cwd=tmp_path, before=NOT_YET)
-    command.wait_for((tmp_path / "runs" / "digits" / "run.json").exists)
-    command.send(signal.SIGINT)
-    assert command.wait() == (130, "", "jem-jax: stopped; the same command goes on\n")
+def test_before_there_is_anything_to_save_ctrl_c_ends_it_without_a_traceback(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(modes, "_check_shared", lambda _: signal.raise_signal(signal.SIGINT))
+    assert main([*SOME, f"--workdir={tmp_path / 'run'}"]) == 130
+    assert (tmp_path / "run" / "run.json").exists()
+    assert capsys.readouterr() == ("", "jem-jax: stopped; the same command goes on\n")
 
 
 def test_a_signal_after_the_last_iteration_leaves_the_report_to_the_next_command(tmp_path, monkeypatch, capsys):
-    train = loop.train
+    run, train = shutil.copytree(finished_run(), tmp_path / "run"), loop.train
+    shutil.rmtree(run / "report")
 
     def train_and_be_stopped(*arguments):
         trained = train(*arguments)
@@ -118,6 +105,6 @@ def test_a_signal_after_the_last_iteration_leaves_the_report_to_the_next_command
         return trained
 
     monkeypatch.setattr(loop, "train", train_and_be_stopped)
-    assert main([*TINY, f"--workdir={tmp_path / 'run'}"]) == 143
+    assert main([*TINY, f"--workdir={run}"]) == 143
     assert "stopped at iteration 18 of 18; saved in" in capsys.readouterr().out
-    assert not (tmp_path / "run" / "report").exists()
+    assert not (run / "report").exists()

@@ -2,6 +2,7 @@
 ones (`python -m experiments.checks.fuzz`)."""
 
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ class Trap:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open, (str(self.file), "w")
+
+
+def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What stands before the numbers in an .npy file."""
+    text = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
 
 
 def examples(number: int) -> settings:

@@ -123,12 +123,6 @@ def whole(buffer: jax.Array) -> np.ndarray:
     return np.array(devices.whole_buffer(buffer, (SIDE, SIDE, 1)))
 
 
-def program(config: Config) -> tuple[Step, DeviceData, Network]:
-    """A run's step, the data that it takes, and its network."""
-    run = setup.prepare(config, dataset())
-    return run.step(), run.data, run.network
-
-
 def start(config: Config) -> Start:
     """All that a run's first iteration takes, on the devices."""
     run = setup.prepare(config, dataset())

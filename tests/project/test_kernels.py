@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,43 +10,29 @@ import pytest
 
 from experiments.kernels import kernel_queue
 
-ROOT = Path(__file__).parents[2]
 try:
     from jax.experimental.pallas import mosaic_gpu
 
     LACKING = not hasattr(mosaic_gpu, "InterpretGPUParams")
 except ImportError:
     LACKING = True
+if not LACKING:
+    from experiments.kernels import convolution, copy_check
 needs_mosaic = pytest.mark.skipif(LACKING, reason="needs the interpreter of Pallas Mosaic GPU: JAX 0.11 or newer")
 SHAPE = kernel_queue.Shape(1, 16, 64)
 
 
 @pytest.fixture
 def variant():
-    from experiments.kernels.convolution import Variant
-
     # Two tiles an image, two tiles of channels, and more stages of work than there is room for.
-    return Variant(pixels=128, channels=32, stages=2, reading="copies")
+    return convolution.Variant(pixels=128, channels=32, stages=2, reading="copies")
 
 
 @needs_mosaic
 def test_every_padded_way_of_copying_is_right_in_the_interpreter():
-    from experiments.kernels import copy_check
-
     # The views of a union do not share memory there.
     ways = [way for way in copy_check.WAYS if way.border == "padded" and way.memory != "union" and way.depth == 32]
     assert [copy_check.check(way, interpret=True)["right"] for way in ways] == [True] * 4
-
-
-@needs_mosaic
-def test_the_copy_check_counts_wrong_values():
-    from experiments.kernels import copy_check
-
-    # The interpreter moves a start below 0 to 0: all pixels are wrong but those that have the same value by chance.
-    found = copy_check.check(copy_check.Way("plain", "filled", 32), interpret=True)
-    assert not found["right"]
-    assert {name for name in found["wrong"] if "H 0" in name} == {"shift along H 0, along W -1"}
-    assert found["wrong"]["shift along H 0, along W -1"]["inside"] > 0.9 * 6 * 14 * 32
 
 
 @needs_mosaic
@@ -60,8 +44,6 @@ def test_the_convolution_is_right_in_the_interpreter(variant, changes):
 
 @needs_mosaic
 def test_tiles_of_several_images_are_right_and_a_wrong_kernel_is_seen(variant, monkeypatch):
-    from experiments.kernels import convolution
-
     shape, images = kernel_queue.Shape(4, 8, 32), dataclasses.replace(variant, pixels=256)
     assert kernel_queue.check(shape, images, interpret=True)["right"]
     right = convolution.weights
@@ -72,8 +54,6 @@ def test_tiles_of_several_images_are_right_and_a_wrong_kernel_is_seen(variant, m
 @needs_mosaic
 @pytest.mark.parametrize("reading", ["filled", "padded", "copies"])
 def test_the_kernel_is_lowered_for_a_gpu(reading):
-    from experiments.kernels import convolution
-
     shape = kernel_queue.SHAPES[0]
     variant = dataclasses.replace(kernel_queue.variants(shape)["filled"], reading=reading)
     step = kernel_queue.Step("", "kernel", (shape, variant))
@@ -86,8 +66,6 @@ def test_the_kernel_is_lowered_for_a_gpu(reading):
 
 @needs_mosaic
 def test_every_variant_of_the_queue_fits_its_shape():
-    from experiments.kernels import convolution
-
     for step in kernel_queue.steps():
         if step.kind == "kernel":
             shape, variant = step.subject
@@ -97,8 +75,6 @@ def test_every_variant_of_the_queue_fits_its_shape():
 
 @needs_mosaic
 def test_a_variant_that_does_not_fit_is_refused(variant):
-    from experiments.kernels import convolution
-
     for changes, reason in (
         ({"channels": 48}, "output channels"), ({"depth": 16}, "input channels"), ({"pixels": 64}, "64 pixels"),
         ({"stages": 1, "overlap": True}, "two stages"), ({"cluster": 3}, "cluster"),
@@ -144,10 +120,9 @@ def test_results_go_to_the_file_they_belong_to_and_are_not_taken_again(tmp_path)
     assert ["one" in later, "two" in later, "three" in later] == [True, True, False]
 
 
-def test_without_a_hopper_gpu_it_says_so(tmp_path):
-    command = [sys.executable, "-m", "experiments.kernels.kernel_queue"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PATH": str(tmp_path)})
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines() == [
-        "kernel_queue: needs an NVIDIA Hopper GPU (compute capability 9.0), and found none"
-    ]
+def test_without_a_hopper_gpu_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["kernel_queue"])
+    assert kernel_queue.main() == 2
+    needs = "kernel_queue: needs an NVIDIA Hopper GPU (compute capability 9.0), and found none\n"
+    assert capsys.readouterr().err == needs

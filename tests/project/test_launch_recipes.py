@@ -14,30 +14,22 @@ LAUNCH = Path(__file__).parents[2] / "docs" / "launch"
 RECIPES = ("tpu_pod.sh", "slurm.sbatch", "kubernetes_jobset.yaml")
 
 
-def _manifests():
-    return {part["kind"]: part for part in yaml.safe_load_all((LAUNCH / "kubernetes_jobset.yaml").read_text())}
-
-
-def test_the_kubernetes_arguments_are_those_of_the_command():
-    [job] = _manifests()["JobSet"]["spec"]["replicatedJobs"]
-    [container] = job["template"]["spec"]["template"]["spec"]["containers"]
+def test_the_kubernetes_arguments_are_those_of_the_command_and_its_account_may_ask():
+    manifests = yaml.safe_load_all((LAUNCH / "kubernetes_jobset.yaml").read_text())
+    parts = {part["kind"]: part for part in manifests}
+    [job] = parts["JobSet"]["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    [container] = spec["template"]["spec"]["containers"]
     parser = _parser()
     flags, rest = parser.parse_known_args(container["args"])
     config_files.read(flags.config, overrides(parser, rest))
     assert flags.distributed
-    spec = job["template"]["spec"]
-    gpus = container["resources"]["limits"]["nvidia.com/gpu"]
     assert spec["parallelism"] == spec["completions"]
-    assert flags.require_devices == spec["parallelism"] * gpus
-
-
-def test_the_kubernetes_account_is_the_one_that_may_ask():
-    parts = _manifests()
+    assert flags.require_devices == spec["parallelism"] * container["resources"]["limits"]["nvidia.com/gpu"]
     account = parts["ServiceAccount"]["metadata"]["name"]
     assert parts["RoleBinding"]["subjects"][0]["name"] == account
     assert parts["RoleBinding"]["roleRef"]["name"] == parts["Role"]["metadata"]["name"]
-    [job] = parts["JobSet"]["spec"]["replicatedJobs"]
-    assert job["template"]["spec"]["template"]["spec"]["serviceAccountName"] == account
+    assert spec["template"]["spec"]["serviceAccountName"] == account
 
 
 def test_recipes_parse_are_one_bare_flag_say_that_nobody_tried_them_and_are_named():

@@ -59,9 +59,6 @@ def replace(folder, name, content):
     describe(folder, lambda described: described["sha256"].update({name: hashlib.sha256(content).hexdigest()}))
 
 
-# Making and loading
-
-
 def test_it_is_the_run_but_for_float16_kernels_and_uint8_chains(exported):
     logits, buffer, config = jem_jax.load(exported)
     original, chains, original_config = jem_jax.load(finished_run())
@@ -75,12 +72,8 @@ def test_it_is_the_run_but_for_float16_kernels_and_uint8_chains(exported):
         "params/hidden/kernel": "float16", "params/hidden/bias": "float32",
         "params/classes/kernel": "float16", "params/classes/bias": "float32",
     }  # fmt: skip
-
-
-def test_a_kernel_beyond_float16_stays_float32():
-    kernel = np.float32([[1e6, 1e-3]])
-    stored = model_folder.as_stored({"params": {"kernel": kernel}})
-    np.testing.assert_array_equal(stored["params"]["kernel"], kernel)
+    beyond_float16 = {"params": {"kernel": np.float32([[1e6, 1e-3]])}}
+    assert not tiny.differing(model_folder.as_stored(beyond_float16), beyond_float16)
 
 
 def test_the_card_states_data_results_and_distances(exported):
@@ -130,9 +123,6 @@ def test_the_settings_hold_no_path():
     assert export_model._without_paths(config, None).evaluation.ood_sets == "mnist"
 
 
-# Copies of training images
-
-
 @pytest.mark.parametrize(("classes", "mirrored"), [(1, False), (3, True)])
 def test_chains_nearer_than_test_images_are_left_out(classes, mirrored):
     dataset = tiny.dataset()
@@ -145,15 +135,9 @@ def test_chains_nearer_than_test_images_are_left_out(classes, mirrored):
     np.testing.assert_array_equal(chains[:, -1], to_float(np.delete(pixels[:, -1], 4, axis=0)))
     if classes > 1:
         np.testing.assert_array_equal(chains[:, 0], to_float(pixels[:9, 0]))
-
-
-def test_at_most_a_thousand_chains_evenly_over_the_slots():
-    chosen = export_model._spread(np.arange(5000).reshape(2500, 2))
-    assert chosen.size == 1000
-    assert (chosen[0, 0], chosen[-1, 1]) == (0, 4999)
-
-
-# Read only
+    # At most a thousand, evenly over the slots.
+    spread = export_model._spread(np.arange(5000).reshape(2500, 2))
+    assert (spread.size, spread[0, 0], spread[-1, 1]) == (1000, 0, 4999)
 
 
 def report_in(folder):
@@ -205,7 +189,6 @@ def test_a_run_that_is_only_read_is_reported_elsewhere(tmp_path, monkeypatch):
         (["--mode=evaluate", "--workdir=mine", "--config.data.name=wide.npz"],
          "mine is of other data: images of 'wide.npz' are [8, 12, 1]"),
         (["--mode=evaluate"], "required: --config"),
-        (["--mode=evaluate", "--workdir=other"], "other holds no run"),
         (["--mode=export_model", "--workdir=other"], "--mode=export_model and --model_dir go together"),
         (["--mode=export_model", "--workdir=mine", "--model_dir=m"], "mine holds no run"),
         ([*BEGIN, "--config.training.init_from=gone"], "config.training.init_from: gone holds no run"),
@@ -226,9 +209,6 @@ def test_what_a_model_folder_is_not_for_or_does_not_fit(folder, tmp_path, capsys
     assert {name: after[name] for name in before} == before
     assert contents(folder).keys() == {name for name in before if name.startswith(f"{folder}/")}
     assert not (tmp_path / "run" / "run.json").exists()
-
-
-# Damaged, foreign, newer
 
 
 def _npz(**arrays):
@@ -268,9 +248,6 @@ def test_a_spoiled_folder_is_refused_in_a_line(folder, capsys, spoil, named):
     assert named in said(capsys, "--mode=sample", "--workdir=mine")
     with pytest.raises(UserError):
         jem_jax.load(folder)
-
-
-# Starting from other weights
 
 
 def test_a_run_starts_from_parameters_statistics_and_a_buffer_of_its_size(tmp_path):
