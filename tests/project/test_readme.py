@@ -63,7 +63,7 @@ def test_a_whole_jem_is_100_lines_on_five_modules():
 @pytest.mark.slow
 def test_accuracy_and_samples_of_the_100_lines(tmp_path):
     picture = tmp_path / "digits.png"
-    # As a user runs it, but for flags with which it compiles in half the time; the tests' own level makes it run slowly.
+    # As a user runs it, but for flags with which it compiles in half the time. At the tests' own level it runs slowly.
     environment = {**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("level=0", "level=1")}
     del environment["JAX_NUM_CPU_DEVICES"]
     # A quarter of its iterations is enough for the accuracy that the README promises of all.
