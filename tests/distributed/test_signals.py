@@ -31,15 +31,6 @@ checkpoint._write_manifest = hang_at_the_second
 """
 
 
-def _goes_on_as_if_nothing_had_happened(run, settings):
-    """Ends the run and compares it with one that nobody interrupted."""
-    undisturbed = run.with_name("undisturbed")
-    for workdir in (undisturbed, run):
-        assert main([*settings, f"--workdir={workdir}"]) == 0
-    assert tiny.differing(restored(run).tree, restored(undisturbed).tree) == []
-    assert metrics(run) == metrics(undisturbed)
-
-
 @pytest.mark.slow
 def test_stopped_killed_and_gone_on_with_it_is_the_same_run_bit_for_bit(tmp_path, capsys):
     run = tmp_path / "runs" / "digits"
@@ -63,7 +54,11 @@ def test_stopped_killed_and_gone_on_with_it_is_the_same_run_bit_for_bit(tmp_path
         stopped = checkpoint.steps(run / "checkpoints")[-1]
         assert f"stopped at iteration {stopped} of 144; saved in runs/digits. The same command goes on" in output
         assert checkpoint.damage(run / "checkpoints" / str(stopped)) is None
-    _goes_on_as_if_nothing_had_happened(run, LONG)
+    undisturbed = tmp_path / "undisturbed"
+    for workdir in (undisturbed, run):
+        assert main([*LONG, f"--workdir={workdir}"]) == 0
+    assert tiny.differing(restored(run).tree, restored(undisturbed).tree) == []
+    assert metrics(run) == metrics(undisturbed)
     said = capsys.readouterr()
     assert said.err == ""
     assert f"JEM: going on from iteration {stopped} of 144" in said.out
@@ -81,7 +76,7 @@ def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(tmp_pat
     # The checkpoint that was being written is not one, and the one before is whole.
     assert checkpoint.steps(run / "checkpoints") == [18]
     assert checkpoint.damage(run / "checkpoints" / "18") is None
-    _goes_on_as_if_nothing_had_happened(run, SOME)
+    assert main([*SOME, f"--workdir={run}"]) == 0
     output = capsys.readouterr().out
     assert "36 is not used: it was never finished; moved to" in output
     assert "JEM: going on from iteration 18 of 54" in output
