@@ -2,9 +2,9 @@
 
     python -m experiments.checks.fuzz --factor=20
 
-Runs test_fuzz_config.py and test_fuzz_data.py of tests/ with new examples at every call. Some train a WRN for two
-iterations, which compiles for up to a minute. A failure prints the example, and the line that repeats it. A factor of
-20 takes about five minutes on two cores. The exit status is pytest's.
+Runs test_fuzz_config.py and test_fuzz_data.py of tests/ with new examples at every call. A failure prints the
+example, and the line that repeats it. A factor of 20 takes about five minutes on two cores. The exit status is
+pytest's.
 """
 
 import argparse
