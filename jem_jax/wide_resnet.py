@@ -1,7 +1,7 @@
 """The wide residual network of JEM, WRN-d-k (Zagoruyko and Komodakis 2016, as the official JEM code builds it).
 
-A block is norm, leaky ReLU, 3×3 conv, dropout, norm, leaky ReLU, 3×3 conv with the stride on this second conv, plus a
-1×1 shortcut of the raw input where the shape changes. Convolutions have biases; JEM's own network has no norm.
+A block is norm, leaky ReLU, 3×3 conv, dropout, norm, leaky ReLU, 3×3 conv. The stride is on the second conv. Where the
+shape changes, a 1×1 shortcut of the raw input is added. Convolutions have biases; JEM's own network has no norm.
 Weights start from PyTorch's default: uniform in ±1/√fan_in, kernels and biases alike.
 """
 

@@ -289,18 +289,20 @@ def _compile_and_announce(training: _Training, title: str) -> None:
             print(f"{title}: {warning}", flush=True)
     training.begin_compiling(training.programs_to_come)
     # While the compiler works.
-    variables, last = training.state.evaluation_variables, setup.phases[-1].program
-    flops = forecast.flops_per_iteration(training.config, setup.network, variables, training.dataset.image_shape, last)
+    phases = [phase for phase in setup.phases if phase.first > step]
+    # The program of each stretch of iterations, and where it ends.
+    programs = [training.program, *(phase.program for phase in phases)]
+    edges = [step, *(phase.first for phase in phases), training.total_steps]
+    variables = training.state.evaluation_variables
+    flops = forecast.flops_per_iteration(
+        training.config, setup.network, variables, training.dataset.image_shape, programs[-1]
+    )
     steps = {program: compiling.result() for program, compiling in training.compiling.items()}
     compiled = time.monotonic() - training.compiling_since
     seconds = {
         program: forecast.seconds_per_iteration(step_fn, training.state, training.buffer, data)
         for program, step_fn in steps.items()
     }
-    phases = [phase for phase in setup.phases if phase.first > step]
-    # The program of each stretch of iterations, and where it ends.
-    programs = [training.program, *(phase.program for phase in phases)]
-    edges = [step, *(phase.first for phase in phases), training.total_steps]
     left = sum(
         (end - first) * seconds[program] for program, first, end in zip(programs, edges, edges[1:], strict=False)
     )
