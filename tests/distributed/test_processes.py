@@ -15,8 +15,6 @@ from jem_jax.main import main
 from jem_jax.runs import checkpoint, workdir
 from jem_jax.training import recovery, trained
 
-LONG = (*SHORTEST, "--config.training.epochs=4")
-STEPS = 72
 EPOCHS = (*SHORTEST, "--config.training.checkpoint_every=1", "--config.training.keep_checkpoints=4")
 """To be given a number of epochs, 18 iterations each; one is what `finished_run` has done."""
 SOON = (
