@@ -20,6 +20,7 @@ from jem_jax import datasets, energy
 from jem_jax.augment import to_float
 from jem_jax.config import Data
 from jem_jax.datasets import ood_sets
+from jem_jax.distributed import devices
 from jem_jax.evaluation import adversarial, ood
 
 BATCH = 50
@@ -37,14 +38,14 @@ def main() -> None:
     logits, _, config = jem_jax.load(flags.model)
     data = Data(name=flags.data)
     test = datasets.load(data).test
-    logits_fn = jax.jit(logits)
+    score = devices.over_examples(lambda _, x: energy.log_density(logits(x)))
     chosen = test.rows(np.random.default_rng(config.seed).permutation(len(test))[: flags.images])
     sets = ood_sets.builtin(test, flags.images, config.seed)
     for name in flags.outside:
         sets[Path(name).stem] = ood_sets.named(data, name, test.images.shape[1:], flags.images, config.seed)
 
     def log_density(images: np.ndarray) -> np.ndarray:
-        return np.asarray(energy.log_density(in_batches(logits_fn, images)))
+        return score(None, images, BATCH)
 
     inside = log_density(to_float(chosen.images))
     found = {name: ood.detection(inside, log_density(outside.images))._asdict() for name, outside in sets.items()}
@@ -65,26 +66,16 @@ def main() -> None:
     print(json.dumps(result["jem"], indent=1), path, sep="\n")
 
 
-def in_batches(function, *arrays: np.ndarray) -> np.ndarray:
-    """`function` of arrays [N, ...], some rows at a time; the last rows are padded, so that one program serves all."""
-    results = []
-    for start in range(0, len(arrays[0]), BATCH):
-        rows = np.minimum(np.arange(start, start + BATCH), len(arrays[0]) - 1)
-        results.append(np.asarray(function(*(array[rows] for array in arrays))))
-    return np.concatenate(results)[: len(arrays[0])]
-
-
 def accuracy_under(logits, attacked, norm: str, epsilon: float) -> dict[str, float]:
     """The share of images that are right without an attack and with one of 20 steps."""
-    attack = jax.jit(
-        lambda x, labels: adversarial.pgd(
-            jax.random.key(0), lambda _, x: logits(x), x, labels, epsilon, norm=norm, num_steps=20, until_all_fall=True
-        )[1]
+    key = jax.random.key(0)
+    classifier = lambda _, x: logits(x)  # noqa: E731
+    attack = devices.over_examples(
+        lambda _, rows: adversarial.pgd(key, classifier, *rows, epsilon, norm=norm, num_steps=20, until_all_fall=True)[1]
     )
-    clean = in_batches(
-        lambda x, labels: logits(x).argmax(axis=-1) == labels, to_float(attacked.images), attacked.labels
-    )
-    margins = in_batches(attack, to_float(attacked.images), attacked.labels)
+    rows = to_float(attacked.images), attacked.labels
+    clean = devices.over_examples(lambda _, rows: logits(rows[0]).argmax(axis=-1) == rows[1])(None, rows, BATCH)
+    margins = attack(None, rows, BATCH)
     return {"0": float(clean.mean()), f"{epsilon:g}": float((margins < 0).mean())}
 
 

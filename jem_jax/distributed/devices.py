@@ -307,7 +307,10 @@ def over_examples(function: Callable[[Any, Any], Any], *, together: bool = False
       program serves them too.
     """
     devices = _local()
-    mapped: Any = jax.pmap(function, axis_name=AXIS, in_axes=(None, 0), devices=devices)
+    # pmap cuts nothing where an argument of axis None has no leaves (JAX 0.10.2): with this zero it has one.
+    mapped: Any = jax.pmap(
+        lambda shared, examples: function(shared[0], examples), axis_name=AXIS, in_axes=(None, 0), devices=devices
+    )
     # A report's programs run for seconds: on a CPU a shorter compilation outweighs a few percent of their time.
     options = _on_cpu(xla_backend_optimization_level=1, xla_cpu_use_fusion_emitters=False)
     programs: dict[Any, Callable[..., Any]] = {}
@@ -326,7 +329,7 @@ def over_examples(function: Callable[[Any, Any], Any], *, together: bool = False
         size = share * len(devices)
         # Neighbours are often alike, such as examples in the order of their classes.
         order = np.random.default_rng(0).permutation(total) if together else np.arange(total)
-        shared, examples = replicate(shared), jax.tree.map(np.asarray, examples)
+        shared, examples = replicate((shared, np.int32(0))), jax.tree.map(np.asarray, examples)
         results = []
         for start in range(0, total, size):
             rows = order[np.arange(start, start + size) % total]

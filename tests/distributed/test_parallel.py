@@ -100,10 +100,10 @@ def test_examples_come_back_in_order_whatever_the_batches(total, batch_size):
 
 def test_a_last_batch_and_fewer_examples_need_no_program_of_their_own():
     traced = []
-    double = devices.over_examples(lambda _, x: traced.append(x.shape) or 2 * x)
+    total_of = devices.over_examples(lambda _, pair: traced.append(pair[0].shape) or pair[0] + pair[1])
     for total in (30, 5):
         x = np.arange(total * 2, dtype=np.float32).reshape(total, 2)
-        np.testing.assert_array_equal(double(None, x, 8, fill=8), 2 * x)
+        np.testing.assert_array_equal(total_of(None, (x, x), 8, fill=8), 2 * x)
     assert traced == [(8 // jax.device_count(), 2)]
 
 
