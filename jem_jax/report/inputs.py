@@ -109,8 +109,8 @@ class Subject:
 def over_examples(config: Config, net: Network, function: Callable[..., Any], chains: int = 0) -> Callable[..., Any]:
     """A function of `evaluation` for many examples, in batches and on all devices.
 
-    Chains follow `chain_logits_fn`. With `sampler.batch_statistics` it takes the statistics of its batch, and batches
-    are of `chain_batch` chains; a network of a factory may have dropout then, with one mask for all chains.
+    Chains follow `chain_logits_fn`. Where training's last chains took the statistics of their batch, these do too, and
+    batches are of `chain_batch` chains; a network of a factory may have dropout then, with one mask for all chains.
 
     Args:
       function: (keys [b], logits_fn, chain_logits_fn, *arrays [b, ...], **shared) -> pytree of arrays [b, ...].
@@ -155,7 +155,7 @@ def read(path: Path, facts: RunFacts, dataset: Dataset, report_dir: Path | None 
 
 def chain_batch(config: Config) -> int:
     """Chains that pass the network together after training, by the statistics of their batch; 0: each on its own."""
-    return config.training.batch_size if config.sampler.batch_statistics else 0
+    return config.training.batch_size if quantities.chains_by_batch(config) else 0
 
 
 def sample_steps(config: Config) -> int:

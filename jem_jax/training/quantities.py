@@ -37,6 +37,11 @@ def buffer_size(config: Config, num_classes: int) -> tuple[int, int]:
     return config.sampler.buffer_size // classes, classes
 
 
+def chains_by_batch(config: Config) -> bool:
+    """Whether chains after training use the statistics of their batch, as its last ones did: not by frozen batch norm."""
+    return config.sampler.batch_statistics and config.schedule.freeze_norm == 1
+
+
 def limits(config: Config) -> divergence.Limits:
     """The limits of health that follow from the settings.
 

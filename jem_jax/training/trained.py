@@ -34,7 +34,7 @@ class Logits:
     image_shape: tuple[int, int, int]
     num_classes: int
     by_batch: bool
-    """whether chains of training used the statistics of their batch"""
+    """whether training's last chains used the statistics of their batch"""
 
     def __call__(self, x: Array) -> Array:
         """Logits in evaluation mode, of each image on its own.
@@ -46,10 +46,10 @@ class Logits:
         return self.network.logits(self.variables, images) if len(images) else self._none()
 
     def in_chains(self, x: Array) -> Array:
-        """Logits for SGLD steps, as in training's chains. Errors are those of a call.
+        """Logits for SGLD steps, as in training's last chains. Errors are those of a call.
 
-        With `config.sampler.batch_statistics` batch norm uses the statistics of these images, of which there should be
-        20 or more. Otherwise the result is that of a call.
+        With `config.sampler.batch_statistics`, unless training froze batch norm, it uses the statistics of these
+        images, of which there should be 20 or more. Otherwise the result is that of a call.
         """
         images = self._checked(x)
         if not self.by_batch:
@@ -107,7 +107,7 @@ def load(path: str | os.PathLike[str], *, baseline: bool = False, best: bool = F
         facts = read_facts(folder)
         model = read_model(folder, facts, baseline=baseline, best=best)
         variables, buffer = jax.device_put((model.variables, model.buffer))
-    by_batch = facts.config.sampler.batch_statistics
+    by_batch = quantities.chains_by_batch(facts.config)
     return Loaded(
         Logits(model.network, variables, facts.image_shape, facts.num_classes, by_batch), buffer, facts.config
     )

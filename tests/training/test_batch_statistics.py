@@ -97,6 +97,8 @@ def test_steps_of_a_fresh_chain():
     by_batch = {"sampler.batch_statistics": True, "model.norm": "batch"}
     for settings, steps in (({}, 1000), (by_batch, 18), ({"evaluation.sample_steps": 7}, 7)):
         assert inputs.sample_steps(tiny.config(**settings)) == steps
+    assert inputs.chain_batch(tiny.config(**by_batch)) > 0
+    assert inputs.chain_batch(tiny.config(**by_batch, **{"schedule.freeze_norm": 0.5})) == 0
 
 
 def test_chains_after_training_drop_no_units(run, monkeypatch):
