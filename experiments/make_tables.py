@@ -117,7 +117,7 @@ def overview() -> str:
         ("digits_sada", "digits_sada", "2 CPU cores", ""),
         ("fashion_mnist", "fashion_mnist", "2 CPU cores", ""),
         ("cifar10_fast", "cifar10_fast", "one H200", ""),
-        ("cifar10_ten_minutes", "queue/ten_minutes_late_p_x", "one H200, p(x) from 40 % on", "cifar10"),
+        ("cifar10_ten_minutes", "queue/ten_minutes", "one H200", "cifar10"),
     ):
         rows.append((_named(name, stored), *_run_cells(_with_scores(stored, model), machine), _model(model)))
     name = _named("fashion_mnist_fast", SHIPPED)
@@ -166,21 +166,24 @@ def _run_cells(run: Numbers, machine: str) -> tuple[str, ...]:
 
 
 def model_scores() -> str:
-    """What log p~ of the models that come with the code detects, and what an attack leaves of their accuracy."""
-    found = {name: read(f"{name}_model") for name in ("cifar10", "fashion_mnist")}
+    """What log p~ and the length of its gradient detect, and what an attack leaves of the accuracy."""
+    found = {name: read(f"{name}_model") for name in ("cifar10", "cifar10_late_p_x", "fashion_mnist")}
     sets = list(dict.fromkeys(key for result in found.values() for key in result["jem"]["ood"]))
-    rows = [
-        (key.replace("_", " "), *(
-            f"{scores[key]['log_density']['auroc']:.2f}" if key in scores else "–"
-            for scores in (result["jem"]["ood"] for result in found.values())
-        ))
-        for key in sets
-    ]  # fmt: skip
+    rows = [(key.replace("_", " "), *(_two_scores(result["jem"]["ood"].get(key, {})) for result in found.values()))
+            for key in sets]  # fmt: skip
     for norm, epsilon, title in (("l2", "0", "no attack"), ("l2", "0.5", "L2 0.5"), ("linf", "0.03", "L∞ 0.03")):
         accuracies = [result["jem"]["pgd"][norm][epsilon] for result in found.values()]
         rows.append((f"accuracy, {title}, %", *(f"{100 * accuracy:.1f}" for accuracy in accuracies)))
-    commands = "\n\n".join(f"`{result['command']}`, {result['seconds']} s, 2 CPU cores." for result in found.values())
+    commands = "\n\n".join(
+        f"`{result['command']}`, {result['seconds']} s, {result['machine']}." for result in found.values()
+    )
     return f"{table(('', *found), rows)}\n\n{commands}"
+
+
+def _two_scores(scores: Mapping[str, Any]) -> str:
+    """The AUROC of log p~ and, where there is one, of -|∇ log p~|."""
+    found = [f"{scores[kind]['auroc']:.2f}" for kind in ("log_density", "approximate_mass") if kind in scores]
+    return ", ".join(found) or "–"
 
 
 # --- results.md: digits ---
@@ -708,7 +711,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits-distal": digits_distal,
     "digits-claims": digits_claims,
     "digits-successors": partial(single_runs, {"digits_jempp": "JEM++", "digits_sada": "SADA-JEM"}),
-    "cifar10-ten-minutes": partial(single_runs, {"queue/ten_minutes_late_p_x": "JEM, p(x) from 40 % on",
+    "cifar10-ten-minutes": partial(single_runs, {"queue/ten_minutes": "JEM, norm frozen from 60 % on",
+                                                 "queue/running_norm": "JEM, norm never frozen",
+                                                 "queue/ten_minutes_late_p_x": "JEM, p(x) from 40 % on",
                                                  "queue/classifier": "cross-entropy alone"}),
     "fashion-mnist-fast": partial(single_runs, {SHIPPED: "JEM"}),
     "model-scores": model_scores,

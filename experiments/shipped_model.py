@@ -71,7 +71,7 @@ def show(model: Loaded, pictures: list[Path], path: Path) -> Path:
         confidence = float(jnp.exp(energy.log_posterior(part)).max(axis=-1).mean())
         print(f"  {title:<30} log p~ {density:6.2f}   confidence {confidence:6.1%}", flush=True)
         rows.append(images[:INPAINTED])
-        names.append(f"{title}: log p~ {density:.2f}, confidence {confidence:.0%}")
+        names.append(f"{title}, log p~ {density:.1f}, {confidence:.0%}")
     return image_grid.save(image_grid.grid(rows, names), path)
 
 

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-_LONGEST = 30
+_LONGEST = 40
 
 
 @functools.cache

@@ -38,7 +38,7 @@ def buffer_size(config: Config, num_classes: int) -> tuple[int, int]:
 
 
 def chains_by_batch(config: Config) -> bool:
-    """Whether chains after training use the statistics of their batch, as its last ones did: not by frozen batch norm."""
+    """Whether chains after training use their batch's statistics, as its last ones did: not after a freeze."""
     return config.sampler.batch_statistics and config.schedule.freeze_norm == 1
 
 
