@@ -15,7 +15,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="jem_jax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
     compilation.choose_flags()
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.0"
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
