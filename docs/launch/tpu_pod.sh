@@ -16,11 +16,11 @@ on_all_hosts() {
   gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone="$ZONE" --worker=all --command="$1"
 }
 
-# The repository goes to the shared folder once; each host installs it for itself. The hosts need Python 3.11 or newer,
+# The package goes to the shared folder once; each host installs it for itself. The hosts need Python 3.11 or newer,
 # which Ubuntu 22.04 has beside its own.
 archive=$(mktemp --suffix=.tar.gz)
 trap 'rm -f "$archive"' EXIT
-git archive --format=tar.gz --output="$archive" HEAD
+git archive --format=tar.gz --output="$archive" HEAD -- jem_jax configs setup.cfg pyproject.toml README.md LICENSE
 gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:$SHARED/jem_jax.tar.gz" --zone="$ZONE" --worker=0
 on_all_hosts "
   set -e

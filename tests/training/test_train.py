@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 
-import compilation
 import jax
 import numpy as np
 import pytest
@@ -138,15 +137,6 @@ def test_a_run_that_ends_in_its_warm_up_is_warned_of():
     long, whole = (tiny.config(**{"optimizer.warmup_steps": n, "optimizer.learning_rate": 0.1}) for n in (200, 50))
     assert "reaches 0.025 of 0.1" in preflight.long_warmup(long, 50)
     assert preflight.long_warmup(whole, 50) is None
-
-
-@pytest.mark.slow
-def test_streamed_images_train_as_resident_ones_do(tmp_path, monkeypatch):
-    # With XLA's own fusions, of which other tests do without: only with those do both programs round alike.
-    monkeypatch.setattr(devices, "_on_cpu", lambda **_: compilation.hlo_of_users())
-    for place in ("device", "host"):
-        _train(tmp_path / place, **{"data.place": place})
-    _assert_same_run(tmp_path / "device", tmp_path / "host")
 
 
 # Interrupted
