@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -102,8 +103,9 @@ class Alarm(NamedTuple):
 
 def initial_watch() -> Watch:
     """The watch before the first iteration."""
-    counts = jnp.zeros(len(REASONS) - _SUDDEN, jnp.int32)
-    return Watch(jnp.int32(-1), jnp.int32(-1), counts, accuracy=jnp.float32(0), best_accuracy=jnp.float32(0))
+    never, unknown = np.int32(-1), np.float32(0)
+    values: Any = never, never, np.zeros(len(REASONS) - _SUDDEN, np.int32), unknown, unknown
+    return Watch(*values)
 
 
 def health(values: Any, log_px_max: Array, max_log_density: float, moments: Moments | None) -> Health:

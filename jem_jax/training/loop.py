@@ -1,6 +1,7 @@
 """The training loop: iterations, logging, validation, checkpoints, and going back after a divergence."""
 
 import contextlib
+import functools
 import json
 import math
 import time
@@ -117,6 +118,14 @@ class _Training:
         for program in missing:
             traced = preflight.trace(self.setup.step(program), state, rows, data)
             self.compiling[program] = self.compilers.submit(traced.compile)
+
+    @functools.cached_property
+    def learning_rate(self) -> Callable[[int], Array]:
+        """That of an iteration, before a recovery's factor."""
+        shape = self.config.schedule.learning_rate
+        return devices.once(
+            optimizer.schedule(self.config.optimizer, self.setup.steps_per_epoch, shape, self.total_steps)
+        )
 
     @property
     def freezes_at(self) -> int | None:
@@ -342,8 +351,7 @@ def _log(training: _Training, recorder: Recorder) -> None:
 def _scheduled(training: _Training) -> dict[str, float]:
     """The settings that the schedule gave the iteration just done, as far as they change."""
     settings, step, total = training.config.schedule, training.step - 1, training.total_steps
-    rate = optimizer.schedule(training.config.optimizer, training.setup.steps_per_epoch, settings.learning_rate, total)
-    values = {"learning_rate": float(rate(step)) * training.learning_rate_factor}
+    values = {"learning_rate": float(training.learning_rate(step)) * training.learning_rate_factor}
     if settings.p_x_start or settings.p_x_ramp:
         values["p_x_factor"] = float(schedule.p_x_factor(settings, total, step))
     if settings.num_steps:

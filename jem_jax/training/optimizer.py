@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jem_jax.config import Optimizer
@@ -25,7 +26,7 @@ def schedule(
       total_steps: iterations of the run.
     """
     rate = settings.learning_rate
-    edges = jnp.asarray(settings.decay_epochs, jnp.float32) * steps_per_epoch
+    edges = np.asarray(settings.decay_epochs, np.float32) * steps_per_epoch
 
     def steps(step: Array | int) -> Array:
         # An array without elements, from outside a mapped step, ends XLA's compiler with a segmentation fault (jaxlib

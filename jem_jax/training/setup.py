@@ -10,7 +10,7 @@ import optax
 
 from jem_jax import class_gaussians, objective, prng, replay_buffer
 from jem_jax.augment import to_float
-from jem_jax.config import Config
+from jem_jax.config import Config, Optimizer
 from jem_jax.datasets import Dataset
 from jem_jax.distributed import devices, processes
 from jem_jax.training import device_data, network, optimizer, preflight, quantities, schedule, state, trained
@@ -73,9 +73,7 @@ class Setup:
         config = self.config
         first = to_float(self.dataset.train.images[self.order.batch(0, 0)])
         key = jax.random.key(config.seed)
-        variables = _initialiser(self.network)(prng.stream(key, "initialisation"), first)
-        first_state = functools.partial(state.first_state, config, self.optimizer)
-        begun = devices.once(first_state)(key, variables)
+        begun = state.first_state(config, key, *_initialiser(self.network, config.optimizer)(key, first))
         buffer: Array | np.ndarray | None = None
         if config.training.init_from:
             with processes.fail_together():
@@ -87,18 +85,20 @@ class Setup:
         slots, classes = quantities.buffer_size(self.config, self.dataset.num_classes)
         if not slots:
             return None
-        key = prng.stream(key, "buffer")
         if self.config.sampler.init == "class_gaussians":
             draws = device_data.draws(self.config, self.dataset.train)
-            return class_gaussians.init(draws, key, slots, classes)
-        shape = self.dataset.image_shape
-        return devices.once(lambda key: replay_buffer.init(key, slots, shape, num_classes=classes))(key)
+            return class_gaussians.init(draws, prng.stream(key, "buffer"), slots, classes)
+
+        def uniform(key: Array) -> Array:
+            return replay_buffer.init(prng.stream(key, "buffer"), slots, self.dataset.image_shape, num_classes=classes)
+
+        return devices.once(uniform)(key)
 
 
 @functools.lru_cache(maxsize=2)
-def _initialiser(network: Network) -> Callable[[Array, Array], Variables]:
-    """(key, images) -> variables; a JEM and the classifier beside it share the program."""
-    return devices.once(network.init)
+def _initialiser(network: Network, settings: Optimizer) -> Callable[[Array, Array], tuple[Variables, optax.OptState]]:
+    """(key, images) -> variables, optimiser's state; a JEM and the classifier beside it share the program."""
+    return devices.once(functools.partial(state.initialised, network, optimizer.build(settings, 1)))
 
 
 def step_spec(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jem_jax import objective, prng
@@ -143,24 +144,32 @@ def init_state(
       key: the run's PRNG key.
       batch: [B, H, W, C], the first global batch of data, from which act norm starts.
     """
-    return first_state(config, optimizer, key, network.init(prng.stream(key, "initialisation"), batch))
+    return first_state(config, key, *initialised(network, optimizer, key, batch))
 
 
-def first_state(
-    config: Config, optimizer: optax.GradientTransformation, key: Array, variables: Variables
-) -> TrainState:
-    """The state before the first iteration of a network with these variables."""
+def initialised(
+    network: Network, optimizer: optax.GradientTransformation, key: Array, batch: Array
+) -> tuple[Variables, optax.OptState]:
+    """The network's variables and the optimiser's state before the first iteration; arguments as of `init_state`."""
+    variables = network.init(prng.stream(key, "initialisation"), batch)
+    return variables, optimizer.init(variables["params"])
+
+
+def first_state(config: Config, key: Array, variables: Variables, opt_state: optax.OptState) -> TrainState:
+    """The state before the first iteration, of these variables. What it adds is NumPy's: nothing is compiled for it."""
     variables = dict(variables)
     params = variables.pop("params")
+    step: Any = np.int32(0)
+    factor: Any = np.float32(1)
     return TrainState(
-        step=jnp.int32(0),
+        step=step,
         params=params,
         model_state=variables,
-        opt_state=optimizer.init(params),
+        opt_state=opt_state,
         ema=params if config.optimizer.ema_decay else None,
         evaluation_stats=variables.get(COLLECTION) if config.training.statistics_images else None,
         key=key,
-        learning_rate_factor=jnp.float32(1),
+        learning_rate_factor=factor,
         watch=divergence.initial_watch(),
         window=_empty_window(quantities.weights(config), clips=config.optimizer.clip_norm > 0),
     )
@@ -180,7 +189,8 @@ def _empty_window(terms: objective.Weights, clips: bool) -> Window:
         return of_loss | divergence.measures(divergence.moments(zeros, [zeros] if terms.needs_samples else []))
 
     # The largest |log p~| only guards the iteration: a mean of it would depend on the number of devices.
-    sums = {name: jnp.float32(0) for name in jax.eval_shape(metrics) if name != "log_px_max"}
+    sums: dict[str, Any] = {name: np.float32(0) for name in jax.eval_shape(metrics) if name != "log_px_max"}
     if clips:
-        sums["gradient_norm"] = jnp.float32(0)
-    return Window(sums, jnp.int32(0))
+        sums["gradient_norm"] = np.float32(0)
+    count: Any = np.int32(0)
+    return Window(sums, count)
