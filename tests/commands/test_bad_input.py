@@ -323,12 +323,6 @@ def test_a_damaged_run_file(refused, run):
     assert "config.sampler.temperature" in line
 
 
-def test_a_damaged_report_is_written_again(run):
-    (run / "report" / "report.json").write_text("{")
-    assert main([*TINY, f"--workdir={run}"]) == 0
-    assert json.loads((run / "report" / "report.json").read_text())["jem"]
-
-
 def test_a_name_that_is_no_text_is_written_out(tmp_path):
     files.write_text(tmp_path / "report.html", f"data: {os.fsdecode(bytes([233]))}\n")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "data: \\udce9\n"
