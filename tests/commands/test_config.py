@@ -50,6 +50,7 @@ REFUSED = [
     ("sampler.num_steps", True, "must be of type int, not True"),
     ("sampler.clip_x", 1, "must be of type bool, not 1"),
     ("optimizer.decay_epochs", 20, "must be a tuple of numbers such as (20, 30), not 20"),
+    ("evaluation.attack_linf", "a", "must be a tuple of numbers such as (0.004, 0.008), not 'a'"),
     ("model", 3, "must be a group of settings, not 3"),
     ("sampler.num_steps", 0, "must be at least 1 and at most 100000, not 0"),
     ("optimizer.decay_epochs", (3, 0), "must be above 0"),

@@ -52,8 +52,6 @@ def test_a_missing_file_is_said_with_those_there_are(name, tmp_path, monkeypatch
     ("text", "said"),
     [
         ("x = 1\n\ndef get_config(:\n    return 1\n", ", line 3: SyntaxError"),
-        ("import math\nx = math.nonsense\n", ", line 2: AttributeError"),
-        ("def get_config():\n    x = 1\n    return undefined + x\n", ", line 3: NameError"),
         ("def get_config():\n    return helper()\n\ndef helper():\n    return 1 / 0\n", ", line 5: ZeroDivisionError"),
         (GOOD.replace("    return", "    config.modle.depth = 10\n    return"), ", line 5: AttributeError"),
         ("x = 1\n", " must define get_config()"),
@@ -106,10 +104,6 @@ WRONG_OVERRIDES = [
         ("sampler.num_steps", ""), ("optimizer.decay_epochs", "(3,"), ("sampler.clip_x", "maybe"),
         ("training.epochs", "5/2"), ("optimizer.decay_epochs", "8/0"), ("optimizer.decay_epochs", "8**255"),
         ("optimizer.learning_rate", "1,5"), ("model", "3"), ("training.epochs", "__import__('os').abort()"),
-    )],
-    *[(name, "a", f"must be a tuple of numbers such as {example}, not 'a'") for name, example in (
-        ("optimizer.decay_epochs", "(20, 30)"), ("schedule.num_steps", "(0.1, 1, 0.3, 5)"),
-        ("evaluation.attack_linf", "(0.004, 0.008)"),
     )],
     ("modle.depth", "3", GROUPS), ("model.depth.x", "3", GROUPS),
     ("model.dept", "3", "is not a setting; did you mean config.model.depth?"),
