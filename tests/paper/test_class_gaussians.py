@@ -69,24 +69,23 @@ def test_large_images_need_no_covariance_matrix():
     assert largest <= 8 * 64 * 64 * 3
 
 
-@pytest.mark.parametrize(("num_slots", "num_classes"), [(7, 1), (5, 2)])
-def test_a_buffer_of_draws_holds_the_classes_in_equal_shares(split, num_slots, num_classes):
+def test_slots_of_every_class_hold_draws_of_each(split):
     draws = class_gaussians.of_classes(split.images, split.labels, np.arange(len(split)), 2)
-    buffer = np.array(class_gaussians.init(draws, jax.random.key(1), num_slots, num_classes))
-    assert buffer.shape == (num_slots, num_classes, 2, 2, 1)
+    buffer = np.array(class_gaussians.init(draws, jax.random.key(1), 5, 2))
+    assert buffer.shape == (5, 2, 2, 2, 1)
     means = [to_float(split.images[split.labels == label]).mean() for label in (0, 1)]
     nearest = np.abs(buffer.mean(axis=(2, 3, 4))[..., None] - means).argmin(axis=-1)
-    expected = np.arange(num_slots)[:, None] % 2 if num_classes == 1 else np.tile([0, 1], (num_slots, 1))
-    assert (nearest == expected).mean() > 0.8
+    assert (nearest == [0, 1]).mean() > 0.8
 
 
 def test_a_run_begins_with_chains_from_the_gaussians():
-    config = tiny.config(**{"sampler.init": "class_gaussians", "sampler.buffer_size": 96})
+    config = tiny.config(**{"sampler.init": "class_gaussians", "sampler.buffer_size": 100})
     found = np.array(setup.prepare(config, tiny.dataset()).fresh_buffer(jax.random.key(5)))
     images, labels = to_float(tiny.dataset().train.images), tiny.dataset().train.labels
     means = np.stack([images[labels == label].mean(axis=0) for label in range(3)])
-    # Each of the three has 32 draws around its own class's mean.
-    np.testing.assert_allclose(found.reshape(32, 3, 8, 8, 1).mean(axis=0), means, atol=0.35)
+    # They take turns: each of the three has 33 draws around its own class's mean, and one is left over.
+    assert found.shape == (100, 1, 8, 8, 1)
+    np.testing.assert_allclose(found[:99].reshape(33, 3, 8, 8, 1).mean(axis=0), means, atol=0.35)
 
 
 def test_an_epochs_starts_are_placed_once_and_are_the_same_however_images_come():
