@@ -26,25 +26,21 @@ def split():
     return Split(np.clip(images, 0, 255).astype(np.uint8).reshape(-1, 2, 2, 1), labels.astype(np.int32))
 
 
-@pytest.fixture(scope="module")
-def drawn(split):
+def test_draws_are_normal_with_numpys_mean_and_covariance(split):
     draws = class_gaussians.of_classes(split.images, split.labels, np.arange(len(split)), 2)
-    return np.array(draws(jax.random.key(3), DRAWS))
-
-
-@pytest.mark.parametrize("label", [0, 1])
-def test_draws_are_normal_with_numpys_mean_and_covariance(split, drawn, label):
-    images = to_float(split.images[split.labels == label]).reshape(-1, 4)
-    found = drawn[:, label].reshape(-1, 4)
-    covariance = np.cov(images.T, bias=True) + JITTER**2 * np.eye(4)
-    error = 5 / np.sqrt(DRAWS)
-    np.testing.assert_allclose(found.mean(0), images.mean(0), atol=error * np.sqrt(covariance.max()))
-    np.testing.assert_allclose(np.cov(found.T), covariance, atol=error * 2 * covariance.max())
-    # A mixture of images would have other tails along some direction.
-    values = found @ np.array([1.0, -2.0, 0.5, 1.0])
-    standard = (values - values.mean()) / values.std()
-    assert (standard**3).mean() == pytest.approx(0, abs=0.1)
-    assert (standard**4).mean() == pytest.approx(3, abs=0.2)
+    drawn = np.array(draws(jax.random.key(3), DRAWS))
+    for label in (0, 1):
+        images = to_float(split.images[split.labels == label]).reshape(-1, 4)
+        found = drawn[:, label].reshape(-1, 4)
+        covariance = np.cov(images.T, bias=True) + JITTER**2 * np.eye(4)
+        error = 5 / np.sqrt(DRAWS)
+        np.testing.assert_allclose(found.mean(0), images.mean(0), atol=error * np.sqrt(covariance.max()))
+        np.testing.assert_allclose(np.cov(found.T), covariance, atol=error * 2 * covariance.max())
+        # A mixture of images would have other tails along some direction.
+        values = found @ np.array([1.0, -2.0, 0.5, 1.0])
+        standard = (values - values.mean()) / values.std()
+        assert (standard**3).mean() == pytest.approx(0, abs=0.1)
+        assert (standard**4).mean() == pytest.approx(3, abs=0.2)
 
 
 def test_draws_are_clipped_to_the_images_range():
