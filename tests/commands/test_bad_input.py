@@ -57,7 +57,6 @@ def _cluster(address, count, number):
         ([], "required: --config; --help lists the flags"),
         (["--mode=foo"], "invalid choice: 'foo' (choose from"),
         (["--bogus"], "unknown argument '--bogus'; --help lists the flags"),
-        (["digits"], "unknown argument 'digits'"),
         (["--epochs=3"], "unknown argument '--epochs=3'; settings are --config.group.key=VALUE; --help lists"),
         (["--config="], "--config is empty; name a path, or leave it out"),
         (["--report_dir=", "--mode=evaluate"], "--report_dir is empty; name a path"),

@@ -22,13 +22,10 @@ def _error(key, value):
     return str(caught.value)
 
 
-def test_the_defaults_are_valid_and_frozen():
+def test_a_config_dict_and_nested_dicts_become_the_same_frozen_settings():
     assert configuration.validate(configuration.default()) == configuration.validate({}) == Config()
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().seed = 3
-
-
-def test_a_config_dict_and_nested_dicts_are_the_same_to_it():
     # An integer is a float where a float is wanted.
     nested = {"sampler": {"num_steps": 40}, "optimizer": {"decay_epochs": [20, 30.5]}, "seed": 3}
     override = configuration.default()
