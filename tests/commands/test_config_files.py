@@ -1,21 +1,22 @@
 """Config files and overrides on the command line."""
 
+from pathlib import Path
+
 import pytest
 
 from jem_jax.commands import config_files
 from jem_jax.common.errors import UserError
 
 
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    """Writes mine.py to the working folder, as a user has it, and returns its name."""
+@pytest.fixture(autouse=True)
+def _somewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def write(text, name="mine.py"):
-        (tmp_path / name).write_text(text)
-        return name
 
-    return write
+def _written(text, name="mine.py"):
+    """Its name, in the working folder, as a user has it."""
+    Path(name).write_text(text)
+    return name
 
 
 def _error(*arguments):
@@ -29,20 +30,17 @@ GOOD = "from jem_jax.config import default\n\ndef get_config():\n    config = de
 
 
 @pytest.mark.parametrize("name", ["digits", "digits.py", "configs/digits.py", "configs/digits"])
-def test_what_comes_with_the_package_is_found_from_anywhere(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_what_comes_with_the_package_is_found_from_anywhere(name):
     assert config_files.read(name).data.name == "digits"
 
 
-def test_a_file_of_ones_own_goes_before_the_packages(write):
-    assert (
-        config_files.read(write(GOOD.replace("    return", "    config.seed = 5\n    return"), "digits.py")).seed == 5
-    )
+def test_a_file_of_ones_own_goes_before_the_packages():
+    own = _written(GOOD.replace("    return", "    config.seed = 5\n    return"), "digits.py")
+    assert config_files.read(own).seed == 5
 
 
 @pytest.mark.parametrize("name", ["elsewhere/digits.py", "nope", "configs"])
-def test_a_missing_file_is_said_with_those_there_are(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_missing_file_is_said_with_those_there_are(name):
     message = _error(name)
     assert f"config file {name} does not exist" in message
     assert "digits" in message.split("package:")[1]
@@ -52,8 +50,6 @@ def test_a_missing_file_is_said_with_those_there_are(name, tmp_path, monkeypatch
     ("text", "said"),
     [
         ("x = 1\n\ndef get_config(:\n    return 1\n", ", line 3: SyntaxError"),
-        ("import math\nx = math.nonsense\n", ", line 2: AttributeError"),
-        ("def get_config():\n    x = 1\n    return undefined + x\n", ", line 3: NameError"),
         ("def get_config():\n    return helper()\n\ndef helper():\n    return 1 / 0\n", ", line 5: ZeroDivisionError"),
         (GOOD.replace("    return", "    config.modle.depth = 10\n    return"), ", line 5: AttributeError"),
         ("x = 1\n", " must define get_config()"),
@@ -61,9 +57,9 @@ def test_a_missing_file_is_said_with_those_there_are(name, tmp_path, monkeypatch
         ("raise SystemExit(0)\n", ""),
     ],
 )
-def test_a_wrong_file_is_named_with_its_line(write, tmp_path, text, said):
-    assert _error(write(text, "mine.yaml")) == "config file mine.yaml must be a Python file, *.py"
-    for name in (write(text), str(tmp_path / "mine.py")):
+def test_a_wrong_file_is_named_with_its_line(tmp_path, text, said):
+    assert _error(_written(text, "mine.yaml")) == "config file mine.yaml must be a Python file, *.py"
+    for name in (_written(text), str(tmp_path / "mine.py")):
         assert _error(name).startswith(f"config file {name}{said}")
 
 
@@ -106,10 +102,6 @@ WRONG_OVERRIDES = [
         ("sampler.num_steps", ""), ("optimizer.decay_epochs", "(3,"), ("sampler.clip_x", "maybe"),
         ("training.epochs", "5/2"), ("optimizer.decay_epochs", "8/0"), ("optimizer.decay_epochs", "8**255"),
         ("optimizer.learning_rate", "1,5"), ("model", "3"), ("training.epochs", "__import__('os').abort()"),
-    )],
-    *[(name, "a", f"must be a tuple of numbers such as {example}, not 'a'") for name, example in (
-        ("optimizer.decay_epochs", "(20, 30)"), ("schedule.num_steps", "(0.1, 1, 0.3, 5)"),
-        ("evaluation.attack_linf", "(0.004, 0.008)"),
     )],
     ("modle.depth", "3", GROUPS), ("model.depth.x", "3", GROUPS),
     ("model.dept", "3", "is not a setting; did you mean config.model.depth?"),

@@ -139,13 +139,16 @@ def test_fewer_devices_than_were_wanted_are_taken_as_far_as_they_divide(monkeypa
         assert devices.count() == 2
 
 
-def test_a_thread_may_train(tmp_path):
-    statuses = []
-    thread = threading.Thread(target=lambda: statuses.append(main([*SHORTEST, f"--workdir={tmp_path}"])))
+def test_a_thread_may_train_and_overwrite_a_run_of_other_settings(run):
+    settings, statuses = run / "run.json", []
+    settings.write_text(settings.read_text().replace('"seed": 0', '"seed": 1'))
+    (run / "metrics.jsonl").write_text('{"step": 19}\n')
+    arguments = [*SHORTEST, f"--workdir={run}", "--overwrite"]
+    thread = threading.Thread(target=lambda: statuses.append(main(arguments)))
     thread.start()
     thread.join()
     assert statuses == [0]
-    _assert_same(tmp_path)
+    _assert_same(run)
 
 
 def test_a_loaded_model_fits_the_library_and_refuses_other_images(caplog):

@@ -9,6 +9,7 @@ import jax
 import pytest
 import tiny
 from command import finished_run
+from flax import traverse_util
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,11 +55,6 @@ def _edges(field):
     return [(value,) for value in values] if isinstance(field.default, tuple) else values
 
 
-def _nested(key, value):
-    group, _, name = key.rpartition(".")
-    return {group: {name: value}} if group else {name: value}
-
-
 @st.composite
 def _changes(draw):
     key = draw(st.sampled_from(sorted(FIELDS)))
@@ -86,7 +82,7 @@ def _taken_or_refused(function, *arguments):
 @given(_changes())
 def test_any_value_is_a_setting_or_refused_in_one_line(change):
     key, value = change
-    config = _taken_or_refused(configuration.validate, _nested(key, value))
+    config = _taken_or_refused(configuration.validate, traverse_util.unflatten_dict({key: value}, sep="."))
     if config is not None:
         assert configuration.validate(configuration.as_dict(config)) == config
         for part in key.split("."):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import SHORT
 
 import jem_jax
 from jem_jax import import_official, main, torch_import
@@ -18,29 +19,15 @@ pytestmark = pytest.mark.torch
 
 
 @pytest.fixture
-def config_file(tmp_path, monkeypatch):
-    """Settings for colour images of ten classes, on as many devices as its buffer of 20 chains divides among."""
+def flags(tmp_path, monkeypatch):
+    """Of a short run on colour images of ten classes, on as many devices as a buffer of 20 chains divides among."""
     pytest.importorskip("torch")
     monkeypatch.setattr("jem_jax.distributed.processes.start", lambda *_: None)
     random = np.random.default_rng(0)
     labels = np.arange(80) % 10
     np.savez(tmp_path / "images.npz", images=random.integers(0, 256, (80, 32, 32, 3), np.uint8), labels=labels)
-    file = tmp_path / "official.py"
-    file.write_text(
-        "from jem_jax.config import default\n"
-        "def get_config():\n"
-        "    config = default()\n"
-        f"    config.data.name = {str(tmp_path / 'images.npz')!r}\n"
-        "    config.training.batch_size = 4\n"
-        "    config.training.epochs = 1\n"
-        "    config.training.baseline = False\n"
-        "    config.sampler.num_steps = 1\n"
-        "    config.evaluation.sample_steps = 1\n"
-        "    config.evaluation.num_samples = 10\n"
-        "    config.evaluation.sections = 'classification,samples'\n"
-        "    return config\n"
-    )
-    return file
+    batches = [f"--config.training.{name}=4" for name in ("batch_size", "labelled_batch_size")]
+    return [*SHORT, *batches, "--config.objective.energy_l2=0", f"--config.data.name={tmp_path / 'images.npz'}"]
 
 
 def command(*arguments):
@@ -54,11 +41,9 @@ def _assert_official(logits):
     np.testing.assert_allclose(ours, official["logits"], atol=1e-5 * abs(official["logits"]).max())
 
 
-def test_the_workdir_holds_the_official_network_and_buffer_and_the_printed_command_evaluates(
-    config_file, tmp_path, capsys
-):
+def test_the_workdir_holds_the_official_network_and_buffer_and_the_printed_command_evaluates(flags, tmp_path, capsys):
     workdir = tmp_path / "run"
-    assert command(CHECKPOINT, f"--config={config_file}", f"--workdir={workdir}") == 0
+    assert command(CHECKPOINT, *flags, f"--workdir={workdir}") == 0
     printed = capsys.readouterr().out.splitlines()[-1].split()
     logits, buffer, config = jem_jax.load(workdir)
     _assert_official(logits)
@@ -74,12 +59,12 @@ def test_the_workdir_holds_the_official_network_and_buffer_and_the_printed_comma
 
 
 @pytest.mark.parametrize(("p_x", "slots"), [("1.0", 40), ("0.0", None)])
-def test_weights_without_a_buffer_are_evaluated_and_trained_further(config_file, tmp_path, capsys, p_x, slots):
+def test_weights_without_a_buffer_are_evaluated_and_trained_further(flags, tmp_path, capsys, p_x, slots):
     torch = pytest.importorskip("torch")
     bare, run = tmp_path / "bare.pt", tmp_path / "run"
     torch.save(torch.load(CHECKPOINT, weights_only=True)["model_state_dict"], bare)
     settings = [f"--config.objective.p_x={p_x}", "--config.sampler.buffer_size=40"]
-    assert command(bare, f"--config={config_file}", f"--workdir={run}", *settings) == 0
+    assert command(bare, *flags, f"--workdir={run}", *settings) == 0
     printed = capsys.readouterr().out
     assert ("holds no replay buffer; its chains begin afresh" in printed) == (slots is not None)
     logits, buffer, _ = jem_jax.load(run)
@@ -94,21 +79,17 @@ def test_weights_without_a_buffer_are_evaluated_and_trained_further(config_file,
     assert main.main([*arguments, "--config.evaluation.sections=classification"]) == 0
 
 
-def test_other_classes_and_other_images_are_refused(config_file, tmp_path, capsys):
-    workdir = tmp_path / "run"
-    digits = [CHECKPOINT, "--config=digits", f"--workdir={workdir}", "--config.training.batch_size=4"]
-    assert command(*digits) == 2
-    assert "the checkpoint is of images (32, 32, 3)" in capsys.readouterr().err
+def test_other_images_and_classes_and_a_workdir_that_is_not_empty_are_refused(flags, tmp_path, capsys):
+    mine = tmp_path / "mine" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
     np.savez(tmp_path / "two.npz", images=np.zeros((80, 32, 32, 3), np.uint8), labels=np.arange(80) % 2)
-    two = f"--config.data.name={tmp_path / 'two.npz'}"
-    assert command(CHECKPOINT, f"--config={config_file}", f"--workdir={workdir}", two) == 2
-    assert "has 10 classes" in capsys.readouterr().err
-    assert not workdir.exists()
-
-
-def test_a_workdir_that_is_not_empty_is_left_alone(config_file, tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "mine.txt").write_text("mine")
-    assert command(CHECKPOINT, f"--config={config_file}", f"--workdir={tmp_path / 'run'}") == 2
-    assert "is not empty (mine.txt)" in capsys.readouterr().err
-    assert (tmp_path / "run" / "mine.txt").read_text() == "mine"
+    for flag, said in (
+        ("--config.data.name=digits", "the checkpoint is of images (32, 32, 3)"),
+        (f"--config.data.name={tmp_path / 'two.npz'}", "has 10 classes"),
+        (f"--workdir={mine.parent}", "is not empty (mine.txt)"),
+    ):
+        assert command(CHECKPOINT, *flags, f"--workdir={tmp_path / 'run'}", flag) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert mine.read_text() == "mine"

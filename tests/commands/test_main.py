@@ -70,7 +70,11 @@ def test_the_same_command_again_finds_the_configs_run_finished_and_shows_the_rep
     assert [path.name for path in Path("runs").iterdir()] == ["my_idea"]
 
 
-def test_a_finished_run_is_evaluated_again_where_the_settings_of_that_changed(run, capsys):
+def test_a_finished_run_is_evaluated_again_where_its_report_is_damaged_or_has_other_settings(run, capsys):
+    kept = _report(run)["jem"]
+    (run / "report" / "report.json").write_text("{")
+    assert main([*TINY, f"--workdir={run}"]) == 0
+    assert _report(run)["jem"] == kept
     more = "--config.evaluation.sections=classification,samples,calibration"
     assert main([*TINY, more, f"--workdir={run}", "--config.evaluation.ece_bins=5"]) == 0
     output = capsys.readouterr().out
@@ -79,14 +83,7 @@ def test_a_finished_run_is_evaluated_again_where_the_settings_of_that_changed(ru
     assert _report(run)["jem"]["ece_bins"] == 5
 
 
-def test_overwrite_starts_anew(run):
-    assert main([*SHORTEST, f"--workdir={run}", "--overwrite", "--config.seed=1"]) == 0
-    assert json.loads((run / "run.json").read_text())["config"]["seed"] == 1
-    assert metrics(run)[0]["step"] == 1
-    assert metrics(run) != metrics(finished_run())
-
-
-def test_evaluate_writes_the_report_again_and_nothing_else(run, capsys):
+def test_evaluate_and_sample_write_their_results_and_nothing_else(run, capsys):
     old = _report(run)
     shutil.rmtree(run / "report")
     before = contents(run)
@@ -94,14 +91,10 @@ def test_evaluate_writes_the_report_again_and_nothing_else(run, capsys):
     new = _report(run)
     assert new["jem"] == old["jem"]
     assert new["sections"].keys() == old["sections"].keys()
-    assert "report/samples.png" in capsys.readouterr().out
-    assert before.items() <= contents(run).items()
-
-
-def test_sample_draws_pictures_and_leaves_the_rest(run, capsys):
-    before = contents(run)
     assert main([*TINY, f"--workdir={run}", "--mode=sample", "--config.evaluation.num_samples=20"]) == 0
-    assert "drawing 20 samples in 5 steps" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "report/samples.png" in output
+    assert "drawing 20 samples in 5 steps" in output
     assert before.items() <= contents(run).items()
     for name in ("samples", "samples_by_class", "buffer_by_class"):
         pixels = np.asarray(Image.open(run / "samples" / f"{name}.png").convert("L"))

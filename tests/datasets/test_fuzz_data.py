@@ -58,7 +58,7 @@ def _loaded_or_refused(path, load=lambda path: datasets.load(Data(name=str(path)
 
 LABELS = np.arange(30) % 3
 GREY = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
-dtypes = st.sampled_from(["|u1", "|i1", "<f4", "<f8", "<U3", "|O", "|V4", "|b1", "<c8", ">i8", "|S2", "<M8[s]"])
+dtypes = st.sampled_from(["|u1", "<U0", "|i1", "<f4", "<f8", "<U3", "|O", "|V4", "|b1", "<c8", ">i8", "|S2", "<M8[s]"])
 lengths = st.one_of(st.integers(-2, 40), st.sampled_from([2**31, 2**40, 2**63, 10**30]))
 
 
@@ -99,24 +99,6 @@ def test_an_npz_with_any_header(tmp_path, whole, dtype, shape, key, content):
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in members.items():
             archive.writestr(name, data)
-    assert _loaded_or_refused(path) is None
-
-
-def test_an_npz_with_a_changed_byte_in_a_header(tmp_path, whole):
-    # NumPy hands a header to Python's own parser.
-    path, content = tmp_path / "mine.npz", whole[0][False]
-    start = content.index(b"\x93NUMPY")
-    for place in range(start + 6, start + 140):
-        for junk in (b"(", b"\n", b"\xff"):
-            path.write_bytes(content[:place] + junk + content[place + 1 :])
-            _loaded_or_refused(path)
-
-
-@pytest.mark.parametrize("dtype", ["<U0", "|S0", "|V0", "<U1"])
-def test_a_billion_class_names_that_take_no_room(tmp_path, dtype):
-    path = _npz(tmp_path / "mine.npz")
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("class_names.npy", fuzzing.npy_header(dtype, (10**9,)))
     assert _loaded_or_refused(path) is None
 
 

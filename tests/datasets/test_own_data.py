@@ -131,13 +131,6 @@ def test_a_wrong_array_is_named_with_its_key_and_what_would_be_right(tmp_path, a
     _refused(_npz(tmp_path, **arrays), words)
 
 
-def test_a_file_that_is_no_zip_or_was_cut_short_says_so(tmp_path):
-    path = _npz(tmp_path)
-    for content in (path.read_bytes()[: path.stat().st_size // 2], b""):
-        path.write_bytes(content)
-        _refused(path, "is not an .npz file, or it is truncated")
-
-
 def _zip(folder, images, compression=zipfile.ZIP_DEFLATED):
     with zipfile.ZipFile(folder / "mine.npz", "w", compression) as archive:
         archive.writestr("labels.npy", fuzzing.npy_header("|u1", (1000,)) + bytes(1000))
@@ -147,6 +140,8 @@ def _zip(folder, images, compression=zipfile.ZIP_DEFLATED):
 
 def test_what_is_longer_than_its_header_or_archive_says_costs_no_memory(tmp_path):
     """BZIP2 and LZMA are unpacked by whole blocks: a hundred kilobytes to hundreds of megabytes."""
+    (tmp_path / "mine.npz").write_bytes(b"PK")
+    _refused(tmp_path / "mine.npz", "is not an .npz file, or it is truncated")
     bomb = fuzzing.npy_header("|u1", (1000, 8, 8, 3)) + bytes(192_000)
     data = bytearray(_zip(tmp_path, bomb + bytes(3 * 10**7), zipfile.ZIP_LZMA).read_bytes())
     # Both places that say how long the images are.
@@ -245,12 +240,9 @@ def _png_header(width, height):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda f: (f / "a/000.png").write_text("not an image"), r"a/000.png cannot be read as an image"),
         (lambda f: os.truncate(f / "a/000.png", 100), r"a/000.png cannot be read as an image"),
         (lambda f: Image.fromarray(np.zeros((8, 8), np.uint16)).save(f / "a/000.png"),
          r"a/000.png has pixels of kind 'I;16'; images must have 8 bits"),
-        (lambda f: (f / "a/000.png").write_bytes(_png_header(100_000, 100_000)),
-         r"a/000.png cannot be read as an image: Image size \(10000000000 pixels\) exceeds limit"),
         (lambda f: (f / "a/000.png").write_bytes(_png_header(10_000, 10_000)),
          r"a/000.png cannot be read as an image: Image size \(100000000 pixels\) exceeds limit"),
         (lambda f: (f / "b").rename(f / NO_TEXT), r"'caf\\udce9' is no Unicode text"),

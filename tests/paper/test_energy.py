@@ -77,12 +77,6 @@ def test_the_conditional_follows_its_own_class_and_the_marginal_their_mixture():
     np.testing.assert_allclose(marginal, posterior @ means - x, rtol=1e-12, atol=1e-13)
 
 
-def test_the_score_has_the_dtype_of_x():
-    density = lambda x: -0.5 * jnp.sum(x.astype(jnp.float32) ** 2, axis=1)  # noqa: E731
-    x = jnp.zeros((1, 2), jnp.bfloat16)
-    assert jax.eval_shape(lambda x: energy.score(density, x), x).dtype == jnp.bfloat16
-
-
 @pytest.mark.parametrize(
     ("log_density", "shape"),
     [

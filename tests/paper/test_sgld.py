@@ -108,10 +108,6 @@ def test_a_trajectory_holds_the_states_that_the_chain_passes():
     np.testing.assert_array_equal(every_step[0], x)
     _assert_close(every_step[-1], _chain(KEY, x))
     _assert_close(_states(_ripple, x, every=2, **SETTINGS), every_step[::2])
-
-
-def test_no_steps_change_nothing():
-    x = _starts(6, 3)
     np.testing.assert_array_equal(_states(_ripple, x, **SETTINGS | {"num_steps": 0}), x[None])
 
 

@@ -304,8 +304,7 @@ GOOD, ONE = official_state(BATCH), np.arange(32) == 1
         (STEM, None, f"missing {STEM}"),
         ("f.bn1.running_mean", None, r"missing f.bn1.running_mean: expected an array \[64\]"),
         (3, GOOD[BIAS], "unexpected 3"),
-        ("f.layer4.0.conv1.bias", np.zeros(128), "unexpected f.layer4.0.conv1.bias: a WRN-10-1 with norm batch"),
-        ("module.f.conv1.bias", np.zeros(16), "unexpected module.f.conv1.bias"),
+        ("module.f.conv1.bias", np.zeros(16), "unexpected module.f.conv1.bias: a WRN-10-1 with norm batch"),
         (STEM, GOOD[STEM][:, :, 0], r"f.conv1.weight is \[16, 3, 3\]: expected \[16, ch"),
         (STEM, GOOD[STEM][:, :, :1], r"f.conv1.weight is \[16, 3, 1, 3\]: expected"),
         (BLOCK, GOOD[BLOCK][:8], r"is \[8, 16, 3, 3\]: expected \[16·width"),
@@ -325,7 +324,6 @@ def test_a_wrong_state_dict_is_refused(name, array, message):
 @pytest.mark.parametrize(
     ("state", "norm", "message"),
     [
-        ({}, None, "missing f.conv1.weight"),
         ([1], None, "got a list"),
         (GOOD, "layer", "norm='layer' does not fit .* norm batch"),
         (official_state(LAYER), "group", "norm must be one of none, batch, .*, not 'group'"),
@@ -337,25 +335,18 @@ def test_what_is_no_state_dict_and_a_norm_that_does_not_fit_are_refused(state, n
         torch_import.variables_from_state_dict(state, norm)
 
 
-@pytest.mark.parametrize(
-    ("path", "change", "message"),
-    [
-        ("params/classes/bias", None, r"missing params/classes/bias: expected an array \[10\] in a WRN-10-1"),
-        ("params/extra/bias", np.zeros(3), "unexpected params/extra/bias: a WRN-10-1"),
-        ("params/conv1/kernel", np.zeros((1, 3, 3, 3, 16)), r"conv1/kernel is .*, 16\]: expected \[3, 3, 3, 16\]"),
-        ("batch_stats/norm/norm/mean", None, "missing batch_stats/norm/norm/mean"),
-    ],
-)
-def test_wrong_variables_are_refused_on_export(path, change, message):
-    model, variables = imported(BATCH)
-    leaves = replaced(traverse_util.flatten_dict(variables, sep="/"), path, change)
-    with pytest.raises(UserError, match=message):
-        torch_import.state_dict_from_variables(model, traverse_util.unflatten_dict(leaves, sep="/"))
-
-
-def test_only_a_wide_resnet_can_be_exported():
+def test_what_is_no_wide_resnet_or_has_not_its_variables_is_not_exported():
     with pytest.raises(UserError, match="no Dense: expected a WideResNet"):
         torch_import.state_dict_from_variables(nn.Dense(3), {"params": {}})
+    model, variables = imported(BATCH)
+    leaves = traverse_util.flatten_dict(variables, sep="/")
+    for path, change, message in (
+        ("batch_stats/norm/norm/mean", None, r"missing batch_stats/norm/norm/mean: expected an array \[64\] in a WRN"),
+        ("params/conv1/kernel", np.zeros((1, 3, 3, 3, 16)), r"conv1/kernel is .*, 16\]: expected \[3, 3, 3, 16\]"),
+    ):
+        wrong = traverse_util.unflatten_dict(replaced(leaves, path, change), sep="/")
+        with pytest.raises(UserError, match=message):
+            torch_import.state_dict_from_variables(model, wrong)
 
 
 def test_official_buffer_becomes_slots_and_classes():
@@ -526,17 +517,6 @@ def test_other_contents_are_named(torch, tmp_path, content, message):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", REFERENCES)
-def test_the_copy_is_a_copy_of_the_official_network(torch_copy, name):
-    _, x, _ = torch_copy.official(name)
-    state = nudged_state(name, "x")
-    network = torch_copy.load(state, depth=16 if "16" in name else 10, norm=REFERENCES[name])
-    assert list(network.state_dict()) == list(state)
-    assert_close(network(x).detach().numpy(), reference(name)["logits"], 1e-5)
-    assert_close(torch_copy.score(network, x).numpy(), reference(name)["grad_log_px"], 1e-5)
-
-
-@pytest.mark.torch
 def test_the_stored_arrays_are_those_the_copy_gives(torch_copy):
     arrays = torch_copy.arrays()
     assert arrays.keys() == stored(COPY).keys() - {"meta"}
@@ -547,6 +527,7 @@ def test_the_stored_arrays_are_those_the_copy_gives(torch_copy):
 @pytest.mark.torch
 @pytest.mark.parametrize("norm", NORMS)
 def test_exports_load_strictly_and_give_the_same_logits(torch, torch_copy, norm):
+    """So the copy is one of the official network, whose logits and names ours are."""
     model, variables, x = random_network(norm, width=2, num_classes=100)
     state = torch_import.state_dict_from_variables(model, variables)
     network = torch_copy.load(state, width=2, num_classes=100, norm=norm)

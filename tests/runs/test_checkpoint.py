@@ -164,13 +164,6 @@ def test_it_does_not_wait_for_one_of_the_other_that_was_begun_after_it(tmp_path,
     assert written == ["best 1", "checkpoints 1", "best 2"]
 
 
-def test_a_folder_without_checkpoints_holds_none(tmp_path):
-    for directory in (tmp_path, tmp_path / "missing"):
-        assert checkpoint.newest_whole(directory) == (None, {})
-        with pytest.raises(UserError, match="holds no finished checkpoint"):
-            _read(directory)
-
-
 def test_a_change_is_noticed_wherever_it_is(copy):
     path = copy / "3"
     assert checkpoint.damage(path) is None

@@ -197,8 +197,6 @@ def test_a_run_that_is_only_read_is_reported_elsewhere(tmp_path, monkeypatch):
         ([*BEGIN, "--config.training.init_from=run"], "config.training.init_from run is the workdir itself"),
         ([*BEGIN, "--config.training.init_from=mine", "--config.model.factory=tiny:batch_norm_mlp"],
          "config.training.init_from mine is of another network: it lacks batch_stats/norm/mean"),
-        ([*BEGIN, "--config.training.init_from=mine", "--config.data.image_size=12"],
-         "it holds params/hidden/kernel as float32 (64, 16); this run's is float32 (144, 16)"),
     ],
 )  # fmt: skip
 def test_what_a_model_folder_is_not_for_or_does_not_fit(folder, tmp_path, capsys, arguments, named):
@@ -239,8 +237,7 @@ def _narrow(folder):
         (lambda f: describe(f, lambda d: d.pop("sha256")), "model.json is damaged ('sha256')"),
         (lambda f: describe(f, lambda d: d["config"]["model"].update(heads=2)), "config.model.heads is not a setting"),
         (lambda f: describe(f, lambda d: d.update(image_shape=[8, 8])), "model.json is damaged"),
-        (lambda f: replace(f, "weights.npz", b"PK\3\4 nonsense"), "weights.npz is no .npz of plain arrays"),
-        (lambda f: replace(f, "weights.npz", OBJECTS), "is no .npz of plain arrays (Object arrays cannot be"),
+        (lambda f: replace(f, "weights.npz", OBJECTS), "weights.npz is no .npz of plain arrays (Object"),
         (lambda f: replace(f, "weights.npz", _narrow(f)), "bias as float32 (7,); this run's is float32 (16,)"),
         (lambda f: replace(f, "buffer.npz", _narrow(f)), "must hold 'chains', uint8"),
     ],
