@@ -72,7 +72,7 @@ def train_step(key, params, opt_state, buffer):
 
 key = jax.random.key(args.seed)
 init_key, buffer_key, train_key, sample_key = jax.random.split(key, 4)
-params = network.init(init_key, x_train[:1])
+params = jax.jit(network.init)(init_key, x_train[:1])
 opt_state = optimizer.init(params)
 buffer = replay_buffer.init(buffer_key, SLOTS, SHAPE)
 for i in range(args.iterations):
@@ -82,7 +82,7 @@ for i in range(args.iterations):
         print(f"iteration {i:3d}  cross-entropy {m['cross_entropy']:.3f}  {log_px}", flush=True)
 
 # What it classifies.
-logits_fn = partial(network.apply, params)
+logits_fn = jax.jit(partial(network.apply, params))
 accuracy = jnp.mean(jnp.argmax(logits_fn(x_test), axis=-1) == y_test)
 print(f"test accuracy {accuracy:.1%}")
 
