@@ -268,7 +268,6 @@ def test_a_run_starts_from_parameters_statistics_and_a_buffer_of_its_size(tmp_pa
     assert np.asarray(buffer).std() > 0.1
 
 
-@pytest.mark.slow
 def test_training_from_a_workdir_begins_at_its_accuracy_and_goes_on_without_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished_run(), "source")

@@ -162,7 +162,6 @@ def _first_steps():
     return results | tiny.leaves(end)
 
 
-@pytest.mark.slow
 def test_one_two_and_four_devices_take_the_same_first_steps(use_devices):
     expected = _first_steps()
     for count in (1, 2):
