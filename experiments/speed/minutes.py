@@ -70,10 +70,10 @@ def main() -> None:
             summary = {"command": _compared(rounds)}
     path = RESULTS / "minutes.json"
     old = json.loads(path.read_text()) if path.exists() else {"summary": {}, "runs": {}}
-    summary = old["summary"] | summary
-    command = f"python -m experiments.speed.minutes --against={given.against} --rounds={given.rounds}"
+    summary, runs = old["summary"] | summary, old["runs"] | found
+    command = f"python -m experiments.speed.minutes --against={given.against} --rounds={len(runs.get('rounds', ()))}"
     command += "".join(f", again with --{part}" for part in ("tests", "step") if part in summary)
-    store("minutes", command, summary, old["runs"] | found)
+    store("minutes", command, summary, runs)
 
 
 def _round(tree: Path, scratch: Path) -> dict[str, dict[str, float]]:
