@@ -50,7 +50,7 @@ class Entry(NamedTuple):
 
 ENTRIES = {
     "ten_minutes": Entry(
-        "What does batch norm frozen from 60 % on reach? It gives no samples away.",
+        "What does batch norm frozen from 60 % on reach?",
         400,
         "cifar10_ten_minutes",
         ("evaluation.sections=classification,calibration",),

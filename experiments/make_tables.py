@@ -166,10 +166,10 @@ def _run_cells(run: Numbers, machine: str) -> tuple[str, ...]:
 
 
 def model_scores() -> str:
-    """What log p~ and the length of its gradient detect, and what an attack leaves of the accuracy."""
+    """What the models' scores detect, and what an attack leaves of their accuracy."""
     found = {name: read(f"{name}_model") for name in ("cifar10", "cifar10_late_p_x", "fashion_mnist")}
     sets = list(dict.fromkeys(key for result in found.values() for key in result["jem"]["ood"]))
-    rows = [(key.replace("_", " "), *(_two_scores(result["jem"]["ood"].get(key, {})) for result in found.values()))
+    rows = [(key.replace("_", " "), *(_aurocs(result["jem"]["ood"].get(key, {})) for result in found.values()))
             for key in sets]  # fmt: skip
     for norm, epsilon, title in (("l2", "0", "no attack"), ("l2", "0.5", "L2 0.5"), ("linf", "0.03", "L∞ 0.03")):
         accuracies = [result["jem"]["pgd"][norm][epsilon] for result in found.values()]
@@ -180,10 +180,10 @@ def model_scores() -> str:
     return f"{table(('', *found), rows)}\n\n{commands}"
 
 
-def _two_scores(scores: Mapping[str, Any]) -> str:
-    """The AUROC of log p~ and, where there is one, of -|∇ log p~|."""
-    found = [f"{scores[kind]['auroc']:.2f}" for kind in ("log_density", "approximate_mass") if kind in scores]
-    return ", ".join(found) or "–"
+def _aurocs(scores: Mapping[str, Any]) -> str:
+    """The AUROCs of log p~, -|∇ log p~| and max p(y|x), as far as they were measured."""
+    kinds = ("log_density", "approximate_mass", "max_posterior")
+    return " / ".join(f"{scores[kind]['auroc']:.2f}" for kind in kinds if kind in scores) or "–"
 
 
 # --- results.md: digits ---

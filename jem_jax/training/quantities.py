@@ -38,7 +38,10 @@ def buffer_size(config: Config, num_classes: int) -> tuple[int, int]:
 
 
 def chains_by_batch(config: Config) -> bool:
-    """Whether chains after training use their batch's statistics, as its last ones did: not after a freeze."""
+    """Whether chains after training use their batch's statistics, as its last ones did: not after a freeze.
+
+    Of a run that freezes batch norm, a checkpoint from before the freeze counts as frozen too.
+    """
     return config.sampler.batch_statistics and config.schedule.freeze_norm == 1
 
 

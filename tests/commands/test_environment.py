@@ -141,13 +141,16 @@ def test_fewer_devices_than_were_wanted_are_taken_as_far_as_they_divide(monkeypa
 
 def test_a_thread_may_train_and_overwrite_a_run_of_other_settings(run):
     settings, statuses = run / "run.json", []
-    settings.write_text(settings.read_text().replace('"seed": 0', '"seed": 1'))
+    before = settings.read_text()
+    assert '"seed": 0' in before
+    settings.write_text(before.replace('"seed": 0', '"seed": 1'))
     (run / "metrics.jsonl").write_text('{"step": 19}\n')
     arguments = [*SHORTEST, f"--workdir={run}", "--overwrite"]
     thread = threading.Thread(target=lambda: statuses.append(main(arguments)))
     thread.start()
     thread.join()
     assert statuses == [0]
+    assert '"seed": 0' in settings.read_text()
     _assert_same(run)
 
 
