@@ -68,6 +68,13 @@ def test_a_wrong_setting_is_refused(key, value, said):
     assert _error(key, value).startswith(f"config.{key} {said}")
 
 
+def test_no_number_may_be_nan():
+    for key, default in traverse_util.flatten_dict(configuration.as_dict(Config()), sep=".").items():
+        if isinstance(default, int | float | tuple) and not isinstance(default, bool):
+            nan = (float("nan"),) if isinstance(default, tuple) else float("nan")
+            assert f"config.{key} must be" in _error(key, nan)
+
+
 def test_settings_that_do_not_matter_may_be_wrong_and_some_weight_must_be_above_0():
     assert configuration.validate({"model": {"depth": 11, "factory": "some.module:network"}}).model.depth == 11
     config = configuration.validate({"sampler": {"buffer_size": 1}, "objective": {"p_x": 0}})

@@ -89,6 +89,16 @@ def test_a_damaged_npz(tmp_path, whole, damage, compressed):
         np.testing.assert_array_equal(found.train.labels, whole[1].train.labels)
 
 
+def test_an_npz_with_a_changed_byte_in_a_header(tmp_path, whole):
+    # NumPy hands a header to Python's own parser.
+    path, content = tmp_path / "mine.npz", whole[0][False]
+    start = content.index(b"\x93NUMPY")
+    for place in range(start + 6, start + 140):
+        for junk in (b"(", b"\n", b"\xff"):
+            path.write_bytes(content[:place] + junk + content[place + 1 :])
+            _loaded_or_refused(path)
+
+
 @fuzzing.examples(150)
 @given(dtypes, st.lists(lengths, max_size=5), st.sampled_from(["images", "labels", "class_names"]), st.binary())
 def test_an_npz_with_any_header(tmp_path, whole, dtype, shape, key, content):
